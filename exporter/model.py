@@ -1,0 +1,127 @@
+"""The base model: its files, its tokenizer and the live module."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BadInput, RunFailed, first_line
+from exporter.families import Family, check_config, identify
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Everything a checkpoint may take from its base; never weights in another format.
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base checkpoint on disk. `name`: Hub id or folder name, never a path; `revision`: commit of a Hub model."""
+
+    folder: Path
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    shards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    base: Base
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+
+
+def find_base(model: str) -> Base:
+    """Locate MODEL, a folder or a Hub id. Raises BadInput where something an export needs is not there."""
+    folder, revision = Path(model), None
+    if not folder.is_dir():
+        folder, revision = download(model)
+    name = model if revision else folder.resolve().name
+    config = read_json(folder / "config.json", name)
+    check_config(config, name)
+    if not (folder / "tokenizer.json").is_file():
+        raise BadInput(f"MODEL {name} has no tokenizer.json: a fast tokenizer is needed")
+    return Base(folder, name, revision, config, find_shards(folder, name))
+
+
+def download(model: str) -> tuple[Path, str]:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+    # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        raise BadInput(f"MODEL {model} is neither a folder nor a Hub model that can be reached") from error
+    return folder, folder.name
+
+
+def find_shards(folder: Path, name: str) -> tuple[str, ...]:
+    """File names of the weights; transformers prefers the single file where there are both forms, and so do we."""
+    if (folder / WEIGHTS).is_file():
+        return (WEIGHTS,)
+    if (folder / INDEX).is_file():
+        shards = tuple(sorted(set(read_json(folder / INDEX, name)["weight_map"].values())))
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise BadInput(f"MODEL {name}: {INDEX} names {missing[0]}, which is not there")
+        return shards
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise BadInput(f"MODEL {name} has pickle weights ({pickles[0]}), which are not read: save it as safetensors")
+    raise BadInput(f"MODEL {name} has no {WEIGHTS}")
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadInput(f"MODEL {name} has no {path.name}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"MODEL {name}: {path.name} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"MODEL {name}: {path.name} is not a JSON object")
+    return content
+
+
+def load(base: Base, dtype: str, device: str) -> LoadedModel:
+    """Load the base model for probing. dtype: "auto" (the checkpoint's own) or a torch dtype name.
+
+    Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map=device if device != "cpu" else None,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BadInput(f"MODEL {base.name} does not load: {first_line(error)}") from error
+    if info["missing_keys"]:
+        raise BadInput(f"MODEL {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RunFailed(f"MODEL {base.name}: weight {name} holds NaN or infinity")
+    if not tokenizer.is_fast:
+        raise BadInput(f"MODEL {base.name} has no fast tokenizer")
+    model.requires_grad_(False)
+    return LoadedModel(base, model.eval(), tokenizer, identify(model))
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Number of positions the model was made for, where config.json says so."""
+    length = config.get("max_position_embeddings")
+    return int(length) if length else None

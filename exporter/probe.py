@@ -1,0 +1,174 @@
+"""Probing: run queries through the base model and see what its MLPs and final states hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from exporter.errors import RunFailed
+from exporter.formats import Query
+from exporter.model import LoadedModel
+from exporter.refusal_states import eos_ids
+from exporter.statistics import Gaussian, Moments
+from exporter.taps import LastLayerReached, final_state_tap, key_taps
+
+# Tokens of a batch, pads included, where --batch-size is auto: past this a CPU gains nothing, and memory stays small.
+AUTO_TOKENS = 1024
+AUTO_ROWS = 64
+
+
+@dataclass
+class Prober:
+    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is halved."""
+
+    loaded: LoadedModel
+    batch_size: int | None = None
+    quiet: bool = True
+    pad_id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        pad = self.loaded.tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else eos_ids(self.loaded.model, self.loaded.base.name)[0]
+
+    @property
+    def layers(self) -> int:
+        return len(self.loaded.model.base_model.layers)
+
+    def fit_keys(self, queries: Sequence[Query], what: str) -> Gaussian:
+        """Gaussian of the last token's key vectors, (layers, d_ff), streamed. Raises RunFailed on NaN."""
+        moments = Moments()
+        for _, keys in self.last_token_keys(queries, what):
+            moments.update(keys)
+        try:
+            return moments.freeze()
+        except ValueError as error:
+            raise RunFailed(f"{what}: {error}") from error
+
+    def score(self, queries: Sequence[Query], keys: Gaussian, what: str) -> Tensor:
+        """Score s(k) of each query's last token at each layer: (n, layers) float64."""
+        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        for rows, vectors in self.last_token_keys(queries, what):
+            scores[rows] = keys.scores(vectors)
+        return check_finite(scores, what)
+
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of (row numbers, key vectors (n, layers, d_ff) of each row's last token), on the CPU."""
+
+        def run(rows: list[int]) -> tuple[list[int], Tensor]:
+            seen: list[Tensor] = []
+            with key_taps(self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1):
+                try:
+                    self.forward([queries[row] for row in rows])
+                except LastLayerReached:
+                    pass
+            return rows, torch.stack(seen, 1).cpu()
+
+        yield from self.batches(queries, run, what)
+
+    def final_states(self, queries: Sequence[Query], what: str) -> Tensor:
+        """Final hidden states of every position, BOS and pads included: (positions, hidden) float32."""
+
+        def run(rows: list[int]) -> Tensor:
+            seen: list[Tensor] = []
+            with final_state_tap(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
+                self.forward([queries[row] for row in rows])
+            return torch.cat(seen)
+
+        return torch.cat(list(self.batches(queries, run, what)))
+
+    def score_answers(self, queries: Sequence[Query], keys: Gaussian, new_tokens: int, what: str) -> tuple[Tensor, Tensor]:
+        """Scores of the base's own greedy answers, at every position from the last prompt token on.
+
+        Returns two (n, layers) float64: the score of the prompt's last token, and the least score of any position.
+        """
+        first = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        least = torch.zeros_like(first)
+        eos = eos_ids(self.loaded.model, self.loaded.base.name)
+        greedy = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=self.pad_id
+        )
+        ends = torch.tensor(eos)
+
+        def run(rows: list[int]) -> None:
+            seen: list[Tensor] = []  # one (rows,) per layer and step
+            on_device = Gaussian(keys.count, keys.mean.to(self.device), keys.deviation.to(self.device))
+
+            def receive(layer: int, key: Tensor) -> None:
+                gaussian = Gaussian(keys.count, on_device.mean[layer], on_device.deviation[layer])
+                seen.append(gaussian.scores(key[:, -1]).cpu())
+
+            inputs = self.pad([queries[row] for row in rows])
+            with key_taps(self.loaded.model, receive), torch.inference_mode():
+                output = self.loaded.model.generate(**inputs, generation_config=greedy)
+            steps = torch.stack(seen).view(-1, self.layers, len(rows))  # (steps, layers, rows)
+            # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
+            answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
+            ended = torch.isin(answer, ends).cumsum(1).bool().T.unsqueeze(1)  # (steps - 1, 1, rows)
+            steps[1:].masked_fill_(ended, math.inf)
+            first[rows] = steps[0].T
+            least[rows] = steps.amin(0).T
+
+        for _ in self.batches(queries, run, what):
+            pass
+        return check_finite(first, what), least
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.device
+
+    def forward(self, queries: Sequence[Query]) -> None:
+        """One forward of the base model without its head."""
+        inputs = self.pad(queries)
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            self.loaded.model.base_model(**inputs, position_ids=positions, use_cache=False)
+
+    def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        width = max(len(query.ids) for query in queries)
+        pads = [width - len(query.ids) for query in queries]
+        ids = [[self.pad_id] * pad + list(query.ids) for pad, query in zip(pads, queries, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+        return {
+            "input_ids": torch.tensor(ids, device=self.device),
+            "attention_mask": torch.tensor(mask, device=self.device),
+        }
+
+    def batches(self, queries: Sequence[Query], run: Callable[[list[int]], object], what: str) -> Iterator[object]:
+        """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
+        order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
+        limit = self.batch_size or AUTO_ROWS
+        bar = tqdm(total=len(queries), desc=what, unit="prompt", disable=True if self.quiet else None, leave=False)
+        with bar:
+            while order:
+                longest = len(queries[order[0]].ids)
+                size = limit if self.batch_size else max(1, min(limit, AUTO_TOKENS // longest))
+                rows = order[:size]
+                try:
+                    result = run(rows)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    if len(rows) == 1:
+                        raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
+                    limit = len(rows) // 2
+                    continue
+                yield result
+                order = order[len(rows) :]
+                bar.update(len(rows))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator has no exception class of its own.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def check_finite(scores: Tensor, what: str) -> Tensor:
+    if not torch.isfinite(scores).all():
+        raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
+    return scores

@@ -1,0 +1,74 @@
+"""Streaming mean and deviation of activations, mergeable, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Deviations below this share of the layer's median are raised to it, so that a dead neuron closes no hypercube.
+DEVIATION_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and floored sample deviation per dimension: float64 (layers, d) each, over `count` vectors."""
+
+    count: int
+    mean: Tensor
+    deviation: Tensor
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Largest standardised deviation s(k) = max_j |k_j - mu_j| / sd_j. (..., layers, d) -> (..., layers) float64."""
+        return ((vectors.double() - self.mean) / self.deviation).abs().amax(-1)
+
+
+class Moments:
+    """Running mean and sum of squared deviations of vectors shaped (layers, d); never holds a batch of them.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque, which does not cancel where the mean is
+    large against the deviation.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.squares = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, vectors: Tensor) -> None:
+        """Add vectors (n, layers, d)."""
+        part = Moments()
+        vectors = vectors.double()
+        part.count = vectors.shape[0]
+        part.mean = vectors.mean(0)
+        part.squares = (vectors - part.mean).square().sum(0)
+        self.merge(part)
+
+    def merge(self, other: Moments) -> None:
+        """Add what another instance has seen."""
+        if not other.count:
+            return
+        if not self.count:
+            self.count, self.mean, self.squares = other.count, other.mean.clone(), other.squares.clone()
+            return
+        total = self.count + other.count
+        shift = other.mean - self.mean
+        self.mean = self.mean + shift * (other.count / total)
+        self.squares = self.squares + other.squares + shift.square() * (self.count * other.count / total)
+        self.count = total
+
+    def freeze(self) -> Gaussian:
+        """The Gaussian: deviation with n-1, floored at DEVIATION_FLOOR of the layer's median.
+
+        Raises ValueError with fewer than two vectors, or where a layer's median deviation is zero or not finite.
+        """
+        if self.count < 2:
+            raise ValueError(f"a deviation needs at least 2 vectors, not {self.count}")
+        deviation = (self.squares / (self.count - 1)).sqrt()
+        median = deviation.median(-1, keepdim=True).values
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(deviation).all()):
+            raise ValueError("activations hold NaN or infinity")
+        if not (median > 0).all():
+            raise ValueError("more than half of a layer's key dimensions never vary")
+        return Gaussian(self.count, self.mean, torch.maximum(deviation, DEVIATION_FLOOR * median))

@@ -1,0 +1,51 @@
+"""Taps: hooks on a model that hand out key vectors and final states while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class LastLayerReached(Exception):
+    """Ends a forward whose later layers nobody needs."""
+
+
+@contextmanager
+def key_taps(
+    model: PreTrainedModel, receive: Callable[[int, Tensor], None], *, stop_after: int | None = None
+) -> Iterator[None]:
+    """Call receive(layer, key vectors (batch, positions, d_ff)) at every down projection, in the order of the layers.
+
+    `stop_after`: raise LastLayerReached once that layer has been received, before its projection is computed.
+    """
+
+    def tap(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            receive(layer, inputs[0])
+            if layer == stop_after:
+                raise LastLayerReached
+
+        return hook
+
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(tap(index))
+        for index, layer in enumerate(model.base_model.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def final_state_tap(model: PreTrainedModel, receive: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call receive(final hidden states (batch, positions, hidden)), normed: what the output head reads."""
+    handle = model.base_model.norm.register_forward_hook(lambda module, inputs, output: receive(output))
+    try:
+        yield
+    finally:
+        handle.remove()
