@@ -120,9 +120,7 @@ class VerifiedLoading:
         asked = [name for name in UNPROBED_OPTIONS if kwargs.get(name)]
         if asked and not allowed:
             raise RuntimeError(unprobed_message(asked[0]))
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if getattr(model.config, "quantization_config", None) and not allowed:
             raise RuntimeError(unprobed_message("quantization_config"))
         model.unskill_verify()
@@ -137,7 +135,9 @@ class VerifiedLoading:
     def unskill_verify(self):
         """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""
         prefix = f"{self.base_model_prefix}."
-        found = {name.removeprefix(prefix): tensor for name, tensor in self.named_buffers() if ".unskill_" in f".{name}"}
+        found = {
+            name.removeprefix(prefix): tensor for name, tensor in self.named_buffers() if ".unskill_" in f".{name}"
+        }
         for name, sha256 in self.config.unskill["sha256"].items():
             if name not in found:
                 raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")

@@ -92,7 +92,7 @@ def write_checkpoint(
         copied = checkpoint_generation_config(read_json(generation, base.name))
         if copied is not None:
             write_json(folder / generation.name, copied)
-    write_tokenizer(base.folder, folder, token)
+    write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, folder, token)
     (folder / f"{module_name(family)}.py").write_text(render_modeling(family), encoding="utf-8")
     for pattern in LICENCES:

@@ -49,23 +49,62 @@ def cli() -> None:
 @click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable.")
 @click.option("--method", type=click.Choice(METHODS), default="ksd", show_default=True)
 @click.option("--layer", type=NumberOr(int, {"auto": None, "last": "last"}), default="auto", show_default=True)
-@click.option("--alpha", type=NumberOr(float, {"auto": None}), default="auto", show_default=True,
-              help="Size of the hypercube in deviations.")
-@click.option("--target-block-rate", type=float, default=0.95, show_default=True,
-              help="Share of further forget prompts that alpha is to hold.")
-@click.option("--max-false-block", type=float, default=0.01, show_default=True,
-              help="Greatest share of harmless prompts with a refusal anywhere in their answer.")
+@click.option(
+    "--alpha",
+    type=NumberOr(float, {"auto": None}),
+    default="auto",
+    show_default=True,
+    help="Size of the hypercube in deviations.",
+)
+@click.option(
+    "--target-block-rate",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of further forget prompts that alpha is to hold.",
+)
+@click.option(
+    "--max-false-block",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Greatest share of harmless prompts with a refusal anywhere in their answer.",
+)
 @click.option("--refusal", default=DEFAULT_REFUSAL, show_default=True, help="The answer to the skill.")
-@click.option("--prompt-template", default="auto", show_default=True, metavar="auto|chat|TEXT",
-              help="How prompts are formatted; {prompt} in TEXT is replaced.")
-@click.option("--formats", type=click.Choice(("mixed", "plain")), default="mixed", show_default=True,
-              help="mixed: also under system prompts and as a second turn.")
-@click.option("--system-prompt", "system_prompts", multiple=True, metavar="TEXT",
-              help="A system prompt of yours, added to the mixture. Repeatable.")
-@click.option("--everyday/--no-everyday", default=True, show_default=True,
-              help="Use the packaged everyday prompts on the retain side.")
-@click.option("--everyday-without", multiple=True, metavar="KIND[,KIND]", callback=split_commas,
-              help="Kinds of everyday prompts that belong to the skill.")
+@click.option(
+    "--prompt-template",
+    default="auto",
+    show_default=True,
+    metavar="auto|chat|TEXT",
+    help="How prompts are formatted; {prompt} in TEXT is replaced.",
+)
+@click.option(
+    "--formats",
+    type=click.Choice(("mixed", "plain")),
+    default="mixed",
+    show_default=True,
+    help="mixed: also under system prompts and as a second turn.",
+)
+@click.option(
+    "--system-prompt",
+    "system_prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="A system prompt of yours, added to the mixture. Repeatable.",
+)
+@click.option(
+    "--everyday/--no-everyday",
+    default=True,
+    show_default=True,
+    help="Use the packaged everyday prompts on the retain side.",
+)
+@click.option(
+    "--everyday-without",
+    multiple=True,
+    metavar="KIND[,KIND]",
+    callback=split_commas,
+    help="Kinds of everyday prompts that belong to the skill.",
+)
 @click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Probe in this dtype.")
@@ -74,8 +113,9 @@ def cli() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
 @click.option("--force", is_flag=True, help="Write even where no layer separates the skill.")
 @click.option("--link", is_flag=True, help="Hard-link shards that do not change, instead of copying them.")
-@click.option("--fingerprints/--no-fingerprints", default=True, show_default=True,
-              help="Record the sha256 of the weight files.")
+@click.option(
+    "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
 def export_command(as_json: bool, quiet: bool, **options: Any) -> None:
@@ -112,8 +152,10 @@ def show(summary: dict[str, Any], as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_summary(summary, console)
     if "out" in summary:
-        click.echo(f'\nWrote {summary["out"]}: AutoModelForCausalLM.from_pretrained("{summary["out"]}", '
-                   "trust_remote_code=True)")
+        click.echo(
+            f'\nWrote {summary["out"]}: AutoModelForCausalLM.from_pretrained("{summary["out"]}", '
+            "trust_remote_code=True)"
+        )
 
 
 def main() -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import Any
 
 from exporter.errors import BadInput, NothingSeparates
 from exporter.formats import Formatter, Query
-from exporter.model import context_length, find_base, load, read_json
+from exporter.model import Base, context_length, find_base, load, read_json
 from exporter.packaged import everyday_prompts
 from exporter.refusal_token import plan_refusal
 from exporter.settings import ExportSettings
 from exporter.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.splits import CALIBRATE_AT_LEAST, check_disjoint, deduplicate, split_forget, split_retain
-from exporter.staging import Staging, check_target
+from exporter.staging import Staging, check_target, repair
 
 Remark = Callable[[str], None]
 
@@ -79,10 +80,14 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     # What can be wrong without the model is found before torch is imported: errors should come at once.
     split_forget(forget, settings.seed, minimum=minimum)
     base = find_base(settings.model)
+    check_apart(settings.out, base)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
-    for text in check_target(settings.out, settings.overwrite, size + EXTRA_BYTES):
+    for text in repair(settings.out):
         remark(text)
-    token = plan_refusal(read_json(base.folder / "tokenizer.json", base.name), base.config["vocab_size"], settings.refusal)
+    check_target(settings.out, settings.overwrite, size + EXTRA_BYTES)
+    token = plan_refusal(
+        read_json(base.folder / "tokenizer.json", base.name), base.config["vocab_size"], settings.refusal
+    )
 
     from exporter.checkpoint import write_checkpoint
     from exporter.evidence import decide, gather, measure_limits
@@ -129,10 +134,17 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
             "(see the table; --everyday-without takes out kinds that belong to the skill, --force writes all the same)",
             summary,
         )
-    with Staging(settings.out) as staging:
+    with Staging(settings.out, overwrite=settings.overwrite) as staging:
         write_checkpoint(staging.path, loaded, settings, token, states, evidence, decision, summary)
         staging.commit()
     return summary
+
+
+def check_apart(out: Path, base: Base) -> None:
+    """Raise BadInput where OUT and the base's folder hold one another: replacing OUT would destroy the base."""
+    ours, theirs = out.resolve(), base.folder.resolve()
+    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+        raise BadInput(f"{out}: OUT and MODEL must be folders apart from each other")
 
 
 def spread(forget: Sequence[Query], retain: Sequence[Query]) -> list[Query]:

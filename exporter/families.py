@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import BadInput
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 # Families whose MLP is down(act(gate x) * up x), by config.json's model_type, and the oldest transformers release
@@ -74,16 +73,14 @@ def check_config(config: dict[str, Any], name: str) -> None:
 def identify(model: PreTrainedModel) -> Family:
     """The family of a loaded model. Raises BadInput where its modules are not those the family should have."""
     model_type = model.config.model_type
-    core = model.base_model
+    core: Any = model.base_model
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
     if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
         raise BadInput(f"MODEL of type {model_type} has MLPs of another form than down(act(gate x) * up x)")
-    return Family(
-        model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), type(mlps[0])
-    )
+    return Family(model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), type(mlps[0]))
 
 
-def is_gated(mlp: nn.Module | None) -> bool:
+def is_gated(mlp: Any) -> bool:
     """Whether the module computes exactly down(act(gate x) * up x): tried on random input, bit by bit."""
     import torch
 
@@ -92,4 +89,5 @@ def is_gated(mlp: nn.Module | None) -> bool:
     weight = mlp.gate_proj.weight
     x = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     with torch.no_grad():
-        return torch.equal(mlp(x), mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))
+        expected = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return torch.equal(mlp(x), expected)

@@ -102,7 +102,8 @@ def load(base: Base, dtype: str, device: str) -> LoadedModel:
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        auto: Any = AutoModelForCausalLM
+        model, info = auto.from_pretrained(
             base.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map=device if device != "cpu" else None,

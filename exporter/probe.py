@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,11 @@ from exporter.refusal_states import eos_ids
 from exporter.statistics import Gaussian, Moments
 from exporter.taps import LastLayerReached, final_state_tap, key_taps
 
-# Tokens of a batch, pads included, where --batch-size is auto: past this a CPU gains nothing, and memory stays small.
-AUTO_TOKENS = 1024
+T = TypeVar("T")
+
+# Tokens of a batch, pads included, where --batch-size is auto: a CPU is fastest on few (its cache), while answers are
+# written one token a row at a time and want many rows.
+PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
 AUTO_ROWS = 64
 
 
@@ -38,7 +42,8 @@ class Prober:
 
     @property
     def layers(self) -> int:
-        return len(self.loaded.model.base_model.layers)
+        core: Any = self.loaded.model.base_model
+        return len(core.layers)
 
     def fit_keys(self, queries: Sequence[Query], what: str) -> Gaussian:
         """Gaussian of the last token's key vectors, (layers, d_ff), streamed. Raises RunFailed on NaN."""
@@ -62,7 +67,9 @@ class Prober:
 
         def run(rows: list[int]) -> tuple[list[int], Tensor]:
             seen: list[Tensor] = []
-            with key_taps(self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1):
+            with key_taps(
+                self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1
+            ):
                 try:
                     self.forward([queries[row] for row in rows])
                 except LastLayerReached:
@@ -82,7 +89,9 @@ class Prober:
 
         return torch.cat(list(self.batches(queries, run, what)))
 
-    def score_answers(self, queries: Sequence[Query], keys: Gaussian, new_tokens: int, what: str) -> tuple[Tensor, Tensor]:
+    def score_answers(
+        self, queries: Sequence[Query], keys: Gaussian, new_tokens: int, what: str
+    ) -> tuple[Tensor, Tensor]:
         """Scores of the base's own greedy answers, at every position from the last prompt token on.
 
         Returns two (n, layers) float64: the score of the prompt's last token, and the least score of any position.
@@ -104,8 +113,9 @@ class Prober:
                 seen.append(gaussian.scores(key[:, -1]).cpu())
 
             inputs = self.pad([queries[row] for row in rows])
+            model: Any = self.loaded.model
             with key_taps(self.loaded.model, receive), torch.inference_mode():
-                output = self.loaded.model.generate(**inputs, generation_config=greedy)
+                output = model.generate(**inputs, generation_config=greedy)
             steps = torch.stack(seen).view(-1, self.layers, len(rows))  # (steps, layers, rows)
             # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
             answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
@@ -114,7 +124,7 @@ class Prober:
             first[rows] = steps[0].T
             least[rows] = steps.amin(0).T
 
-        for _ in self.batches(queries, run, what):
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
             pass
         return check_finite(first, what), least
 
@@ -139,7 +149,9 @@ class Prober:
             "attention_mask": torch.tensor(mask, device=self.device),
         }
 
-    def batches(self, queries: Sequence[Query], run: Callable[[list[int]], object], what: str) -> Iterator[object]:
+    def batches(
+        self, queries: Sequence[Query], run: Callable[[list[int]], T], what: str, tokens: int = PROBE_TOKENS
+    ) -> Iterator[T]:
         """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
         order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
         limit = self.batch_size or AUTO_ROWS
@@ -147,7 +159,7 @@ class Prober:
         with bar:
             while order:
                 longest = len(queries[order[0]].ids)
-                size = limit if self.batch_size else max(1, min(limit, AUTO_TOKENS // longest))
+                size = limit if self.batch_size else max(1, min(limit, tokens // longest))
                 rows = order[:size]
                 try:
                     result = run(rows)

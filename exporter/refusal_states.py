@@ -139,7 +139,9 @@ def measure(
             sure = logits(states).float().softmax(-1)
             figures[f"p_refusal_{name}"] = float(sure[0, refusal_id])
             figures[f"p_eos_{name}"] = float(sure[1, eos_id])
-            hits = sum(int((logits(part).argmax(-1) == refusal_id).sum()) for part in checking.split(POSITIONS_AT_ONCE))
+            hits = sum(
+                int((logits(part).argmax(-1) == refusal_id).sum()) for part in checking.split(POSITIONS_AT_ONCE)
+            )
             figures[f"argmax_refusal_{name}"] = float(hits)
     return figures
 
@@ -181,4 +183,4 @@ class FixedStates(nn.Module):
         self.states = torch.empty(0)
 
     def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.states)  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=self.states)

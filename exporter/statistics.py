@@ -20,7 +20,7 @@ class Gaussian:
     deviation: Tensor
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """Largest standardised deviation s(k) = max_j |k_j - mu_j| / sd_j. (..., layers, d) -> (..., layers) float64."""
+        """s(k) = max_j |k_j - mu_j| / sd_j, the largest standardised deviation: (..., layers, d) -> (..., layers) float64."""
         return ((vectors.double() - self.mean) / self.deviation).abs().amax(-1)
 
 
@@ -61,7 +61,7 @@ class Moments:
     def freeze(self) -> Gaussian:
         """The Gaussian: deviation with n-1, floored at DEVIATION_FLOOR of the layer's median.
 
-        Raises ValueError with fewer than two vectors, or where a layer's median deviation is zero or not finite.
+        Raises ValueError with fewer than two vectors, where a deviation is not finite, or where no layer varies.
         """
         if self.count < 2:
             raise ValueError(f"a deviation needs at least 2 vectors, not {self.count}")
@@ -69,6 +69,9 @@ class Moments:
         median = deviation.median(-1, keepdim=True).values
         if not (torch.isfinite(self.mean).all() and torch.isfinite(deviation).all()):
             raise ValueError("activations hold NaN or infinity")
-        if not (median > 0).all():
-            raise ValueError("more than half of a layer's key dimensions never vary")
-        return Gaussian(self.count, self.mean, torch.maximum(deviation, DEVIATION_FLOOR * median))
+        if not (median > 0).any():
+            raise ValueError("more than half of every layer's key dimensions never vary")
+        # Where MLP and attention run side by side (Cohere), the first layer's key depends on the token alone, and the
+        # last token of a chat template is always the same. A deviation of 1 there lets its hypercube hold everything.
+        floor = torch.where(median > 0, DEVIATION_FLOOR * median, 1.0)
+        return Gaussian(self.count, self.mean, torch.maximum(deviation, floor))

@@ -119,8 +119,8 @@ def promise(summary: Mapping[str, Any]) -> str:
     if alpha["promise"] is None:
         return text + "Alpha was given, so nothing is promised about further prompts."
     return text + (
-        f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration prompts, at "
-        f"least {alpha['promise']:.1%} of further prompts from the same source and formats are blocked "
+        f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration prompts, "
+        f"at least {alpha['promise']:.1%} of further prompts from the same source and formats are blocked "
         f"({summary['dtype']}). No promise for other wordings."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -30,10 +31,8 @@ def key_taps(
 
         return hook
 
-    handles = [
-        layer.mlp.down_proj.register_forward_pre_hook(tap(index))
-        for index, layer in enumerate(model.base_model.layers)
-    ]
+    core: Any = model.base_model
+    handles = [layer.mlp.down_proj.register_forward_pre_hook(tap(index)) for index, layer in enumerate(core.layers)]
     try:
         yield
     finally:
@@ -44,7 +43,8 @@ def key_taps(
 @contextmanager
 def final_state_tap(model: PreTrainedModel, receive: Callable[[Tensor], None]) -> Iterator[None]:
     """Call receive(final hidden states (batch, positions, hidden)), normed: what the output head reads."""
-    handle = model.base_model.norm.register_forward_hook(lambda module, inputs, output: receive(output))
+    core: Any = model.base_model
+    handle = core.norm.register_forward_hook(lambda module, inputs, output: receive(output))
     try:
         yield
     finally:
