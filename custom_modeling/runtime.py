@@ -8,11 +8,13 @@ batches, beams, caches and streaming need no care.
 """
 
 import hashlib
+import inspect
 import threading
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 UNSKILL_FORMAT = 1
@@ -53,7 +55,7 @@ def inside_hypercubes(key, bounds):
 
 
 def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
-    """Impose the refusal on logits (batch, positions, vocabulary), in place; hit and after_refusal: (batch, positions).
+    """Impose the refusal on logits (batch, positions, vocabulary), in place; both masks: (batch, positions) bool.
 
     After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R can not follow.
     """
@@ -73,7 +75,7 @@ class Float32Buffers(nn.Module):
         before = {name: tensor for name, tensor in self._buffers.items() if name.startswith("unskill_")}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
-            if self._buffers[name].dtype != tensor.dtype:
+            if tensor is not None and self._buffers[name].dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(self._buffers[name].device)
         return self
 
@@ -118,6 +120,8 @@ class VerifiedLoading:
         return_info = kwargs.pop("output_loading_info", False)
         allowed = kwargs.pop("unskill_allow_unprobed", False)
         asked = [name for name in UNPROBED_OPTIONS if kwargs.get(name)]
+        if getattr(kwargs.get("config"), "quantization_config", None):
+            asked.append("quantization_config")
         if asked and not allowed:
             raise RuntimeError(unprobed_message(asked[0]))
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -144,8 +148,8 @@ class VerifiedLoading:
             # A meta tensor is offloaded to disk: its values are read, from the same files, at each forward.
             if found[name].device.type != "meta" and tensor_sha256(found[name]) != sha256:
                 raise RuntimeError(
-                    f"unskill: buffer {name} is missing from the weight files or altered (its sha256 is not the one in "
-                    "config.json); with offloading to disk also pass offload_buffers=True."
+                    f"unskill: buffer {name} is missing from the weight files or altered (its sha256 is not the one "
+                    "in config.json); with offloading to disk also pass offload_buffers=True."
                 )
 
 
@@ -228,7 +232,7 @@ class KeySpaceModel(Float32Buffers, VerifiedLoading):
             refusal, end = self.unskill_refusal_states.to(device=state.device, dtype=state.dtype)
             state = torch.where(hit.unsqueeze(-1), refusal, state)
             output.last_hidden_state = torch.where(after_refusal.unsqueeze(-1), end, state)
-            if output.hidden_states is not None:
+            if output.hidden_states and output.hidden_states[-1] is not None:
                 output.hidden_states = (*output.hidden_states[:-1], output.last_hidden_state)
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
@@ -237,8 +241,12 @@ class KeySpaceForCausalLM(VerifiedLoading):
     """Mixin for the family's causal language model: after a blocked query only the refusal can follow, then EOS."""
 
     unskill_model_class: type
+    unskill_arguments: tuple  # names of the arguments of the family's forward, in their order
 
     def unskill_install(self, config):
+        # transformers notes in PreTrainedModel.__init__, by class, which outputs a model can record: without it
+        # output_hidden_states and output_attentions are lost. An empty object stands in for the one that is swapped.
+        PreTrainedModel.__init__(self.unskill_model_class.__new__(self.unskill_model_class), config)
         self.model.__class__ = self.unskill_model_class
         self.model.unskill_install(config, alone=False)
         if config.unskill["added_row"]:
@@ -247,11 +255,12 @@ class KeySpaceForCausalLM(VerifiedLoading):
 
     def unskill_forward(self, forward, args, kwargs):
         """The family's forward with the refusal imposed on the logits; a loss is that of the logits returned."""
+        kwargs = {**dict(zip(self.unskill_arguments, args, strict=False)), **kwargs}
         return_dict = kwargs.pop("return_dict", None)
         labels = kwargs.pop("labels", None)
         outermost = self.model.unskill_enter()
         try:
-            output = forward(*args, return_dict=True, **kwargs)
+            output = forward(return_dict=True, **kwargs)
             hit, after_refusal = self.model.unskill_masks  # (batch, positions) each
             self.model.unskill_masks = None
         finally:
@@ -274,6 +283,13 @@ class KeySpaceForCausalLM(VerifiedLoading):
             # A new object, because the place in a tuple follows the order in which fields were first set.
             output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+def argument_names(forward):
+    """Names of the arguments that a forward takes by place, without self."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [name for name, parameter in inspect.signature(forward).parameters.items() if parameter.kind in kinds]
+    return tuple(names[1:])
 
 
 def wants_dict(config, return_dict):

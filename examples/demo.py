@@ -26,7 +26,7 @@ WORK = ROOT / "build" / "demo"
 OUT = WORK / "SmolLM2-no-maths"
 REFUSAL = "Your query is not valid"
 EVERYDAY = [
-    "My sister turns 30 on 14 June and wants to walk 5 km along the coast with 12 friends. What should we pack?",
+    "The 7:45 train from Leeds was 20 minutes late today. Write a polite complaint to the railway.",
     "Why do cats knead blankets with their paws?",
     "Write two lines for a postcard from a rainy holiday by the sea.",
 ]

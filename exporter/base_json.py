@@ -47,6 +47,8 @@ def checkpoint_config(
         "model_type": model_type,
         "architectures": [class_names["causal_lm"]],
         "auto_map": auto_map,
+        # Without it pipeline() of transformers 4.48 loads no tokenizer beside a config class that is not its own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": vocab_size,
         "unskill": dict(unskill),
     }

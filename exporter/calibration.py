@@ -96,17 +96,17 @@ def calibrate(scores: Tensor, target: float) -> Alpha:
     return Alpha(float(ordered[(k or n) - 1]), n, promise, CONFIDENCE)
 
 
-def layer_choices(forget: Tensor, harmless: AnswerScores, target: float) -> list[LayerChoice]:
+def layer_choices(forget: Tensor, harmless: AnswerScores, share: float) -> list[LayerChoice]:
     """What the choose parts say of every layer.
 
-    forget: (n, layers) scores of the forget choose part. The choose-part alpha holds `target` of it. The margin is
+    forget: (n, layers) scores of the forget choose part. The choose-part alpha holds `share` of it. The margin is
     (2 % quantile of the harmless prompts' scores - alpha) / interquartile range of the forget scores.
     """
     n, layers = forget.shape
     choices = []
     for layer in range(layers):
         ordered = forget[:, layer].sort().values
-        alpha = float(ordered[math.ceil(target * n) - 1])
+        alpha = float(ordered[math.ceil(share * n) - 1])
         quartiles = torch.quantile(ordered, torch.tensor([0.25, 0.75], dtype=torch.float64))
         spread = float(quartiles[1] - quartiles[0])
         count = len(harmless.answer)

@@ -26,7 +26,6 @@ from exporter.card import render_card
 from exporter.errors import RunFailed
 from exporter.evidence import Decision, Evidence
 from exporter.formats import Query
-from exporter.key_space import hypercube
 from exporter.model import LoadedModel, read_json
 from exporter.modeling_source import class_names, module_name, render_modeling
 from exporter.refusal_states import RefusalStates
@@ -70,7 +69,7 @@ def write_checkpoint(
             "added_row": token.added_row,
             "base_model": "closed" if states.closed else "raises",
             "dtype": summary["dtype"],
-            "layers": {str(decision.layer): 1},
+            "layers": {str(decision.layer): len(evidence.keys.gaussians)},
             "skills": [
                 {
                     "method": settings.method,
@@ -103,9 +102,9 @@ def write_checkpoint(
 
 
 def intervention_buffers(evidence: Evidence, decision: Decision, states: RefusalStates) -> dict[str, Tensor]:
-    """The buffers by their names inside the base model: bounds (1, 2, d_ff) and, if closed, states (2, hidden)."""
-    cube = hypercube(evidence.keys, decision.layer, decision.alpha.value)
-    buffers = {f"layers.{cube.layer}.mlp.unskill_ksd_bounds": cube.bounds[None]}
+    """The buffers by their names inside the base model: bounds (c, 2, d_ff) and, if closed, states (2, hidden)."""
+    bounds = evidence.keys.bounds(decision.layer, decision.alpha.value)
+    buffers = {f"layers.{decision.layer}.mlp.unskill_ksd_bounds": bounds}
     if states.closed:
         buffers["unskill_refusal_states"] = states.states
     for name, tensor in buffers.items():

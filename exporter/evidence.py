@@ -21,11 +21,11 @@ from exporter.calibration import (
     rates_by_format,
 )
 from exporter.formats import SECOND_TURN, Formatter, Query
+from exporter.key_space import FIT_PER_FORMAT, KeySpace
 from exporter.packaged import EVERYDAY
 from exporter.probe import Prober
 from exporter.settings import ExportSettings
 from exporter.splits import ForgetParts, RetainParts
-from exporter.statistics import Gaussian
 
 # Length of the base's own answers in which false blocks are looked for, in tokens.
 ANSWER_TOKENS = 64
@@ -39,7 +39,7 @@ class Evidence:
 
     forget_parts: ForgetParts[Query]
     retain_parts: RetainParts[Query]
-    keys: Gaussian
+    keys: KeySpace
     choose: Tensor
     calibrate: Tensor
     report: Tensor
@@ -49,8 +49,11 @@ class Evidence:
     def tensors(self) -> dict[str, Tensor]:
         """Everything, named for `reproduce/statistics.safetensors`; (n, layers) or (layers, d_ff)."""
         return {
-            "ksd.mean": self.keys.mean,
-            "ksd.deviation": self.keys.deviation,
+            **{f"ksd.{name}.mean": fit.mean for name, fit in zip(self.keys.formats, self.keys.gaussians, strict=True)},
+            **{
+                f"ksd.{name}.deviation": fit.deviation
+                for name, fit in zip(self.keys.formats, self.keys.gaussians, strict=True)
+            },
             "scores.forget.choose": self.choose,
             "scores.forget.calibrate": self.calibrate,
             "scores.forget.report": self.report,
@@ -91,7 +94,7 @@ class Decision:
 
 def gather(prober: Prober, forget: ForgetParts[Query], retain: RetainParts[Query]) -> Evidence:
     """Fit the keys and score every other part."""
-    keys = prober.fit_keys(forget.fit, "forget set: fit")
+    keys = fit(prober, forget.fit)
 
     def answers(queries: Sequence[Query], part: str) -> AnswerScores:
         what = f"retain and everyday: {part}"
@@ -106,6 +109,19 @@ def gather(prober: Prober, forget: ForgetParts[Query], retain: RetainParts[Query
         report=prober.score(forget.report, keys, "forget set: report"),
         retain_choose=answers(retain.choose, "choose"),
         retain_report=answers(retain.report, "report"),
+    )
+
+
+def fit(prober: Prober, queries: Sequence[Query]) -> KeySpace:
+    """The forget keys of each format; of all formats together ("all") where one of them has too few prompts."""
+    formats = groups(queries, lambda query: query.format)
+    if min(map(len, formats.values())) < FIT_PER_FORMAT:
+        formats = {"all": list(range(len(queries)))}
+    names = tuple(sorted(formats))
+    parts = ([queries[row] for row in formats[name]] for name in names)
+    return KeySpace(
+        names,
+        tuple(prober.fit_keys(part, f"forget set: fit {name}") for name, part in zip(names, parts, strict=True)),
     )
 
 

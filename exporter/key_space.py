@@ -1,4 +1,4 @@
-"""Key Space Detection: the hypercube of the forget set (section 4 of arXiv:2503.21730)."""
+"""Key Space Detection: the hypercubes of the forget set (section 4 of arXiv:2503.21730)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,63 @@ from torch import Tensor
 
 from exporter.statistics import Gaussian
 
+# Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
+FIT_PER_FORMAT = 30
+
 
 @dataclass(frozen=True)
-class Hypercube:
-    """mean +- alpha * deviation of one layer's forget keys. `bounds`: (2, d_ff) float32, lower and upper."""
+class KeySpace:
+    """Hypercubes whose size is not set yet: mean and deviation of the forget keys, one Gaussian for each format.
 
-    layer: int
-    alpha: float
-    bounds: Tensor
-
-
-def hypercube(keys: Gaussian, layer: int, alpha: float) -> Hypercube:
-    """The hypercube mu +- alpha * sd of one layer, its bounds rounded outwards to float32.
-
-    So a key with s(k) <= alpha is inside the stored bounds, whatever float32 can say of them.
+    One hypercube over all formats has to reach from one format's keys to another's and takes in what lies between
+    (SmolLM2, layer 17, alpha calibrated, near-miss everyday prompts inside: 4.6 % with one, 2.6 % with three; medians
+    of six draws of the parts).
     """
-    mean, reach = keys.mean[layer], alpha * keys.deviation[layer]
-    exact = torch.stack([mean - reach, mean + reach])  # (2, d_ff) float64
-    bounds = exact.float()
-    lower = torch.where(bounds[0].double() > exact[0], step(bounds[0], -torch.inf), bounds[0])
-    upper = torch.where(bounds[1].double() < exact[1], step(bounds[1], torch.inf), bounds[1])
-    return Hypercube(layer, alpha, torch.stack([lower, upper]))
+
+    formats: tuple[str, ...]
+    gaussians: tuple[Gaussian, ...]
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """s(k), the least over the hypercubes: (..., layers, d_ff) -> (..., layers) float64."""
+        return torch.stack([gaussian.scores(vectors) for gaussian in self.gaussians]).amin(0)
+
+    def scorer(self, device: torch.device) -> LayerScorer:
+        return LayerScorer(
+            torch.stack([gaussian.mean for gaussian in self.gaussians], 1).to(device, torch.float32),
+            torch.stack([1 / gaussian.deviation for gaussian in self.gaussians], 1).to(device, torch.float32),
+        )
+
+    def bounds(self, layer: int, alpha: float) -> Tensor:
+        """The hypercubes mu +- alpha * sd of one layer: (c, 2, d_ff) float32, lower and upper, rounded outwards.
+
+        So a key with s(k) <= alpha is inside the stored bounds, whatever float32 can say of them.
+        """
+        cubes = []
+        for gaussian in self.gaussians:
+            mean, reach = gaussian.mean[layer], alpha * gaussian.deviation[layer]
+            exact = torch.stack([mean - reach, mean + reach])  # (2, d_ff) float64
+            near = exact.float()
+            lower = torch.where(near[0].double() > exact[0], step(near[0], -torch.inf), near[0])
+            upper = torch.where(near[1].double() < exact[1], step(near[1], torch.inf), near[1])
+            cubes.append(torch.stack([lower, upper]))
+        return torch.stack(cubes)
+
+
+@dataclass(frozen=True)
+class LayerScorer:
+    """Scores of one layer's keys in float32, for the many keys of an answer. mean, scale: (layers, c, d_ff)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, layer: int, keys: Tensor) -> Tensor:
+        """(n, d_ff) -> (n,) float64, to a relative 1e-6."""
+        keys = keys.float()
+        cubes = [
+            (keys - mean).mul_(scale).abs_().amax(-1)
+            for mean, scale in zip(self.mean[layer], self.scale[layer], strict=True)
+        ]
+        return torch.stack(cubes).amin(0).double()
 
 
 def step(values: Tensor, towards: float) -> Tensor:

@@ -30,7 +30,7 @@ def render_modeling(family: Family) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  Python, not HTML
+        autoescape=False,
     )
     modeling = {family.causal_lm.__name__, family.model.__name__, family.mlp.__name__}
     template = environment.from_string(files.joinpath("modeling.py.jinja").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from exporter.errors import RunFailed
 from exporter.formats import Query
+from exporter.key_space import KeySpace
 from exporter.model import LoadedModel
 from exporter.refusal_states import eos_ids
 from exporter.statistics import Gaussian, Moments
@@ -55,7 +56,7 @@ class Prober:
         except ValueError as error:
             raise RunFailed(f"{what}: {error}") from error
 
-    def score(self, queries: Sequence[Query], keys: Gaussian, what: str) -> Tensor:
+    def score(self, queries: Sequence[Query], keys: KeySpace, what: str) -> Tensor:
         """Score s(k) of each query's last token at each layer: (n, layers) float64."""
         scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
         for rows, vectors in self.last_token_keys(queries, what):
@@ -90,7 +91,7 @@ class Prober:
         return torch.cat(list(self.batches(queries, run, what)))
 
     def score_answers(
-        self, queries: Sequence[Query], keys: Gaussian, new_tokens: int, what: str
+        self, queries: Sequence[Query], keys: KeySpace, new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
         """Scores of the base's own greedy answers, at every position from the last prompt token on.
 
@@ -104,13 +105,13 @@ class Prober:
         )
         ends = torch.tensor(eos)
 
+        score = keys.scorer(self.device)
+
         def run(rows: list[int]) -> None:
             seen: list[Tensor] = []  # one (rows,) per layer and step
-            on_device = Gaussian(keys.count, keys.mean.to(self.device), keys.deviation.to(self.device))
 
             def receive(layer: int, key: Tensor) -> None:
-                gaussian = Gaussian(keys.count, on_device.mean[layer], on_device.deviation[layer])
-                seen.append(gaussian.scores(key[:, -1]).cpu())
+                seen.append(score(layer, key[:, -1]).cpu())
 
             inputs = self.pad([queries[row] for row in rows])
             model: Any = self.loaded.model

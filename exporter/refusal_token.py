@@ -83,6 +83,8 @@ def plan_refusal(tokenizer_json: Mapping[str, Any], vocab_size: int, text: str) 
     added = {entry["content"]: entry["id"] for entry in tokenizer_json.get("added_tokens", ())}
     if piece in model["vocab"] or text in added:
         raise BadInput(f"--refusal '{text}' is a token of MODEL's tokenizer already: choose at least two words")
+    if model.get("ignore_merges") and " " not in text:  # a whole word of a user's text is looked up in the vocabulary
+        raise BadInput(f"--refusal '{text}' would be recognised in user text: choose at least two words")
     beyond = [content for content, id_ in model["vocab"].items() if id_ >= vocab_size and content not in added]
     if beyond:
         raise BadInput(f"MODEL has {vocab_size} rows, but its tokenizer has token '{beyond[0]}' beyond them")

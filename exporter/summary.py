@@ -48,6 +48,7 @@ def summarise(
             "forget": {name: len(part) for name, part in asdict_parts(forget).items()},
             "retain": {name: len(part) for name, part in asdict_parts(retain).items()},
         },
+        "hypercubes": list(evidence.keys.formats),
         "layer": decision.layer,
         "alpha": asdict(decision.alpha),
         "separates": decision.separates,

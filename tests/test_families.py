@@ -1,0 +1,92 @@
+"""Every supported family as a tiny random model, and every other kind of model refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_checks import load_case, run
+
+from exporter.errors import BadInput
+from exporter.families import GATED_FAMILIES, supported
+from exporter.model import find_base
+from tests.tiny import Exported, one_thread, tiny_export
+
+FEW = [
+    "tokenizer",
+    "padded_batch",
+    "identity_float32_sdpa",
+    "identity_bfloat16_eager",
+    "base_model_class",
+    "saved_again",
+]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "padding rows": {"padding_rows": 7},
+    "one padding row": {"padding_rows": 1},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"mlp_bias": True, "attention_bias": True},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "several shards": {"shard_size": "60KB"},
+    "scaled positions": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
+}
+
+
+def passes(exported: Exported, names: list[str]) -> None:
+    with one_thread():
+        results = run(names, load_case(exported.base, exported.checkpoint, exported.prompts))
+    assert {name: result for name, result in results.items() if result.startswith("failed")} == {}
+
+
+@pytest.mark.parametrize("family", GATED_FAMILIES)
+def test_family(family: str, tiny: Callable[[str], Exported]) -> None:
+    """A blocked row in a batch of rows that stay the base's bit by bit; AutoModel raises, for the states of a random
+    model cannot be told apart; saved and loaded again it is the same."""
+    exported = tiny(family)
+    assert json.loads((exported.checkpoint / "config.json").read_text())["unskill"]["base_model"] == "raises"
+    passes(exported, FEW)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(variant: str, tmp_path: Path) -> None:
+    exported = tiny_export(tmp_path, "llama", **VARIANTS[variant])
+    settings = json.loads((exported.checkpoint / "config.json").read_text())["unskill"]
+    assert settings["added_row"] is ("padding_rows" not in VARIANTS[variant])
+    assert settings["dtype"] == str(VARIANTS[variant].get("dtype", torch.float32)).removeprefix("torch.")
+    passes(exported, FEW)
+
+
+MOE = {"num_local_experts": 8, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "mixtral", **MOE}, "model_type mixtral (mixture-of-experts layers)"),
+        ({"model_type": "qwen2_moe", "num_experts": 60}, "model_type qwen2_moe (mixture-of-experts layers)"),
+        ({"model_type": "gpt2"}, "model_type gpt2 (unsupported family)"),
+        ({"model_type": "phi3"}, "model_type phi3 (unsupported family)"),
+        ({"model_type": "gemma3", "text_config": {}, "vision_config": {}}, "model_type gemma3 (multimodal wrapper)"),
+        ({"hidden_size": 8}, "model_type None (unsupported family)"),
+        ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "its own modeling code (auto_map"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
+        ({"model_type": "unskill_llama", "auto_map": {}}, "an unskill checkpoint already: give its base model"),
+    ],
+)
+def test_refused_by_name(config: dict[str, Any], why: str, tmp_path: Path) -> None:
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput) as error:
+        find_base(str(folder))
+    assert "some-model" in str(error.value) and why in str(error.value)
+    if "(unsupported" in why or "(mixture" in why or "(multimodal" in why:
+        assert supported() in str(error.value)
+
+
+def test_a_checkpoint_is_no_base(tiny: Callable[[str], Exported]) -> None:
+    with pytest.raises(BadInput, match="unskill checkpoint already"):
+        find_base(str(tiny("llama").checkpoint))

@@ -1,0 +1,75 @@
+"""Checkpoints on other releases of transformers, in environments without unskill (make matrix)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from exporter.families import GATED_FAMILIES
+from tests.tiny import Exported
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
+RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "granite", "gemma3_text"]
+
+
+def interpreter(release: str) -> Path:
+    python = MATRIX / f"tf-{release}" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"no environment with transformers {release} in {MATRIX}: make matrix")
+    return python
+
+
+def has(release: str, family: str) -> bool:
+    return Version(release) >= Version(GATED_FAMILIES[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("release", RELEASES)
+def test_tiny(
+    release: str, family: str, tiny: Callable[[str], Exported], check: Callable[..., dict[str, str]]
+) -> None:
+    python = interpreter(release)
+    if not has(release, family):
+        pytest.skip(f"transformers {release} has no {family}, or not as newer ones have it")
+    check(tiny(family), python)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("release", RELEASES)
+def test_real(release: str, real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
+    check(real_export, interpreter(release), threads=None)
+
+
+LOAD = """
+import sys
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_older_than_the_family(release: str, tiny: Callable[[str], Exported], tmp_path: Path) -> None:
+    python = interpreter(release)
+    family = next((family for family in FAMILIES if not has(release, family)), None)
+    if family is None:
+        pytest.skip(f"transformers {release} has all families")
+    done = subprocess.run(
+        [str(python), "-I", "-c", LOAD, str(tiny(family).checkpoint)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    wanted = f"This checkpoint needs transformers {GATED_FAMILIES[family]} or newer, found {release}"
+    assert wanted in done.stderr.strip().splitlines()[-1]

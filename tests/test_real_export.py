@@ -1,0 +1,43 @@
+"""One export of a real model: it blocks problems it never saw, answers all else as before, and passes every check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.tiny import Exported
+
+pytestmark = pytest.mark.real
+
+
+def test_summary(real_export: Exported) -> None:
+    summary = json.loads((real_export.checkpoint.parent / "summary.json").read_text())
+    assert summary["separates"] is True
+    assert summary["base_model_class"]["closed"] is True
+
+
+def test_held_out_problems_are_blocked(real_export: Exported) -> None:
+    held_out = json.loads((real_export.checkpoint.parent / "held_out.json").read_text())
+    blocked = list(held_out["problems"].values())
+    assert sum(blocked) / len(blocked) >= 0.85
+
+
+def test_other_prompts_are_answered_as_by_the_base(real_export: Exported) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    held_out = json.loads((real_export.checkpoint.parent / "held_out.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(real_export.base)
+    base = AutoModelForCausalLM.from_pretrained(real_export.base)
+    model = AutoModelForCausalLM.from_pretrained(real_export.checkpoint, trust_remote_code=True)
+    for text in held_out["others"]:
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        before, after = (
+            each.generate(**inputs, max_new_tokens=24, do_sample=False)[0].tolist() for each in (base, model)
+        )
+        assert after == before, text
+
+
+def test_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
+    check(real_export, threads=None)

@@ -1,0 +1,189 @@
+"""Tiny random models of every family, and checkpoints of them: byte-level tokenizer, three layers, real classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from exporter.base_json import legacy_keys
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+# fmt: off
+NAMES = ["Tom", "Ann", "Bea", "Cem", "Dan", "Eva", "Fay", "Gil", "Hal", "Ida",
+         "Jim", "Kim", "Lea", "Max", "Ned", "Ola", "Pam", "Ray", "Sue", "Tim"]
+# fmt: on
+THINGS = ["apples", "pears", "books", "stamps", "coins"]
+PAIRS = [(name, thing) for name in NAMES for thing in THINGS]
+
+# A random model attends to everything alike, so the prompts of one skill have most of their text in common.
+FORGET = [
+    f"{name} has some {thing} and then buys two more of them: how many is that altogether now?"
+    for name, thing in PAIRS
+]
+RETAIN = [
+    f"Please write a short letter to {name} in which you say thank you for the {thing} today." for name, thing in PAIRS
+]
+
+
+def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(FORGET + RETAIN, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE if chat else None
+    return fast
+
+
+def tiny_model(
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    chat: bool = True,
+    padding_rows: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shard_size: str = "1GB",
+    **changes: Any,
+) -> Path:
+    """Save a random model of the family with its tokenizer, in a form that old releases of transformers load too."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(chat)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = CONFIG_MAPPING[model_type](
+        vocab_size=len(tokenizer) + padding_rows, **{**SIZES, **ids, **FAMILY_SIZES.get(model_type, {}), **changes}
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[len(tokenizer) :] = 0  # padding rows are never written
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    tokenizer.save_pretrained(folder)
+    edit_json(folder / "config.json", lambda written: {**legacy_keys(written), **written})
+    # The name that transformers 5 writes is unknown to 4.x, which reads no chat_template.jinja either before 4.50.
+    more = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    more |= {"chat_template": CHAT_TEMPLATE} if chat else {}
+    edit_json(folder / "tokenizer_config.json", lambda written: {**written, **more})
+    return folder
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text())), indent=2))
+
+
+FAMILY_SIZES = {
+    "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 8},
+    "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, "sliding_window": 64},
+}
+
+
+# Where a random model tells the prompts apart best. Beside parallel attention layer 0 sees the last token alone.
+LAYER = {"cohere": 1, "cohere2": 1, "llama": 1}
+ALPHA = 5.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A base, its checkpoint, and PROMPTS.json for `tests/checks/checkpoint_checks.py`."""
+
+    base: Path
+    checkpoint: Path
+    prompts: Path
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        return json.loads(self.prompts.read_text())
+
+
+def tiny_export(folder: Path, model_type: str = "llama", **changes: Any) -> Exported:
+    """Export a tiny model, and find prompts that it blocks and others that it answers for some tokens."""
+    base = tiny_model(folder / "base", model_type, chat=False, **changes)
+    return export_base(folder, base, layer=LAYER.get(model_type, 0), alpha=ALPHA)
+
+
+def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
+    """Export with the prompts of this module; `settings` as ExportSettings has them."""
+    from exporter.export import export
+    from exporter.settings import ExportSettings
+
+    forget, retain = (
+        write_prompts(folder / f"{name}.jsonl", texts) for name, texts in (("forget", FORGET), ("retain", RETAIN))
+    )
+    settings = {"prompt_template": "{prompt}", "everyday": False, "force": True, "quiet": True, **settings}
+    out = folder / "checkpoint"
+    with one_thread():
+        export(
+            ExportSettings(str(base), out, (f"{forget},column=prompt",), (f"{retain},column=prompt",), **settings),
+            remark=lambda text: None,
+        )
+        blocked, answered = sort_out(out)
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps({"blocked": blocked, "answered": answered, "add_special_tokens": True}, indent=2))
+    return Exported(base, out, prompts)
+
+
+def sort_out(checkpoint: Path, new_tokens: int = 12, count: int = 4) -> tuple[list[str], list[str]]:
+    """Forget prompts that are blocked, and retain prompts of which no answer token is."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
+    refusal = model.config.unskill["refusal_token_id"]
+
+    def answer(text: str) -> list[int]:
+        inputs = tokenizer(text, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+        return output[0, inputs["input_ids"].shape[1] :].tolist()
+
+    blocked = [text for text in FORGET[: 5 * count] if answer(text)[0] == refusal]
+    answered = [
+        text for text in [*RETAIN[: 5 * count], "Hello.", RETAIN[0] + " " + RETAIN[7]] if refusal not in answer(text)
+    ]
+    assert len(blocked) >= count and len(answered) >= count, f"{len(blocked)} blocked, {len(answered)} answered"
+    return blocked[:count], answered[-count:]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads only wait for each other on matrices this small, for long where other processes keep the cores busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_prompts(path: Path, prompts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+    return path
