@@ -19,7 +19,7 @@ CONFIDENCE = 0.9
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """Scores of retain or everyday queries, (n, layers) each: at the prompt's last token, and least over the answer."""
+    """Scores of retain or everyday queries, (n, layers) each: at the prompt's last token, least over the answer."""
 
     prompt: Tensor
     answer: Tensor
@@ -117,7 +117,7 @@ def layer_choices(forget: Tensor, harmless: AnswerScores, share: float) -> list[
 
 
 def best_layer(choices: Sequence[LayerChoice], max_false_block: float) -> LayerChoice | None:
-    """Least false blocks, then the greatest margin, of the layers within `max_false_block`; None where there is none."""
+    """Least false blocks, then the greatest margin, of the layers within `max_false_block`; None if there is none."""
     within = [choice for choice in choices if not choice.false_block_rate > max_false_block]
     return min(within, key=lambda choice: (choice.false_blocks, -choice.margin), default=None)
 

@@ -201,7 +201,7 @@ def by_source(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[st
 def measure_limits(
     prober: Prober, formatter: Formatter, evidence: Evidence, decision: Decision, refusal: str
 ) -> dict[str, Rate]:
-    """How many of the forget report part are blocked where KSD is known to be weak: after a refusal, under a prefill."""
+    """Blocked shares of the forget report part where KSD is known to be weak: after a refusal, under a prefill."""
     prompts = [query.prompt for query in evidence.forget_parts.report]
     limits = {"assistant prefill": [formatter.render(prompt.text, assistant_prefill=PREFILL) for prompt in prompts]}
     if SECOND_TURN in formatter.formats_used:

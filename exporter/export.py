@@ -131,7 +131,7 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     if not decision.separates and not settings.force:
         raise NothingSeparates(
             f"no layer keeps false blocks within --max-false-block {settings.max_false_block}; nothing was written "
-            "(see the table; --everyday-without takes out kinds that belong to the skill, --force writes all the same)",
+            "(see the table; --everyday-without leaves out kinds that belong to the skill, --force writes anyway)",
             summary,
         )
     with Staging(settings.out, overwrite=settings.overwrite) as staging:

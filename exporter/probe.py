@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,13 +69,11 @@ class Prober:
 
         def run(rows: list[int]) -> tuple[list[int], Tensor]:
             seen: list[Tensor] = []
-            with key_taps(
+            taps = key_taps(
                 self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1
-            ):
-                try:
-                    self.forward([queries[row] for row in rows])
-                except LastLayerReached:
-                    pass
+            )
+            with suppress(LastLayerReached), taps:
+                self.forward([queries[row] for row in rows])
             return rows, torch.stack(seen, 1).cpu()
 
         yield from self.batches(queries, run, what)

@@ -20,7 +20,7 @@ class Gaussian:
     deviation: Tensor
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """s(k) = max_j |k_j - mu_j| / sd_j, the largest standardised deviation: (..., layers, d) -> (..., layers) float64."""
+        """The largest standardised deviation, max_j |k_j - mu_j| / sd_j: (..., layers, d) -> (..., layers) float64."""
         return ((vectors.double() - self.mean) / self.deviation).abs().amax(-1)
 
 

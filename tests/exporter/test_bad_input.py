@@ -31,7 +31,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[int, str, str]:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["unskill", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -41,7 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
 
 def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments: tuple[object, ...] = ()) -> None:
     standard = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--quiet")
-    status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *arguments)
+    status, _, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *arguments)
     line = err.strip().splitlines()[-1]
     assert status == code, err
     assert line.startswith("unskill: error: ")
@@ -204,6 +206,7 @@ def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypat
 
 def test_help_does_not_import_torch() -> None:
     code = "import sys; from exporter.cli import cli; cli.main(['export', '--help'], standalone_mode=False); "
-    result = subprocess.run([sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True)
+    code += "print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip().endswith("False")
     assert "--forget" in result.stdout
