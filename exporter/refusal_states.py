@@ -124,7 +124,7 @@ def find_refusal_states(
 
 
 def refusal_row(away: Tensor, others: float, typical: float, lead: float) -> Tensor:
-    """R's head row, which leads all other rows by `lead` on typical * away; `others`: their greatest product with away."""
+    """R's head row: leads the others by `lead` on typical * away; `others`: their greatest product with away."""
     return max(others + lead / typical, lead / typical) * away
 
 

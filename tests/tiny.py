@@ -184,6 +184,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def write_prompts(path: Path, prompts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+def write_prompts(path: Path, prompts: list[str], column: str = "prompt") -> Path:
+    path.write_text("".join(json.dumps({column: prompt}) + "\n" for prompt in prompts), encoding="utf-8")
     return path
