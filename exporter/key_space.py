@@ -10,7 +10,7 @@ from torch import Tensor
 from exporter.statistics import Gaussian
 
 # Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
-FIT_PER_FORMAT = 30
+FIT_PER_FORMAT = 20
 
 
 @dataclass(frozen=True)
