@@ -68,7 +68,7 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         (("--batch-size", "0"), "--batch-size"),
         (("--target-block-rate", "1.5"), "--target-block-rate"),
         (("--max-false-block", "-0.1"), "--max-false-block"),
-        (("--refusal", "No"), "--refusal"),
+        (("--refusal", "N"), "--refusal"),
         (("--refusal", ""), "--refusal"),
         (("--prompt-template", "Question:"), "--prompt-template"),
         (("--forget", "absent.jsonl"), "absent.jsonl"),
@@ -116,7 +116,8 @@ def test_wrong_column_lists_those_there_are(capsys, monkeypatch, files, base) ->
 
 def test_a_prompt_longer_than_the_context_names_its_row(capsys, monkeypatch, files, base) -> None:
     write_prompts(files["forget"], [*FORGET, "very " * 400 + "long?"])
-    fails(capsys, monkeypatch, files, base, 2, f"row {len(FORGET) + 1}", "--skip-long")
+    template = ("--prompt-template", "{prompt}")
+    fails(capsys, monkeypatch, files, base, 2, f"row {len(FORGET) + 1}", "--skip-long", arguments=template)
 
 
 def test_out_exists(capsys, monkeypatch, files, base) -> None:
@@ -188,8 +189,9 @@ def test_nan_in_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
 
 
 def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypatch, files, base) -> None:
-    # The same kind of prompt on both sides, word for word different: no layer can tell them apart.
-    write_prompts(files["retain"], [prompt.replace("has", "owns") for prompt in FORGET])
+    # Prompts of one kind on both sides: no layer can tell them apart.
+    write_prompts(files["forget"], [prompt for row, prompt in enumerate(FORGET) if row % 10 < 7])
+    write_prompts(files["retain"], [prompt for row, prompt in enumerate(FORGET) if row % 10 >= 7])
     standard = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--quiet", "--json")
     template = ("--prompt-template", "{prompt}")
     status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template)
