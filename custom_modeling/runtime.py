@@ -160,7 +160,8 @@ def unprobed_message(option):
     )
 
 
-class KeySpaceModel(Float32Buffers, VerifiedLoading):
+# VerifiedLoading first: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.
+class KeySpaceModel(VerifiedLoading, Float32Buffers):
     """Mixin for the family's base model: finds the blocked positions and gives them the refusal's final state.
 
     A plain output head over these states reads R at a blocked position and EOS after R, so that engines which bring

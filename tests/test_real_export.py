@@ -11,6 +11,12 @@ from tests.tiny import Exported
 
 pytestmark = pytest.mark.real
 
+# Minutes on a model of this size: `make test-all` runs them on it too (test_matrix.py).
+SLOW_CHECKS = (
+    "identity_bfloat16_eager,identity_bfloat16_sdpa,float16,gradients,without_cache,processors,generate_batch,"
+    "compiled_forward,saved_in_other_dtype"
+)
+
 
 def test_summary(real_export: Exported) -> None:
     summary = json.loads((real_export.checkpoint.parent / "summary.json").read_text())
@@ -40,4 +46,4 @@ def test_other_prompts_are_answered_as_by_the_base(real_export: Exported) -> Non
 
 
 def test_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
-    check(real_export, threads=None)
+    check(real_export, threads=None, skip=SLOW_CHECKS)

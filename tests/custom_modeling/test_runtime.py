@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from custom_modeling import runtime
 from custom_modeling.runtime import (
     FORBIDDEN,
     REFUSAL_AGAIN,
@@ -203,3 +204,14 @@ def test_argument_names() -> None:
 )
 def test_wants_dict(configured: bool, passed: bool | None, wanted: bool) -> None:
     assert wants_dict(type("Config", (), {"return_dict": configured}), passed) is wanted
+
+
+@pytest.mark.parametrize("mixin", [runtime.KeySpaceModel, runtime.KeySpaceForCausalLM])
+def test_verified_loading_comes_before_the_library_s_own(mixin: type) -> None:
+    class Library(torch.nn.Module):
+        @classmethod
+        def from_pretrained(cls) -> str:
+            return "unverified"
+
+    combined = type("Combined", (mixin, Library), {})
+    assert combined.from_pretrained.__func__ is runtime.VerifiedLoading.from_pretrained.__func__
