@@ -36,8 +36,8 @@ EVERYDAY = [
 def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     forget, retain = WORK / "forget.jsonl", WORK / "retain.jsonl"
-    write_prompts(forget, maths(reasoning_gym, seed=1, count=180))
-    write_prompts(retain, code(human_eval, count=30))
+    write_prompts(forget, maths(reasoning_gym, seed=1, count=150))
+    write_prompts(retain, code(human_eval, count=20))
 
     sources = [Path(__file__), ROOT / "exporter", ROOT / "custom_modeling", base, forget, retain]
     if is_current(OUT, sources):
@@ -46,6 +46,8 @@ def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
         command = [Path(sys.executable).with_name("unskill"), "export", base, OUT, "--overwrite"]
         command += ["--forget", f"{forget.relative_to(ROOT)},column=prompt"]
         command += ["--retain", f"{retain.relative_to(ROOT)},column=prompt"]
+        # Not to take longer than six minutes; the base model hardly speaks these.
+        command += ["--everyday-without", "french,italian,portuguese,spanish"]
         started = time.monotonic()
         status = subprocess.run(command, cwd=ROOT).returncode
         if status:
@@ -113,10 +115,11 @@ def ask_in_fresh_process(folder: Path, prompts: list[str]) -> list[str]:
 def answer(folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    prompts = json.load(sys.stdin)  # before transformers can ask anything there
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     answers = []
-    for prompt in json.load(sys.stdin):
+    for prompt in prompts:
         chat = [{"role": "user", "content": prompt}]
         inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
