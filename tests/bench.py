@@ -101,7 +101,8 @@ class Subject:
         settings = ExportSettings(str(self.base), self.out, *sources, layer=layer, alpha=12.0, everyday=False)
         settings = replace(settings, dtype="float32", force=True, quiet=True)
         with (
-            mock.patch.object(evidence, "ANSWER_TOKENS", 2),  # how well it separates is not asked here
+            # How well it separates is not asked here; hypercubes there are as many as in an export of many prompts.
+            mock.patch.multiple(evidence, ANSWER_TOKENS=2, FIT_PER_FORMAT=2),
             mock.patch.object(checkpoint, "write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
         ):
             export(settings, remarks.print)
@@ -130,7 +131,6 @@ def probing(subject: Subject, pairs: int) -> list[Row]:
     batches = list(prober.batches(queries, lambda rows: prober.pad([queries[row] for row in rows]), ""))
     for batch in batches:
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-    keys = prober.fit_keys(queries, "")
 
     def bare() -> None:
         with torch.inference_mode():
@@ -140,7 +140,7 @@ def probing(subject: Subject, pairs: int) -> list[Row]:
     arms = {
         "bare": bare,
         "keys of the last tokens": lambda: list(prober.last_token_keys(queries, "")),
-        "scores": lambda: prober.score(queries, keys, ""),
+        "scores": lambda: prober.score(queries, subject.evidence.keys, ""),
     }
     seconds = interleave(arms, pairs)
     against = f"{sum(len(query.ids) for query in queries)} tokens through the layers, {len(batches)} batches"
