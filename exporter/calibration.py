@@ -27,12 +27,19 @@ class AnswerScores:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What the choose parts say of one layer."""
+    """What the choose parts say of one layer.
+
+    At `alpha`, which holds the asked share of the forget prompts in formats of the fit: `false_blocks` of `harmless`
+    prompts, over their answers. At `unseen_alpha`, which holds that share in formats left out of the fit:
+    `unseen_false_blocks`, harmless prompts in any format, at their last token; and the margin (see `layer_choices`).
+    """
 
     layer: int
     alpha: float
     false_blocks: int
     harmless: int
+    unseen_alpha: float
+    unseen_false_blocks: int
     margin: float
 
     @property
@@ -96,30 +103,47 @@ def calibrate(scores: Tensor, target: float) -> Alpha:
     return Alpha(float(ordered[(k or n) - 1]), n, promise, CONFIDENCE)
 
 
-def layer_choices(forget: Tensor, harmless: AnswerScores, share: float) -> list[LayerChoice]:
+def layer_choices(
+    forget: Tensor, harmless: AnswerScores, unseen: Tensor, harmless_in_each: Tensor, share: float
+) -> list[LayerChoice]:
     """What the choose parts say of every layer.
 
-    forget: (n, layers) scores of the forget choose part. The choose-part alpha holds `share` of it. The margin is
-    (2 % quantile of the harmless prompts' scores - alpha) / interquartile range of the forget scores.
+    forget: (n, layers) scores of the forget choose part; unseen: the same prompts in every format, each scored
+    without what was fitted in its own system prompt or exchange; harmless_in_each: harmless prompts in every format.
+    The margin is (2 % quantile of the harmless prompts' scores - unseen alpha) / interquartile range of the unseen
+    scores.
     """
-    n, layers = forget.shape
     choices = []
-    for layer in range(layers):
-        ordered = forget[:, layer].sort().values
-        alpha = float(ordered[math.ceil(share * n) - 1])
-        quartiles = torch.quantile(ordered, torch.tensor([0.25, 0.75], dtype=torch.float64))
+    for layer in range(forget.shape[1]):
+        alpha, unseen_alpha = quantile(forget[:, layer], share), quantile(unseen[:, layer], share)
+        quartiles = torch.quantile(unseen[:, layer], torch.tensor([0.25, 0.75], dtype=torch.float64))
         spread = float(quartiles[1] - quartiles[0])
-        count = len(harmless.answer)
-        hits = int((harmless.answer[:, layer] <= alpha).sum())
-        margin = (float(torch.quantile(harmless.prompt[:, layer], 0.02)) - alpha) / spread if count and spread else 0.0
-        choices.append(LayerChoice(layer, alpha, hits, count, margin))
+        near = harmless_in_each[:, layer]
+        margin = (float(torch.quantile(near, 0.02)) - unseen_alpha) / spread if len(near) and spread else 0.0
+        choices.append(
+            LayerChoice(
+                layer,
+                alpha,
+                int((harmless.answer[:, layer] <= alpha).sum()),
+                len(harmless.answer),
+                unseen_alpha,
+                int((near <= unseen_alpha).sum()),
+                margin,
+            )
+        )
     return choices
 
 
+def quantile(scores: Tensor, share: float) -> float:
+    """The least score that holds at least `share` of scores (n,)."""
+    return float(scores.sort().values[math.ceil(share * len(scores)) - 1])
+
+
 def best_layer(choices: Sequence[LayerChoice], max_false_block: float) -> LayerChoice | None:
-    """Least false blocks, then the greatest margin, of the layers within `max_false_block`; None if there is none."""
+    """Of the layers within `max_false_block` the one that is best in formats that it has not seen, for users bring
+    their own: least false blocks, then the greatest margin. None if no layer is within."""
     within = [choice for choice in choices if not choice.false_block_rate > max_false_block]
-    return min(within, key=lambda choice: (choice.false_blocks, -choice.margin), default=None)
+    return min(within, key=lambda choice: (choice.unseen_false_blocks, -choice.margin), default=None)
 
 
 def check_kinds(queries: Sequence[Query], scores: Tensor, choices: Sequence[LayerChoice]) -> None:

@@ -171,11 +171,14 @@ def write_reproduce(
     write_json(
         target / "prompts.json",
         {
-            "forget.fit": records(forget.fit),
+            "forget.fit": records(evidence.fitted),
             "forget.choose": records(forget.choose),
             "forget.calibrate": records(forget.calibrate),
             "forget.report": records(forget.report),
+            "forget.choose.unseen": records(evidence.choose_unseen.queries),
+            "forget.report.unseen": records(evidence.report_unseen.queries),
             "retain.choose": records(retain.choose),
+            "retain.choose.others": records(evidence.retain_others.queries),
             "retain.report": records(retain.report),
         },
     )
@@ -194,6 +197,7 @@ def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
             "row": query.prompt.row,
             "sha256": query.prompt.sha256,
             "format": query.format,
+            "variant": query.variant,
             "tokens": len(query.ids),
         }
         for query in queries

@@ -20,8 +20,9 @@ from exporter.calibration import (
     rate,
     rates_by_format,
 )
-from exporter.formats import SECOND_TURN, Formatter, Query
-from exporter.key_space import FIT_PER_FORMAT, KeySpace
+from exporter.errors import RunFailed
+from exporter.formats import PLAIN, SECOND_TURN, Formatter, Query
+from exporter.key_space import KeySpace
 from exporter.packaged import EVERYDAY
 from exporter.probe import Prober
 from exporter.settings import ExportSettings
@@ -34,17 +35,34 @@ PREFILL = "Sure, "
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Queries and their scores at the last token, (n, layers)."""
+
+    queries: tuple[Query, ...]
+    scores: Tensor
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """Scores of every part but the one fitted on; the rows are those of the parts' queries."""
+    """Scores of every part but the one fitted on; the rows are those of the parts' queries.
+
+    `fitted`: the prompts of the fit part in every format. `choose_unseen`, `report_unseen`: prompts of these parts in
+    every format, scored without what was fitted in their own system prompt or exchange. `retain_others`: retain and
+    everyday prompts of the choose part in the formats that were not drawn for them.
+    """
 
     forget_parts: ForgetParts[Query]
     retain_parts: RetainParts[Query]
     keys: KeySpace
+    fitted: tuple[Query, ...]
     choose: Tensor
     calibrate: Tensor
     report: Tensor
+    choose_unseen: Scored
+    report_unseen: Scored
     retain_choose: AnswerScores
     retain_report: AnswerScores
+    retain_others: Scored
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, named for `reproduce/statistics.safetensors`; (n, layers) or (layers, d_ff)."""
@@ -57,6 +75,9 @@ class Evidence:
             "scores.forget.choose": self.choose,
             "scores.forget.calibrate": self.calibrate,
             "scores.forget.report": self.report,
+            "scores.forget.choose.unseen": self.choose_unseen.scores,
+            "scores.forget.report.unseen": self.report_unseen.scores,
+            "scores.retain.choose.others": self.retain_others.scores,
             "scores.retain.choose.prompt": self.retain_choose.prompt,
             "scores.retain.choose.answer": self.retain_choose.answer,
             "scores.retain.report.prompt": self.retain_report.prompt,
@@ -87,48 +108,58 @@ class Decision:
     separates: bool
     table: tuple[LayerRow, ...]
     blocked: dict[str, dict[str, Rate]]
+    blocked_unseen: dict[str, dict[str, Rate]]
     false_blocks: dict[str, dict[str, Rate]]
     false_answers: dict[str, dict[str, Rate]]
     kinds: dict[str, Rate]
 
 
-def gather(prober: Prober, forget: ForgetParts[Query], retain: RetainParts[Query]) -> Evidence:
-    """Fit the keys and score every other part."""
-    keys = fit(prober, forget.fit)
+def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], retain: RetainParts[Query]) -> Evidence:
+    """Fit the keys and score every other part. Raises RunFailed on NaN."""
+    fitted = formatter.in_each_format(forget.fit, "--forget")
+    moments = prober.fit_keys(fitted, "forget set: fit")
+    try:
+        keys = moments.key_space()
+    except ValueError as error:
+        raise RunFailed(f"forget set: {error}") from error
 
-    def answers(queries: Sequence[Query], part: str) -> AnswerScores:
-        what = f"retain and everyday: {part}"
-        return AnswerScores(*prober.score_answers(queries, keys, ANSWER_TOKENS, what))
+    def unseen(part: Sequence[Query], name: str) -> Scored:
+        queries = formatter.in_each_format(part, "--forget")
+        return Scored(tuple(queries), prober.score_unseen(queries, moments, f"forget set: {name}, unseen formats"))
 
+    def answers(part: Sequence[Query], name: str) -> AnswerScores:
+        return AnswerScores(*prober.score_answers(part, keys, ANSWER_TOKENS, f"retain and everyday: {name}"))
+
+    drawn = set(retain.choose)
+    others = [query for query in formatter.in_each_format(retain.choose, "--retain") if query not in drawn]
     return Evidence(
         forget,
         retain,
         keys,
+        tuple(fitted),
         choose=prober.score(forget.choose, keys, "forget set: choose"),
         calibrate=prober.score(forget.calibrate, keys, "forget set: calibrate"),
         report=prober.score(forget.report, keys, "forget set: report"),
+        choose_unseen=unseen(forget.choose, "choose"),
+        report_unseen=unseen(forget.report, "report"),
         retain_choose=answers(retain.choose, "choose"),
         retain_report=answers(retain.report, "report"),
-    )
-
-
-def fit(prober: Prober, queries: Sequence[Query]) -> KeySpace:
-    """The forget keys of each format; of all formats together ("all") where one of them has too few prompts."""
-    formats = groups(queries, lambda query: query.format)
-    if min(map(len, formats.values())) < FIT_PER_FORMAT:
-        formats = {"all": list(range(len(queries)))}
-    names = tuple(sorted(formats))
-    parts = ([queries[row] for row in formats[name]] for name in names)
-    return KeySpace(
-        names,
-        tuple(prober.fit_keys(part, f"forget set: fit {name}") for name, part in zip(names, parts, strict=True)),
+        retain_others=Scored(
+            tuple(others), prober.score(others, keys, "retain and everyday: choose, the other formats")
+        ),
     )
 
 
 def decide(evidence: Evidence, settings: ExportSettings) -> Decision:
     """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts."""
     everyday = torch.tensor([query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose])
-    choices = layer_choices(evidence.choose, evidence.retain_choose, settings.target_block_rate)
+    choices = layer_choices(
+        evidence.choose,
+        evidence.retain_choose,
+        evidence.choose_unseen.scores,
+        torch.cat([evidence.retain_choose.prompt, evidence.retain_others.scores]),
+        settings.target_block_rate,
+    )
     check_kinds(
         [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY],
         evidence.retain_choose.prompt[everyday],
@@ -159,6 +190,7 @@ def decide(evidence: Evidence, settings: ExportSettings) -> Decision:
         best is not None,
         tuple(layer_row(evidence, choice, alpha_of(choice.layer).value) for choice in choices),
         blocked=by_source(evidence.forget_parts.report, evidence.report[:, layer], alpha.value),
+        blocked_unseen=unseen_rates(evidence.report_unseen, layer, alpha.value),
         false_blocks=by_source(retain, evidence.retain_report.prompt[:, layer], alpha.value),
         false_answers=by_source(retain, evidence.retain_report.answer[:, layer], alpha.value),
         kinds=kinds,
@@ -196,6 +228,12 @@ def by_source(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[st
         source: rates_by_format([queries[row] for row in rows], scores[rows], alpha)
         for source, rows in groups(queries, lambda query: query.prompt.source).items()
     }
+
+
+def unseen_rates(unseen: Scored, layer: int, alpha: float) -> dict[str, dict[str, Rate]]:
+    """Forget prompts blocked in formats left out of the fit; the plain format is always in it."""
+    rows = [row for row, query in enumerate(unseen.queries) if query.format != PLAIN]
+    return by_source([unseen.queries[row] for row in rows], unseen.scores[rows, layer], alpha)
 
 
 def measure_limits(

@@ -117,7 +117,7 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     if formatter.skipped:
         remark(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
 
-    evidence = gather(prober, forget_parts, retain_parts)
+    evidence = gather(prober, formatter, forget_parts, retain_parts)
     decision = decide(evidence, settings)
     limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
     states = find_refusal_states(

@@ -37,11 +37,13 @@ class Query:
         prompt: Where it comes from.
         format: "plain", "system" or "second-turn".
         ids: Token ids, special tokens included; the last one is the position whose key vector counts.
+        variant: Which system prompt or exchange it has, by number.
     """
 
     prompt: Prompt
     format: str
     ids: tuple[int, ...]
+    variant: int = 0
 
 
 class Formatter:
@@ -114,39 +116,61 @@ class Formatter:
         Raises:
             BadInput: A prompt is longer than `max_length` and `skip_long` is off; no prompt is left.
         """
-        queries = []
-        for prompt in prompts:
-            format_, system, exchange = self.draw(prompt)
-            ids = self.render(prompt.text, system=system, history=exchange.messages() if exchange else ())
-            where = f"{flag} {prompt.source}: row {prompt.row}"
-            if not ids:
-                raise BadInput(f"{where} has no tokens for this model's tokenizer")
-            if self._max_length is not None and len(ids) > self._max_length:
-                if not self._skip_long:
-                    raise BadInput(
-                        f"{where} has {len(ids)} tokens, more than the model's {self._max_length}; "
-                        "--skip-long leaves such prompts out"
-                    )
-                self.skipped += 1
-                continue
-            queries.append(Query(prompt, format_, ids))
+        queries = self._format(prompts, flag, every=False)
+        self.skipped += len(prompts) - len(queries)
         if prompts and not queries:
             raise BadInput(f"{flag}: every prompt has more tokens than the model's {self._max_length}")
         return queries
 
-    def draw(self, prompt: Prompt) -> tuple[str, str | None, Exchange | None]:
-        """The format of a prompt, with its system prompt or its exchange.
+    def in_each_format(self, queries: Sequence[Query], flag: str) -> list[Query]:
+        """The prompts of queries in every one of `formats_used`, but for those in which they are too long.
+
+        Raises:
+            BadInput: A prompt is longer than `max_length` in a format, and `skip_long` is off.
+        """
+        return self._format([query.prompt for query in queries], flag, every=True)
+
+    def _format(self, prompts: Sequence[Prompt], flag: str, *, every: bool) -> list[Query]:
+        queries = []
+        for prompt in prompts:
+            drawn, variants = self.draw(prompt)
+            for format_ in self.formats_used if every else (drawn,):
+                variant = variants[format_]
+                ids = self.render(
+                    prompt.text,
+                    system=self._system_prompts[variant] if format_ == SYSTEM else None,
+                    history=self._exchanges[variant].messages() if format_ == SECOND_TURN else (),
+                )
+                if self._fits(ids, f"{flag} {prompt.source}: row {prompt.row}"):
+                    queries.append(Query(prompt, format_, ids, variant))
+        return queries
+
+    def _fits(self, ids: Sequence[int], where: str) -> bool:
+        """Whether a query has no more than `max_length` tokens. Raises BadInput for longer ones unless `skip_long`."""
+        if not ids:
+            raise BadInput(f"{where} has no tokens for this model's tokenizer")
+        if self._max_length is None or len(ids) <= self._max_length:
+            return True
+        if not self._skip_long:
+            raise BadInput(
+                f"{where} has {len(ids)} tokens, more than the model's {self._max_length}; "
+                "--skip-long leaves such prompts out"
+            )
+        return False
+
+    def draw(self, prompt: Prompt) -> tuple[str, dict[str, int]]:
+        """The format of a prompt; and by format the number of the system prompt or exchange that it gets there.
 
         Drawn from a hash of the seed and the prompt alone, so that another source does not shift the others' draws.
         """
         digest = hashlib.sha256(f"{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}".encode()).digest()
         which, system, exchange = (int.from_bytes(digest[start : start + 8], "big") for start in (0, 8, 16))
-        format_ = self.formats_used[which % len(self.formats_used)]
-        return (
-            format_,
-            self._system_prompts[system % len(self._system_prompts)] if format_ == SYSTEM else None,
-            self._exchanges[exchange % len(self._exchanges)] if format_ == SECOND_TURN else None,
-        )
+        variants = {
+            PLAIN: 0,
+            SYSTEM: system % len(self._system_prompts),
+            SECOND_TURN: exchange % len(self._exchanges),
+        }
+        return self.formats_used[which % len(self.formats_used)], variants
 
     def render(
         self, text: str, *, system: str | None = None, history: Sequence[Message] = (), assistant_prefill: str = ""

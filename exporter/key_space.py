@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from exporter.statistics import Gaussian
+from exporter.formats import Query
+from exporter.statistics import Gaussian, Moments
 
 # Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
 FIT_PER_FORMAT = 20
@@ -66,6 +68,43 @@ class LayerScorer:
             for mean, scale in zip(self.mean[layer], self.scale[layer], strict=True)
         ]
         return torch.stack(cubes).amin(0).double()
+
+
+class KeyMoments:
+    """Running mean and deviation of forget keys, apart for every system prompt and exchange that they came in."""
+
+    def __init__(self) -> None:
+        self._variants: dict[tuple[str, int], Moments] = {}
+
+    def update(self, queries: Sequence[Query], keys: Tensor) -> None:
+        """Add the keys (n, layers, d_ff) of the last tokens of n queries."""
+        for query, key in zip(queries, keys, strict=True):
+            self._variants.setdefault((query.format, query.variant), Moments()).update(key[None])
+
+    def key_space(self, unseen: Query | None = None) -> KeySpace:
+        """One hypercube for each format; one for all ("all") where a format has fewer than FIT_PER_FORMAT keys.
+
+        `unseen`: leave out the keys that came in this query's system prompt or exchange, as far as that leaves half of
+        them: what users bring is not in our lists either. Raises ValueError on NaN.
+        """
+        groups: dict[str, list[tuple[str, int]]] = {}
+        for name in sorted(self._variants):
+            groups.setdefault(name[0], []).append(name)
+        counts = {format_: sum(self._variants[name].count for name in names) for format_, names in groups.items()}
+        if min(counts.values()) < FIT_PER_FORMAT:
+            groups = {"all": sorted(self._variants)}
+        gaussians = []
+        for names in groups.values():
+            whole = self._merge(names)
+            kept = self._merge(name for name in names if unseen and name != (unseen.format, unseen.variant))
+            gaussians.append((kept if 2 * kept.count >= whole.count else whole).freeze())
+        return KeySpace(tuple(groups), tuple(gaussians))
+
+    def _merge(self, names: Iterable[tuple[str, int]]) -> Moments:
+        moments = Moments()
+        for name in names:
+            moments.merge(self._variants[name])
+        return moments
 
 
 def step(values: Tensor, towards: float) -> Tensor:

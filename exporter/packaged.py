@@ -51,8 +51,8 @@ def everyday_prompts(without: Collection[str] = ()) -> list[Prompt]:
 
 
 def system_prompts() -> tuple[str, ...]:
-    """The packaged system prompts, one a line."""
-    return tuple(_lines("system_prompts.txt"))
+    """The packaged system prompts."""
+    return tuple(json.loads(line)["prompt"] for line in _lines("system_prompts.jsonl"))
 
 
 def exchanges() -> tuple[Exchange, ...]:

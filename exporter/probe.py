@@ -15,10 +15,9 @@ from transformers import GenerationConfig
 
 from exporter.errors import RunFailed
 from exporter.formats import Query
-from exporter.key_space import KeySpace
+from exporter.key_space import KeyMoments, KeySpace
 from exporter.model import LoadedModel
 from exporter.refusal_states import eos_ids
-from exporter.statistics import Gaussian, Moments
 from exporter.taps import LastLayerReached, final_state_tap, key_taps
 
 T = TypeVar("T")
@@ -47,21 +46,26 @@ class Prober:
         core: Any = self.loaded.model.base_model
         return len(core.layers)
 
-    def fit_keys(self, queries: Sequence[Query], what: str) -> Gaussian:
-        """Gaussian of the last token's key vectors, (layers, d_ff), streamed. Raises RunFailed on NaN."""
-        moments = Moments()
-        for _, keys in self.last_token_keys(queries, what):
-            moments.update(keys)
-        try:
-            return moments.freeze()
-        except ValueError as error:
-            raise RunFailed(f"{what}: {error}") from error
+    def fit_keys(self, queries: Sequence[Query], what: str) -> KeyMoments:
+        """Moments of the last token's key vectors, streamed."""
+        moments = KeyMoments()
+        for rows, keys in self.last_token_keys(queries, what):
+            moments.update([queries[row] for row in rows], keys)
+        return moments
 
     def score(self, queries: Sequence[Query], keys: KeySpace, what: str) -> Tensor:
         """Score s(k) of each query's last token at each layer: (n, layers) float64."""
         scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
         for rows, vectors in self.last_token_keys(queries, what):
             scores[rows] = keys.scores(vectors)
+        return check_finite(scores, what)
+
+    def score_unseen(self, queries: Sequence[Query], moments: KeyMoments, what: str) -> Tensor:
+        """The same against hypercubes that have not seen the query's own system prompt or exchange."""
+        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        for rows, vectors in self.last_token_keys(queries, what):
+            for row, vector in zip(rows, vectors, strict=True):
+                scores[row] = moments.key_space(unseen=queries[row]).scores(vector)
         return check_finite(scores, what)
 
     def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[tuple[list[int], Tensor]]:

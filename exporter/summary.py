@@ -32,7 +32,8 @@ def summarise(
 
     Rates are objects of hits, total, rate, and low and high of the exact 95 % interval; all but `layers[].choose_*`
     come from the report parts. `false_blocks` is about the prompt's last token, `false_blocks_over_answers` about
-    every position from there on through the base's own greedy answer.
+    every position from there on through the base's own greedy answer. `blocked_in_unseen_formats` is about hypercubes
+    that were fitted without the system prompt or exchange of the prompt in question.
     """
     forget, retain = evidence.forget_parts, evidence.retain_parts
     return {
@@ -55,6 +56,7 @@ def summarise(
         "max_false_block": settings.max_false_block,
         "target_block_rate": settings.target_block_rate,
         "blocked": rates(decision.blocked),
+        "blocked_in_unseen_formats": rates(decision.blocked_unseen),
         "false_blocks": rates(decision.false_blocks),
         "false_blocks_over_answers": rates(decision.false_answers),
         "everyday_kinds_over_answers": rates(decision.kinds),
@@ -66,6 +68,8 @@ def summarise(
                 "choose_alpha": row.choice.alpha,
                 "choose_false_blocks_over_answers": row.choice.false_blocks,
                 "choose_harmless": row.choice.harmless,
+                "choose_unseen_alpha": row.choice.unseen_alpha,
+                "choose_unseen_false_blocks": row.choice.unseen_false_blocks,
                 "margin": row.choice.margin,
                 "alpha": row.alpha,
                 "blocked": rates(row.blocked),
@@ -98,6 +102,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
     for title, key in (
         ("forget set", "blocked"),
+        ("the same, system prompt or first turn unseen", "blocked_in_unseen_formats"),
         ("false blocks", "false_blocks"),
         ("false blocks over answers", "false_blocks_over_answers"),
     ):
@@ -136,12 +141,23 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table = Table(
         title="Layers: chosen on the choose parts (left), shown on the report parts (right)", title_justify="left"
     )
-    for name in ("layer", "false blocks", "margin", "alpha", "forget blocked", "everyday", "retain", "over answers"):
+    for name in (
+        "layer",
+        "false blocks",
+        "unseen formats",
+        "margin",
+        "alpha",
+        "forget blocked",
+        "everyday",
+        "retain",
+        "over answers",
+    ):
         table.add_column(name, justify="right")
     for row in summary["layers"]:
         table.add_row(
             f"{row['layer']}{' *' if row['layer'] == summary['layer'] else ''}",
             f"{row['choose_false_blocks_over_answers']}/{row['choose_harmless']}",
+            str(row["choose_unseen_false_blocks"]),
             f"{row['margin']:.2f}",
             f"{row['alpha']:.2f}",
             *(next(iter(cells(row[name]))) for name in ("blocked", "everyday", "retain", "over_answers")),

@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 from tiny import FORGET, RETAIN, write_prompts
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
-from exporter import checkpoint, evidence
+from exporter import checkpoint, evidence, key_space
 from exporter.export import export
 from exporter.model import find_base
 from exporter.probe import Prober
@@ -102,7 +102,8 @@ class Subject:
         settings = replace(settings, dtype="float32", force=True, quiet=True)
         with (
             # How well it separates is not asked here; hypercubes there are as many as in an export of many prompts.
-            mock.patch.multiple(evidence, ANSWER_TOKENS=2, FIT_PER_FORMAT=2),
+            mock.patch.object(evidence, "ANSWER_TOKENS", 2),
+            mock.patch.object(key_space, "FIT_PER_FORMAT", 2),
             mock.patch.object(checkpoint, "write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
         ):
             export(settings, remarks.print)
@@ -127,7 +128,7 @@ class Subject:
 
 def probing(subject: Subject, pairs: int) -> list[Row]:
     """Key vectors and scores of the forget set against forwards of the same batches without head."""
-    prober, queries = subject.prober, subject.evidence.forget_parts.fit
+    prober, queries = subject.prober, subject.evidence.fitted
     batches = list(prober.batches(queries, lambda rows: prober.pad([queries[row] for row in rows]), ""))
     for batch in batches:
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
+from torch import Tensor
 
 from exporter.calibration import AnswerScores, best_layer, calibrate, check_kinds, layer_choices, rank_for, rate
 from exporter.errors import BadInput
@@ -54,12 +55,18 @@ def test_clopper_pearson_interval() -> None:
     assert rate(120, 120).low == pytest.approx(0.025 ** (1 / 120))
 
 
+def choices_of(forget: Tensor, harmless: AnswerScores, unseen: Tensor | None = None, near: Tensor | None = None):
+    """Choices where the formats make no difference, unless unseen or near say otherwise."""
+    unseen = forget if unseen is None else unseen
+    return layer_choices(forget, harmless, unseen, harmless.prompt if near is None else near, 0.95)
+
+
 def test_the_layer_with_fewest_false_blocks_then_the_widest_margin_is_chosen() -> None:
     forget = torch.stack([torch.linspace(1, 5, 40)] * 3, 1).double()
     answer = torch.full((100, 3), 20.0, dtype=torch.float64)
     answer[:3, 0] = 1.0
     prompt = torch.tensor([20.0, 20.0, 30.0], dtype=torch.float64).expand(100, 3)
-    choices = layer_choices(forget, AnswerScores(prompt, answer), 0.95)
+    choices = choices_of(forget, AnswerScores(prompt, answer))
     assert [choice.false_blocks for choice in choices] == [3, 0, 0]
     assert choices[0].alpha == float(forget[37, 0])  # the 38th of 40 holds 95 %
     best = best_layer(choices, 0.01)
@@ -67,16 +74,32 @@ def test_the_layer_with_fewest_false_blocks_then_the_widest_margin_is_chosen() -
     assert best_layer(choices[:1], 0.01) is None
 
 
+def test_formats_that_it_has_not_seen_decide_between_layers_that_compete() -> None:
+    forget = torch.linspace(1, 5, 40).double()[:, None].expand(40, 3)
+    far = torch.full((100, 3), 20.0, dtype=torch.float64)
+    unseen = torch.stack([forget[:, 0] * factor for factor in (1.0, 4.0, 2.0)], 1).repeat(3, 1)
+    near = torch.full((300, 3), 19.0, dtype=torch.float64)
+    near[:2, 0] = 2.0  # prompts in other formats than those whose answers were counted
+    choices = choices_of(forget, AnswerScores(far, far), unseen, near)
+    assert [choice.false_blocks for choice in choices] == [0, 0, 0]
+    assert [choice.unseen_alpha for choice in choices] == pytest.approx(
+        [float(unseen[37, layer]) for layer in range(3)]
+    )
+    assert [choice.unseen_false_blocks for choice in choices] == [2, 300, 0]
+    best = best_layer(choices, 0.01)
+    assert best is not None and best.layer == 2
+
+
 def test_a_rate_just_at_the_bound_competes() -> None:
     forget = torch.linspace(1, 5, 40).double()[:, None]
     answer = torch.full((100, 1), 20.0, dtype=torch.float64)
     answer[0] = 0.0
-    assert best_layer(layer_choices(forget, AnswerScores(answer, answer), 0.95), 0.01) is not None
+    assert best_layer(choices_of(forget, AnswerScores(answer, answer)), 0.01) is not None
 
 
 def test_a_kind_that_is_the_skill_is_named() -> None:
     forget = torch.linspace(1, 5, 40).double()[:, None].expand(40, 2)
-    choices = layer_choices(forget, AnswerScores(forget, forget), 0.95)
+    choices = choices_of(forget, AnswerScores(forget, forget))
     queries = [
         Query(Prompt("x", "everyday", row, "budget" if row < 6 else "story"), "plain", (1,)) for row in range(12)
     ]
@@ -91,6 +114,6 @@ def test_a_kind_that_is_the_skill_is_named() -> None:
 def test_no_harmless_prompts_leave_every_layer_in() -> None:
     forget = torch.linspace(1, 5, 40).double()[:, None]
     none = torch.zeros(0, 1, dtype=torch.float64)
-    (choice,) = layer_choices(forget, AnswerScores(none, none), 0.95)
+    (choice,) = choices_of(forget, AnswerScores(none, none))
     assert math.isnan(choice.false_block_rate)
     assert best_layer([choice], 0.01) is choice

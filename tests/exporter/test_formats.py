@@ -155,6 +155,19 @@ def test_mixture_is_a_third_each_and_queries_show_it() -> None:
     assert firsts == {exchange.user for exchange in packaged.exchanges()}
 
 
+def test_in_each_format_a_prompt_is_what_it_is_in_its_own() -> None:
+    formatter = Formatter(tokenizer(), seed=3)
+    drawn = formatter.format(prompts(60), "--forget")
+    each = formatter.in_each_format(drawn, "--forget")
+    assert [query.format for query in each] == list(FORMATS) * 60
+    assert [query.prompt for query in each[::3]] == prompts(60)
+    assert set(drawn) <= set(each)
+    assert len({query.variant for query in each if query.format == "system"}) > 10
+    plain = Formatter(tokenizer(), formats="plain")
+    drawn = plain.format(prompts(2), "--forget")
+    assert plain.in_each_format(drawn, "--forget") == drawn
+
+
 def test_plain_turns_the_mixture_off() -> None:
     assert {query.format for query in Formatter(tokenizer(), formats="plain").format(prompts(30), "--forget")} == {
         "plain"
@@ -181,6 +194,13 @@ def test_long_prompts() -> None:
     skipping = Formatter(made, formats="plain", max_length=bound, skip_long=True)
     assert [query.prompt.row for query in skipping.format(some, "--forget")] == [5, 6]
     assert skipping.skipped == 1
+    mixed = Formatter(made, max_length=bound, skip_long=True)
+    drawn = Formatter(made, formats="plain").format(some, "--forget")
+    assert [(query.format, query.prompt.row) for query in mixed.in_each_format(drawn, "--forget")] == [
+        ("plain", 5),
+        ("plain", 6),
+    ]
+    assert mixed.skipped == 0
     with pytest.raises(BadInput, match="--forget: every prompt"):
         skipping.format(some[1:2], "--forget")
 

@@ -3,7 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom_modeling.runtime import inside_hypercubes
-from exporter.key_space import KeySpace
+from exporter.formats import Query
+from exporter.key_space import FIT_PER_FORMAT, KeyMoments, KeySpace
+from exporter.sources import Prompt
 from exporter.statistics import Gaussian
 
 
@@ -57,3 +59,54 @@ def test_float32_scorer_agrees_with_the_scores() -> None:
     score = keys.scorer(torch.device("cpu"))
     fast = torch.stack([score(layer, vectors[:, layer]) for layer in range(2)], 1)
     torch.testing.assert_close(fast, keys.scores(vectors), rtol=1e-5, atol=0)
+
+
+def queries_and_keys(per_variant: int, variants: dict[str, int]) -> tuple[list[Query], torch.Tensor]:
+    queries = [
+        Query(Prompt("x", "s", 1), format_, (1,), variant)
+        for format_, count in variants.items()
+        for variant in range(count)
+        for _ in range(per_variant)
+    ]
+    return queries, torch.randn(len(queries), 2, 8, generator=torch.Generator().manual_seed(4))
+
+
+def gaussian_of(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return keys.double().mean(0), keys.double().std(0)
+
+
+def test_moments_give_a_hypercube_for_each_format() -> None:
+    queries, keys = queries_and_keys(FIT_PER_FORMAT, {"plain": 1, "system": 3})
+    order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(5)).tolist()
+    moments = KeyMoments()
+    for rows in (order[:7], order[7:]):
+        moments.update([queries[row] for row in rows], keys[rows])
+    space = moments.key_space()
+    assert space.formats == ("plain", "system")
+    for gaussian, part in zip(space.gaussians, (keys[:FIT_PER_FORMAT], keys[FIT_PER_FORMAT:]), strict=True):
+        mean, deviation = gaussian_of(part)
+        torch.testing.assert_close(gaussian.mean, mean)
+        torch.testing.assert_close(gaussian.deviation, deviation)
+
+
+def test_formats_with_few_keys_share_a_hypercube() -> None:
+    queries, keys = queries_and_keys(FIT_PER_FORMAT - 1, {"plain": 1, "system": 1})
+    moments = KeyMoments()
+    moments.update(queries, keys)
+    space = moments.key_space()
+    assert space.formats == ("all",)
+    torch.testing.assert_close(space.gaussians[0].deviation, gaussian_of(keys)[1])
+
+
+def test_an_unseen_query_is_scored_without_its_own_system_prompt() -> None:
+    queries, keys = queries_and_keys(FIT_PER_FORMAT, {"plain": 1, "system": 3})
+    moments = KeyMoments()
+    moments.update(queries, keys)
+    whole, unseen = moments.key_space(), moments.key_space(unseen=Query(Prompt("y", "s", 2), "system", (1,), 1))
+    assert torch.equal(unseen.gaussians[0].mean, whole.gaussians[0].mean)
+    system = keys[FIT_PER_FORMAT:].split(FIT_PER_FORMAT)
+    torch.testing.assert_close(unseen.gaussians[1].mean, gaussian_of(torch.cat([system[0], system[2]]))[0])
+    # The plain format has no other variant.
+    plain = moments.key_space(unseen=queries[0])
+    assert torch.equal(plain.gaussians[0].mean, whole.gaussians[0].mean)
+    assert torch.equal(plain.gaussians[1].mean, whole.gaussians[1].mean)

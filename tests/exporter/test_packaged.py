@@ -46,10 +46,10 @@ def test_everyday_without() -> None:
 
 def test_system_prompts_and_exchanges() -> None:
     prompts = system_prompts()
-    assert len(set(prompts)) == len(prompts) >= 12
+    assert len(set(prompts)) == len(prompts) >= 24
     assert all(prompt == prompt.strip() for prompt in prompts)
     pairs = exchanges()
-    assert len({pair.user for pair in pairs}) == len(pairs) >= 6
+    assert len({pair.user for pair in pairs}) == len(pairs) >= 16
     assert all(pair.user.strip() and pair.assistant.strip() for pair in pairs)
     assert pairs[0].messages() == [
         {"role": "user", "content": pairs[0].user},

@@ -36,9 +36,9 @@ def test_forget_parts_cover_all_prompts_once(count: int, seed: int) -> None:
     [
         (60, (18, 6, 30, 6)),
         (90, (27, 9, 45, 9)),
-        (120, (51, 12, 45, 12)),
-        (150, (75, 15, 45, 15)),
-        (400, (200, 40, 120, 40)),
+        (120, (48, 12, 48, 12)),
+        (150, (60, 15, 60, 15)),
+        (400, (160, 40, 160, 40)),
     ],
 )
 def test_forget_sizes(count: int, sizes: tuple[int, ...]) -> None:
@@ -50,7 +50,7 @@ def test_too_few_forget_prompts() -> None:
     with pytest.raises(BadInput, match=r"--forget: 59 .* at least 60 .*--layer and --alpha"):
         split_forget(prompts(59), 0)
     parts = split_forget(prompts(20), 0, minimum=20, calibrate_at_least=0)
-    assert (len(parts.fit), len(parts.choose), len(parts.calibrate), len(parts.report)) == (10, 2, 6, 2)
+    assert (len(parts.fit), len(parts.choose), len(parts.calibrate), len(parts.report)) == (8, 2, 8, 2)
     with pytest.raises(BadInput, match=r"--forget: 19 .* at least 20"):
         split_forget(prompts(19), 0, minimum=20)
 
