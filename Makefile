@@ -55,7 +55,7 @@ types: $(READY) ## mypy
 	$(PY) -m mypy
 
 bench: base ## ratios of speed and memory against the bare model
-	$(PY) tests/bench.py $(BASE)
+	$(PY) -m tests.bench $(BASE)
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -102,7 +102,7 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
         table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
     for title, key in (
         ("forget set", "blocked"),
-        ("the same, system prompt or first turn unseen", "blocked_in_unseen_formats"),
+        ("the same, unseen formats", "blocked_in_unseen_formats"),
         ("false blocks", "false_blocks"),
         ("false blocks over answers", "false_blocks_over_answers"),
     ):
@@ -139,7 +139,11 @@ def cells(each: Mapping[str, Any]) -> Iterable[str]:
 
 def layer_table(summary: Mapping[str, Any]) -> Table:
     table = Table(
-        title="Layers: chosen on the choose parts (left), shown on the report parts (right)", title_justify="left"
+        title="Layers: chosen on the choose parts (left), shown on the report parts (right)",
+        title_justify="left",
+        caption="unseen formats: false blocks once alpha is so large that it holds forget prompts under system prompts "
+        "and after exchanges left out of the fit",
+        caption_justify="left",
     )
     for name in (
         "layer",

@@ -35,7 +35,6 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from tiny import FORGET, RETAIN, write_prompts
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
 from exporter import checkpoint, evidence, key_space
@@ -45,6 +44,7 @@ from exporter.probe import Prober
 from exporter.refusal_states import eos_ids
 from exporter.settings import ExportSettings
 from exporter.staging import Staging
+from tests.tiny import FORGET, RETAIN, write_prompts
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
 MIB = 2**20
@@ -128,7 +128,7 @@ class Subject:
 
 def probing(subject: Subject, pairs: int) -> list[Row]:
     """Key vectors and scores of the forget set against forwards of the same batches without head."""
-    prober, queries = subject.prober, subject.evidence.fitted
+    prober, queries = subject.prober, subject.evidence.forget_parts.calibrate
     batches = list(prober.batches(queries, lambda rows: prober.pad([queries[row] for row in rows]), ""))
     for batch in batches:
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
