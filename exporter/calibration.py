@@ -29,9 +29,9 @@ class AnswerScores:
 class LayerChoice:
     """What the choose parts say of one layer.
 
-    At `alpha`, which holds the asked share of the forget prompts in formats of the fit: `false_blocks` of `harmless`
-    prompts, over their answers. At `unseen_alpha`, which holds that share in formats left out of the fit:
-    `unseen_false_blocks`, harmless prompts in any format, at their last token; and the margin (see `layer_choices`).
+    At `alpha`, which holds the asked share of the forget choose part: `false_blocks` of `harmless` prompts, over their
+    answers. At `unseen_alpha`, about the alpha that calibration on system prompts and exchanges left out of the fit
+    would give: `unseen_false_blocks`, harmless prompts in any format, at their last token; and the margin.
     """
 
     layer: int
@@ -103,19 +103,29 @@ def calibrate(scores: Tensor, target: float) -> Alpha:
     return Alpha(float(ordered[(k or n) - 1]), n, promise, CONFIDENCE)
 
 
+def expected_share(n: int, target: float) -> float:
+    """The share of its source that `calibrate` holds on average, with n scores."""
+    return (rank_for(n, target) or n) / (n + 1)
+
+
 def layer_choices(
-    forget: Tensor, harmless: AnswerScores, unseen: Tensor, harmless_in_each: Tensor, share: float
+    forget: Tensor,
+    harmless: AnswerScores,
+    unseen: Tensor,
+    harmless_in_each: Tensor,
+    share: float,
+    unseen_share: float,
 ) -> list[LayerChoice]:
     """What the choose parts say of every layer.
 
-    forget: (n, layers) scores of the forget choose part; unseen: the same prompts in every format, each scored
-    without what was fitted in its own system prompt or exchange; harmless_in_each: harmless prompts in every format.
-    The margin is (2 % quantile of the harmless prompts' scores - unseen alpha) / interquartile range of the unseen
-    scores.
+    forget: (n, layers) scores of the forget choose part, of which alpha holds `share`; unseen: prompts of the fit and
+    the choose part in every format, each scored without what was fitted in its own variant, of which the unseen alpha
+    holds `unseen_share`; harmless_in_each: harmless prompts in every format. The margin is (2 % quantile of the
+    harmless prompts' scores - unseen alpha) / interquartile range of the unseen scores.
     """
     choices = []
     for layer in range(forget.shape[1]):
-        alpha, unseen_alpha = quantile(forget[:, layer], share), quantile(unseen[:, layer], share)
+        alpha, unseen_alpha = quantile(forget[:, layer], share), quantile(unseen[:, layer], unseen_share)
         quartiles = torch.quantile(unseen[:, layer], torch.tensor([0.25, 0.75], dtype=torch.float64))
         spread = float(quartiles[1] - quartiles[0])
         near = harmless_in_each[:, layer]

@@ -16,6 +16,7 @@ from exporter.calibration import (
     best_layer,
     calibrate,
     check_kinds,
+    expected_share,
     layer_choices,
     rate,
     rates_by_format,
@@ -46,9 +47,9 @@ class Scored:
 class Evidence:
     """Scores of every part but the one fitted on; the rows are those of the parts' queries.
 
-    `fitted`: the prompts of the fit part in every format. `choose_unseen`, `report_unseen`: prompts of these parts in
-    every format, scored without what was fitted in their own system prompt or exchange. `retain_others`: retain and
-    everyday prompts of the choose part in the formats that were not drawn for them.
+    `fitted`: the prompts of the fit part in every format. `choose_unseen`: these and those of the choose part in every
+    format, scored without what was fitted in their own variant; `report_unseen`: likewise the report part.
+    `retain_others`: retain and everyday prompts of the choose part in the formats that were not drawn for them.
     """
 
     forget_parts: ForgetParts[Query]
@@ -140,7 +141,7 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
         choose=prober.score(forget.choose, keys, "forget set: choose"),
         calibrate=prober.score(forget.calibrate, keys, "forget set: calibrate"),
         report=prober.score(forget.report, keys, "forget set: report"),
-        choose_unseen=unseen(forget.choose, "choose"),
+        choose_unseen=unseen([*forget.fit, *forget.choose], "choose"),
         report_unseen=unseen(forget.report, "report"),
         retain_choose=answers(retain.choose, "choose"),
         retain_report=answers(retain.report, "report"),
@@ -159,6 +160,7 @@ def decide(evidence: Evidence, settings: ExportSettings) -> Decision:
         evidence.choose_unseen.scores,
         torch.cat([evidence.retain_choose.prompt, evidence.retain_others.scores]),
         settings.target_block_rate,
+        expected_share(len(evidence.calibrate), settings.target_block_rate),
     )
     check_kinds(
         [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY],

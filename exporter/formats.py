@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PLAIN, SYSTEM, SECOND_TURN = "plain", "system", "second-turn"
 FORMATS = (PLAIN, SYSTEM, SECOND_TURN)
 
+FOLDS = 10
+"""Groups of plain prompts, drawn by the seed: what system prompts and exchanges are to the other formats."""
+
 Message = dict[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
 
@@ -37,7 +40,7 @@ class Query:
         prompt: Where it comes from.
         format: "plain", "system" or "second-turn".
         ids: Token ids, special tokens included; the last one is the position whose key vector counts.
-        variant: Which system prompt or exchange it has, by number.
+        variant: Which system prompt or exchange it has, by number; of a plain prompt, which of FOLDS.
     """
 
     prompt: Prompt
@@ -159,14 +162,14 @@ class Formatter:
         return False
 
     def draw(self, prompt: Prompt) -> tuple[str, dict[str, int]]:
-        """The format of a prompt; and by format the number of the system prompt or exchange that it gets there.
+        """The format of a prompt; and by format the variant that it gets there (see `Query`).
 
         Drawn from a hash of the seed and the prompt alone, so that another source does not shift the others' draws.
         """
         digest = hashlib.sha256(f"{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}".encode()).digest()
-        which, system, exchange = (int.from_bytes(digest[start : start + 8], "big") for start in (0, 8, 16))
+        which, system, exchange, fold = (int.from_bytes(digest[start : start + 8], "big") for start in (0, 8, 16, 24))
         variants = {
-            PLAIN: 0,
+            PLAIN: fold % FOLDS,
             SYSTEM: system % len(self._system_prompts),
             SECOND_TURN: exchange % len(self._exchanges),
         }

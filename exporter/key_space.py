@@ -71,7 +71,7 @@ class LayerScorer:
 
 
 class KeyMoments:
-    """Running mean and deviation of forget keys, apart for every system prompt and exchange that they came in."""
+    """Running mean and deviation of forget keys, apart for every variant of a format (see `Query`)."""
 
     def __init__(self) -> None:
         self._variants: dict[tuple[str, int], Moments] = {}
@@ -84,8 +84,9 @@ class KeyMoments:
     def key_space(self, unseen: Query | None = None) -> KeySpace:
         """One hypercube for each format; one for all ("all") where a format has fewer than FIT_PER_FORMAT keys.
 
-        `unseen`: leave out the keys that came in this query's system prompt or exchange, as far as that leaves half of
-        them: what users bring is not in our lists either. Raises ValueError on NaN.
+        `unseen`: leave out the keys of this query's variant, as far as that leaves half of its format's: a query of
+        the fit does not count for itself then, and system prompts and exchanges are as new as those that users bring.
+        Raises ValueError on NaN.
         """
         groups: dict[str, list[tuple[str, int]]] = {}
         for name in sorted(self._variants):

@@ -61,7 +61,7 @@ class Prober:
         return check_finite(scores, what)
 
     def score_unseen(self, queries: Sequence[Query], moments: KeyMoments, what: str) -> Tensor:
-        """The same against hypercubes that have not seen the query's own system prompt or exchange."""
+        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.key_space`)."""
         scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
         for rows, vectors in self.last_token_keys(queries, what):
             for row, vector in zip(rows, vectors, strict=True):

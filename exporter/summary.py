@@ -141,8 +141,8 @@ def layer_table(summary: Mapping[str, Any]) -> Table:
     table = Table(
         title="Layers: chosen on the choose parts (left), shown on the report parts (right)",
         title_justify="left",
-        caption="unseen formats: false blocks once alpha is so large that it holds forget prompts under system prompts "
-        "and after exchanges left out of the fit",
+        caption="unseen formats: false blocks in any format, at the alpha to be expected under system prompts and "
+        "after exchanges that were left out of the fit",
         caption_justify="left",
     )
     for name in (

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import Tensor
 
-from exporter.calibration import AnswerScores, best_layer, calibrate, check_kinds, layer_choices, rank_for, rate
+from exporter.calibration import (
+    AnswerScores,
+    best_layer,
+    calibrate,
+    check_kinds,
+    expected_share,
+    layer_choices,
+    rank_for,
+    rate,
+)
 from exporter.errors import BadInput
 from exporter.formats import Query
 from exporter.sources import Prompt
@@ -34,6 +43,13 @@ def test_rank_is_the_least_that_a_binomial_count_confirms(n: int, target: float)
     assert k == 1 or binom.cdf(k - 2, n, target) < 0.9
 
 
+def test_expected_share_is_the_mean_coverage() -> None:
+    generator = torch.Generator().manual_seed(1)
+    alphas = [calibrate(torch.rand(160, generator=generator, dtype=torch.float64), 0.95).value for _ in range(2000)]
+    assert sum(alphas) / 2000 == pytest.approx(expected_share(160, 0.95), abs=1e-3)
+    assert expected_share(30, 0.95) == 30 / 31
+
+
 def test_promise_holds_in_repeated_draws() -> None:
     generator = torch.Generator().manual_seed(0)
     kept = 0
@@ -58,7 +74,7 @@ def test_clopper_pearson_interval() -> None:
 def choices_of(forget: Tensor, harmless: AnswerScores, unseen: Tensor | None = None, near: Tensor | None = None):
     """Choices where the formats make no difference, unless unseen or near say otherwise."""
     unseen = forget if unseen is None else unseen
-    return layer_choices(forget, harmless, unseen, harmless.prompt if near is None else near, 0.95)
+    return layer_choices(forget, harmless, unseen, harmless.prompt if near is None else near, 0.95, 0.9)
 
 
 def test_the_layer_with_fewest_false_blocks_then_the_widest_margin_is_chosen() -> None:
@@ -82,9 +98,8 @@ def test_formats_that_it_has_not_seen_decide_between_layers_that_compete() -> No
     near[:2, 0] = 2.0  # prompts in other formats than those whose answers were counted
     choices = choices_of(forget, AnswerScores(far, far), unseen, near)
     assert [choice.false_blocks for choice in choices] == [0, 0, 0]
-    assert [choice.unseen_alpha for choice in choices] == pytest.approx(
-        [float(unseen[37, layer]) for layer in range(3)]
-    )
+    # Each score is there three times; the 36th of 40 holds 90 %.
+    assert [choice.unseen_alpha for choice in choices] == [float(unseen[35, layer]) for layer in range(3)]
     assert [choice.unseen_false_blocks for choice in choices] == [2, 300, 0]
     best = best_layer(choices, 0.01)
     assert best is not None and best.layer == 2

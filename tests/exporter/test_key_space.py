@@ -106,7 +106,21 @@ def test_an_unseen_query_is_scored_without_its_own_system_prompt() -> None:
     assert torch.equal(unseen.gaussians[0].mean, whole.gaussians[0].mean)
     system = keys[FIT_PER_FORMAT:].split(FIT_PER_FORMAT)
     torch.testing.assert_close(unseen.gaussians[1].mean, gaussian_of(torch.cat([system[0], system[2]]))[0])
-    # The plain format has no other variant.
+    # The plain prompts are of one fold: leaving it out would leave nothing.
     plain = moments.key_space(unseen=queries[0])
     assert torch.equal(plain.gaussians[0].mean, whole.gaussians[0].mean)
     assert torch.equal(plain.gaussians[1].mean, whole.gaussians[1].mean)
+
+
+def test_scores_without_the_own_fold_are_those_of_further_prompts() -> None:
+    queries, keys = queries_and_keys(4, {"plain": 10})
+    moments = KeyMoments()
+    moments.update(queries, keys)
+    further = torch.randn(4000, 2, 8, generator=torch.Generator().manual_seed(6))
+    held_out = torch.stack(
+        [moments.key_space(unseen=query).scores(key) for query, key in zip(queries, keys, strict=True)]
+    )
+    inside = moments.key_space().scores(keys)
+    truth = moments.key_space().scores(further).mean()
+    assert inside.mean() < held_out.mean()
+    assert abs(held_out.mean() - truth) < 0.2 < truth - inside.mean() + 0.2
