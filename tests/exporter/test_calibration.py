@@ -94,7 +94,7 @@ def test_formats_that_it_has_not_seen_decide_between_layers_that_compete() -> No
     forget = torch.linspace(1, 5, 40).double()[:, None].expand(40, 3)
     far = torch.full((100, 3), 20.0, dtype=torch.float64)
     unseen = torch.stack([forget[:, 0] * factor for factor in (1.0, 4.0, 2.0)], 1).repeat(3, 1)
-    near = torch.full((300, 3), 19.0, dtype=torch.float64)
+    near = torch.full((300, 3), 18.0, dtype=torch.float64)
     near[:2, 0] = 2.0  # prompts in other formats than those whose answers were counted
     choices = choices_of(forget, AnswerScores(far, far), unseen, near)
     assert [choice.false_blocks for choice in choices] == [0, 0, 0]
