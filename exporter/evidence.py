@@ -126,7 +126,9 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
 
     def unseen(part: Sequence[Query], name: str) -> Scored:
         queries = formatter.in_each_format(part, "--forget")
-        return Scored(tuple(queries), prober.score_unseen(queries, moments, f"forget set: {name}, unseen formats"))
+        return Scored(
+            tuple(queries), prober.score_unseen(queries, moments, keys, f"forget set: {name}, unseen formats")
+        )
 
     def answers(part: Sequence[Query], name: str) -> AnswerScores:
         return AnswerScores(*prober.score_answers(part, keys, ANSWER_TOKENS, f"retain and everyday: {name}"))

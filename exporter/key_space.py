@@ -81,25 +81,35 @@ class KeyMoments:
         for query, key in zip(queries, keys, strict=True):
             self._variants.setdefault((query.format, query.variant), Moments()).update(key[None])
 
-    def key_space(self, unseen: Query | None = None) -> KeySpace:
+    def key_space(self) -> KeySpace:
         """One hypercube for each format; one for all ("all") where a format has fewer than FIT_PER_FORMAT keys.
 
-        `unseen`: leave out the keys of this query's variant, as far as that leaves half of its format's: a query of
-        the fit does not count for itself then, and system prompts and exchanges are as new as those that users bring.
         Raises ValueError on NaN.
         """
+        groups = self._groups()
+        return KeySpace(tuple(groups), tuple(self._merge(names).freeze() for names in groups.values()))
+
+    def without(self, query: Query, whole: KeySpace) -> KeySpace:
+        """The key space `whole` less what was fitted in the query's own variant, as far as half of its format remains.
+
+        A query of the fit does not count for itself then, and system prompts and exchanges are as new as those that
+        users bring.
+        """
+        own = query.format if query.format in whole.formats else "all"
+        names = self._groups()[own]
+        kept = self._merge(name for name in names if name != (query.format, query.variant))
+        if 2 * kept.count < sum(self._variants[name].count for name in names):
+            return whole
+        gaussians = zip(whole.formats, whole.gaussians, strict=True)
+        return KeySpace(whole.formats, tuple(kept.freeze() if name == own else each for name, each in gaussians))
+
+    def _groups(self) -> dict[str, list[tuple[str, int]]]:
+        """The variants that share a hypercube, by its name."""
         groups: dict[str, list[tuple[str, int]]] = {}
         for name in sorted(self._variants):
             groups.setdefault(name[0], []).append(name)
-        counts = {format_: sum(self._variants[name].count for name in names) for format_, names in groups.items()}
-        if min(counts.values()) < FIT_PER_FORMAT:
-            groups = {"all": sorted(self._variants)}
-        gaussians = []
-        for names in groups.values():
-            whole = self._merge(names)
-            kept = self._merge(name for name in names if unseen and name != (unseen.format, unseen.variant))
-            gaussians.append((kept if 2 * kept.count >= whole.count else whole).freeze())
-        return KeySpace(tuple(groups), tuple(gaussians))
+        counts = [sum(self._variants[name].count for name in names) for names in groups.values()]
+        return groups if min(counts) >= FIT_PER_FORMAT else {"all": sorted(self._variants)}
 
     def _merge(self, names: Iterable[tuple[str, int]]) -> Moments:
         moments = Moments()

@@ -60,12 +60,12 @@ class Prober:
             scores[rows] = keys.scores(vectors)
         return check_finite(scores, what)
 
-    def score_unseen(self, queries: Sequence[Query], moments: KeyMoments, what: str) -> Tensor:
-        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.key_space`)."""
+    def score_unseen(self, queries: Sequence[Query], moments: KeyMoments, keys: KeySpace, what: str) -> Tensor:
+        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`)."""
         scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
         for rows, vectors in self.last_token_keys(queries, what):
             for row, vector in zip(rows, vectors, strict=True):
-                scores[row] = moments.key_space(unseen=queries[row]).scores(vector)
+                scores[row] = moments.without(queries[row], keys).scores(vector)
         return check_finite(scores, what)
 
     def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[tuple[list[int], Tensor]]:
