@@ -96,6 +96,15 @@ class KeySpaceMLP(Float32Buffers):
         return self.down_proj(key)
 
 
+class RefusalStates(Float32Buffers):
+    """Final states (2, hidden) on which a head reads R and, after R, EOS; NaN until a checkpoint fills them."""
+
+    def __init__(self, hidden_size, device):
+        super().__init__()
+        states = torch.full((2, hidden_size), torch.nan, dtype=torch.float32, device=device)
+        self.register_buffer("unskill_states", states)
+
+
 class SplitHead(nn.Linear):
     """Output head whose last row is R: the other columns are the base's own product, equal to it bit by bit."""
 
@@ -160,8 +169,8 @@ def unprobed_message(option):
     )
 
 
-# VerifiedLoading first: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.
-class KeySpaceModel(VerifiedLoading, Float32Buffers):
+# VerifiedLoading alone: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.
+class KeySpaceModel(VerifiedLoading):
     """Mixin for the family's base model: finds the blocked positions and gives them the refusal's final state.
 
     A plain output head over these states reads R at a blocked position and EOS after R, so that engines which bring
@@ -187,11 +196,9 @@ class KeySpaceModel(VerifiedLoading, Float32Buffers):
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class
             mlp.unskill_install(cubes)
-        states = None
-        if closed:
-            shape, device = (2, config.hidden_size), self.embed_tokens.weight.device
-            states = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
-        self.register_buffer("unskill_refusal_states", states)
+        # A module of its own, after the family's: transformers 4.48 decides by the model's first tensor how all are
+        # loaded, and weights that are copied instead of mapped differ in alignment, so in the last bits of products.
+        self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device) if closed else None
         self.unskill_masks = None
         self.unskill_owner = {}
 
@@ -229,8 +236,8 @@ class KeySpaceModel(VerifiedLoading, Float32Buffers):
             self.unskill_masks = hit, after_refusal
         finally:
             self.unskill_leave(outermost)
-        if self.unskill_refusal_states is not None:
-            refusal, end = self.unskill_refusal_states.to(device=state.device, dtype=state.dtype)
+        if self.unskill_refusal is not None:
+            refusal, end = self.unskill_refusal.unskill_states.to(device=state.device, dtype=state.dtype)
             state = torch.where(hit.unsqueeze(-1), refusal, state)
             output.last_hidden_state = torch.where(after_refusal.unsqueeze(-1), end, state)
             if output.hidden_states and output.hidden_states[-1] is not None:

@@ -106,7 +106,7 @@ def intervention_buffers(evidence: Evidence, decision: Decision, states: Refusal
     bounds = evidence.keys.bounds(decision.layer, decision.alpha.value)
     buffers = {f"layers.{decision.layer}.mlp.unskill_ksd_bounds": bounds}
     if states.closed:
-        buffers["unskill_refusal_states"] = states.states
+        buffers["unskill_refusal.unskill_states"] = states.states
     for name, tensor in buffers.items():
         if not torch.isfinite(tensor).all():
             raise RunFailed(f"{name} holds NaN or infinity; try another --dtype")
