@@ -147,10 +147,9 @@ class VerifiedLoading:
 
     def unskill_verify(self):
         """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""
-        prefix = f"{self.base_model_prefix}."
-        found = {
-            name.removeprefix(prefix): tensor for name, tensor in self.named_buffers() if ".unskill_" in f".{name}"
-        }
+        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module which it does not have.
+        core = self.model if isinstance(self, KeySpaceForCausalLM) else self
+        found = {name: tensor for name, tensor in core.named_buffers() if ".unskill_" in f".{name}"}
         for name, sha256 in self.config.unskill["sha256"].items():
             if name not in found:
                 raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")
