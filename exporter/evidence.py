@@ -28,6 +28,7 @@ from exporter.packaged import EVERYDAY
 from exporter.probe import Prober
 from exporter.settings import ExportSettings
 from exporter.splits import ForgetParts, RetainParts
+from exporter.spool import KeySpool
 
 # Length of the base's own answers in which false blocks are looked for, in tokens.
 ANSWER_TOKENS = 64
@@ -116,13 +117,15 @@ class Decision:
 
 
 def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], retain: RetainParts[Query]) -> Evidence:
-    """Fit the keys and score every other part. Raises RunFailed on NaN."""
+    """Fit the keys and score every other part. Raises RunFailed on NaN and on a full disk."""
     fitted = formatter.in_each_format(forget.fit, "--forget")
-    moments = prober.fit_keys(fitted, "forget set: fit")
-    try:
-        keys = moments.key_space()
-    except ValueError as error:
-        raise RunFailed(f"forget set: {error}") from error
+    with KeySpool() as spool:
+        moments = prober.fit_keys(fitted, spool, "forget set: fit")
+        try:
+            keys = moments.key_space()
+        except ValueError as error:
+            raise RunFailed(f"forget set: {error}") from error
+        fitted_unseen = prober.score_unseen(fitted, moments, keys, "forget set: fit, unseen formats", spool)
 
     def unseen(part: Sequence[Query], name: str) -> Scored:
         queries = formatter.in_each_format(part, "--forget")
@@ -133,6 +136,7 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
     def answers(part: Sequence[Query], name: str) -> AnswerScores:
         return AnswerScores(*prober.score_answers(part, keys, ANSWER_TOKENS, f"retain and everyday: {name}"))
 
+    choose_unseen = unseen(forget.choose, "choose")
     drawn = set(retain.choose)
     others = [query for query in formatter.in_each_format(retain.choose, "--retain") if query not in drawn]
     return Evidence(
@@ -143,7 +147,7 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
         choose=prober.score(forget.choose, keys, "forget set: choose"),
         calibrate=prober.score(forget.calibrate, keys, "forget set: calibrate"),
         report=prober.score(forget.report, keys, "forget set: report"),
-        choose_unseen=unseen([*forget.fit, *forget.choose], "choose"),
+        choose_unseen=Scored((*fitted, *choose_unseen.queries), torch.cat([fitted_unseen, choose_unseen.scores])),
         report_unseen=unseen(forget.report, "report"),
         retain_choose=answers(retain.choose, "choose"),
         retain_report=answers(retain.report, "report"),

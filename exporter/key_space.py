@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ from exporter.statistics import Gaussian, Moments
 
 # Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
 FIT_PER_FORMAT = 20
+
+Variant = tuple[str, int]
+"""A format and the number of its system prompt, exchange or fold."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,17 @@ class KeyMoments:
     """Running mean and deviation of forget keys, apart for every variant of a format (see `Query`)."""
 
     def __init__(self) -> None:
-        self._variants: dict[tuple[str, int], Moments] = {}
+        self._variants: dict[Variant, Moments] = {}
+        self._hypercubes: dict[str, Moments] = {}
 
     def update(self, queries: Sequence[Query], keys: Tensor) -> None:
         """Add the keys (n, layers, d_ff) of the last tokens of n queries."""
-        for query, key in zip(queries, keys, strict=True):
-            self._variants.setdefault((query.format, query.variant), Moments()).update(key[None])
+        self._hypercubes = {}
+        rows: dict[Variant, list[int]] = {}
+        for row, query in enumerate(queries):
+            rows.setdefault((query.format, query.variant), []).append(row)
+        for name, chosen in rows.items():
+            self._variants.setdefault(name, Moments()).update(keys[chosen])
 
     def key_space(self) -> KeySpace:
         """One hypercube for each format; one for all ("all") where a format has fewer than FIT_PER_FORMAT keys.
@@ -87,7 +95,7 @@ class KeyMoments:
         Raises ValueError on NaN.
         """
         groups = self._groups()
-        return KeySpace(tuple(groups), tuple(self._merge(names).freeze() for names in groups.values()))
+        return KeySpace(tuple(groups), tuple(moments.freeze() for moments in groups.values()))
 
     def without(self, query: Query, whole: KeySpace) -> KeySpace:
         """The key space `whole` less what was fitted in the query's own variant, as far as half of its format remains.
@@ -95,27 +103,28 @@ class KeyMoments:
         A query of the fit does not count for itself then, and system prompts and exchanges are as new as those that
         users bring.
         """
+        part = self._variants.get((query.format, query.variant))
         own = query.format if query.format in whole.formats else "all"
-        names = self._groups()[own]
-        kept = self._merge(name for name in names if name != (query.format, query.variant))
-        if 2 * kept.count < sum(self._variants[name].count for name in names):
+        fitted = self._groups()[own]
+        if part is None or 2 * part.count > fitted.count:
             return whole
+        kept = fitted.less(part).freeze()
         gaussians = zip(whole.formats, whole.gaussians, strict=True)
-        return KeySpace(whole.formats, tuple(kept.freeze() if name == own else each for name, each in gaussians))
+        return KeySpace(whole.formats, tuple(kept if name == own else each for name, each in gaussians))
 
-    def _groups(self) -> dict[str, list[tuple[str, int]]]:
-        """The variants that share a hypercube, by its name."""
-        groups: dict[str, list[tuple[str, int]]] = {}
-        for name in sorted(self._variants):
-            groups.setdefault(name[0], []).append(name)
-        counts = [sum(self._variants[name].count for name in names) for names in groups.values()]
-        return groups if min(counts) >= FIT_PER_FORMAT else {"all": sorted(self._variants)}
-
-    def _merge(self, names: Iterable[tuple[str, int]]) -> Moments:
-        moments = Moments()
-        for name in names:
-            moments.merge(self._variants[name])
-        return moments
+    def _groups(self) -> dict[str, Moments]:
+        """The moments of each hypercube, by its name; kept until the next update."""
+        if not self._hypercubes:
+            formats: dict[str, Moments] = {}
+            for name in sorted(self._variants):
+                formats.setdefault(name[0], Moments()).merge(self._variants[name])
+            if any(moments.count < FIT_PER_FORMAT for moments in formats.values()):
+                everything = Moments()
+                for moments in formats.values():
+                    everything.merge(moments)
+                formats = {"all": everything}
+            self._hypercubes = formats
+        return self._hypercubes
 
 
 def step(values: Tensor, towards: float) -> Tensor:

@@ -18,6 +18,7 @@ from exporter.formats import Query
 from exporter.key_space import KeyMoments, KeySpace
 from exporter.model import LoadedModel
 from exporter.refusal_states import eos_ids
+from exporter.spool import Batch, KeySpool
 from exporter.taps import LastLayerReached, final_state_tap, key_taps
 
 T = TypeVar("T")
@@ -46,10 +47,10 @@ class Prober:
         core: Any = self.loaded.model.base_model
         return len(core.layers)
 
-    def fit_keys(self, queries: Sequence[Query], what: str) -> KeyMoments:
-        """Moments of the last token's key vectors, streamed."""
+    def fit_keys(self, queries: Sequence[Query], spool: KeySpool, what: str) -> KeyMoments:
+        """Moments of the last token's key vectors, streamed; the vectors themselves are kept on disk."""
         moments = KeyMoments()
-        for rows, keys in self.last_token_keys(queries, what):
+        for rows, keys in spool.keep(self.last_token_keys(queries, what)):
             moments.update([queries[row] for row in rows], keys)
         return moments
 
@@ -60,18 +61,22 @@ class Prober:
             scores[rows] = keys.scores(vectors)
         return check_finite(scores, what)
 
-    def score_unseen(self, queries: Sequence[Query], moments: KeyMoments, keys: KeySpace, what: str) -> Tensor:
-        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`)."""
+    def score_unseen(
+        self, queries: Sequence[Query], moments: KeyMoments, keys: KeySpace, what: str, spool: KeySpool | None = None
+    ) -> Tensor:
+        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`).
+
+        `spool`: the queries' keys, where they were kept."""
         scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
-        for rows, vectors in self.last_token_keys(queries, what):
+        for rows, vectors in spool.batches() if spool else self.last_token_keys(queries, what):
             for row, vector in zip(rows, vectors, strict=True):
                 scores[row] = moments.without(queries[row], keys).scores(vector)
         return check_finite(scores, what)
 
-    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of (row numbers, key vectors (n, layers, d_ff) of each row's last token), on the CPU."""
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
+        """Batches of the key vectors of each row's last token, on the CPU."""
 
-        def run(rows: list[int]) -> tuple[list[int], Tensor]:
+        def run(rows: list[int]) -> Batch:
             seen: list[Tensor] = []
             taps = key_taps(
                 self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1

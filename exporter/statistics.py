@@ -58,6 +58,16 @@ class Moments:
         self.squares = self.squares + other.squares + shift.square() * (self.count * other.count / total)
         self.count = total
 
+    def less(self, part: Moments) -> Moments:
+        """What is left of this without `part`, which it has merged before; both stay as they are."""
+        left = Moments()
+        left.count = self.count - part.count
+        shift = (self.mean - part.mean) * (part.count / left.count)
+        left.mean = self.mean + shift
+        apart = (part.mean - left.mean).square() * (part.count * left.count / self.count)
+        left.squares = (self.squares - part.squares - apart).clamp(min=0)
+        return left
+
     def freeze(self) -> Gaussian:
         """The Gaussian: deviation with n-1, floored at DEVIATION_FLOOR of the layer's median.
 

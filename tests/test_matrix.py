@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "olmo2", "granite", "gemma3_text"]
+FAMILIES = list(GATED_FAMILIES)
 
 
 def interpreter(release: str) -> Path:

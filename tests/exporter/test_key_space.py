@@ -109,6 +109,7 @@ def test_an_unseen_query_is_scored_without_its_own_system_prompt() -> None:
     torch.testing.assert_close(unseen.gaussians[1].mean, gaussian_of(torch.cat([system[0], system[2]]))[0])
     # The plain prompts are of one fold: leaving it out would leave nothing.
     assert moments.without(queries[0], whole) is whole
+    assert moments.without(Query(Prompt("y", "s", 2), "system", (1,), 9), whole) is whole
 
 
 def test_scores_without_the_own_fold_are_those_of_further_prompts() -> None:

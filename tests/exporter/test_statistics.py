@@ -35,6 +35,21 @@ def test_merging_two_instances_gives_what_one_would() -> None:
     torch.testing.assert_close(empty.freeze().mean, whole.mean, rtol=1e-12, atol=1e-12)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 9), st.floats(-1e4, 1e4), st.integers(0, 1000))
+def test_less_undoes_a_merge(part: int, rest: int, offset: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randn(part + rest, 2, 5, generator=generator, dtype=torch.float64)
+    data[:part] += offset
+    whole, taken = moments_of(data), moments_of(data[:part])
+    left = whole.less(taken).freeze()
+    assert left.count == rest
+    torch.testing.assert_close(left.mean, data[part:].mean(0), rtol=1e-9, atol=1e-9)
+    # The squares of the whole hold offset^2, of which a double keeps 16 digits.
+    torch.testing.assert_close(left.deviation, data[part:].std(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(whole.freeze().mean, moments_of(data).freeze().mean)
+
+
 def test_a_large_mean_does_not_cancel_the_deviation() -> None:
     values = torch.tensor([1e6, 1e6 + 1, 1e6 + 2], dtype=torch.float64).view(3, 1, 1)
     assert moments_of(values[:1], values[1:]).freeze().deviation.item() == pytest.approx(1.0, abs=1e-9)
