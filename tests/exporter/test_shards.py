@@ -24,15 +24,7 @@ from torch import Tensor
 
 from exporter import shards
 from exporter.errors import BadInput, RunFailed
-from exporter.shards import (
-    RowPatch,
-    copy_shard,
-    encode_row,
-    merged_index,
-    read_header,
-    shard_names,
-    write_tensors,
-)
+from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, shard_names, write_tensors
 from exporter.staging import Staging
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
