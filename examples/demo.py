@@ -37,7 +37,7 @@ def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
     WORK.mkdir(parents=True, exist_ok=True)
     forget, retain = WORK / "forget.jsonl", WORK / "retain.jsonl"
     write_prompts(forget, maths(reasoning_gym, seed=1, count=120))
-    write_prompts(retain, code(human_eval, count=20))
+    write_prompts(retain, code(human_eval, count=12))
 
     sources = [Path(__file__), ROOT / "exporter", ROOT / "custom_modeling", base, forget, retain]
     if is_current(OUT, sources):
