@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ class KeySpool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # after a full disk closing tries once more to write what is left over
+            self._file.close()
 
     def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Hand the batches on, and keep them. Raises RunFailed where the disk is full."""

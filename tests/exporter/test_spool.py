@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-import errno
-import os
-from typing import Any
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from exporter.errors import RunFailed
 from exporter.spool import KeySpool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_batches_come_back_as_they_went() -> None:
@@ -22,16 +24,25 @@ def test_batches_come_back_as_they_went() -> None:
             assert all(torch.equal(one, other) for (_, one), (_, other) in zip(again, batches, strict=True))
 
 
-def test_a_full_disk_names_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
-        def write(self, content: bytes) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FULL = """
+import resource, torch
+from exporter.errors import RunFailed
+from exporter.spool import KeySpool
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    with KeySpool() as spool:
+        for _ in spool.keep(iter([([0], torch.randn(1, 3, {width}))] * 90)):
+            pass
+except RunFailed as error:
+    print(error)
+"""
 
-        def close(self) -> None: ...
 
-    def full(*args: Any, **kwargs: Any) -> Full:
-        return Full()
-
-    monkeypatch.setattr("exporter.spool.tempfile.TemporaryFile", full)
-    with KeySpool() as spool, pytest.raises(RunFailed, match=r"No space left on device; free space in .*TMPDIR"):
-        list(spool.keep(iter([([0], torch.randn(1, 3, 5))])))
+@pytest.mark.parametrize("width", [500, 5000])
+def test_a_file_that_cannot_grow_names_the_folder(width: int) -> None:
+    """Batches below and above the size of the file's buffer, in a process whose files may not grow."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL.format(width=width)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"temporary file: File too large; free space in .+TMPDIR", done.stdout), done.stdout
+    assert not done.stderr
