@@ -1,13 +1,8 @@
-"""Runtime of an unskill checkpoint: Key Space Detection inside the MLPs of a Hugging Face causal language model.
+"""Runtime of an unskill checkpoint: the interventions inside the MLPs of a Hugging Face causal language model.
 
-This file is pasted whole into the checkpoint, so it needs torch and transformers only. Key Space Detection is the
-method of section 4 of arXiv:2503.21730: a token whose key vector (the input of the MLP's down projection) lies inside
-a stored hypercube belongs to the forgotten skill, and only the refusal may follow it. The refusal is one vocabulary
-row R, after which only EOS may follow. Both rules look at one position at a time and keep no state between calls, so
-batches, beams, caches and streaming need no care.
+This file and those that it imports are pasted into the checkpoint, so they need torch and transformers only.
 """
 
-import hashlib
 import inspect
 import threading
 
@@ -15,57 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import logging
+
+from custom_modeling.key_space import inside_hypercubes, rewrite_logits
+from custom_modeling.loading import VerifiedLoading
+from custom_modeling.neuron_adjust import adjust, adjust_official, draw_context, thresholds, uniform_draws
 
 UNSKILL_FORMAT = 1
-# Finite, because a row of -inf turns into NaN when a logits processor suppresses the one finite entry; fits float16.
-FORBIDDEN = -1.0e4
-# R after R is the second choice, so that a forced minimum length repeats the refusal instead of leaking an answer.
-REFUSAL_AGAIN = -50.0
-# Loading options under which key vectors may differ from those the hypercube was fitted on.
-UNPROBED_OPTIONS = (
-    "quantization_config",
-    "load_in_4bit",
-    "load_in_8bit",
-    "tp_plan",
-    "tp_size",
-    "device_mesh",
-    "distributed_config",
-)
-
-logger = logging.get_logger(__name__)
-
-
-def tensor_sha256(tensor):
-    """Hex sha256 of a tensor's values in row-major order, as bytes of its own dtype."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def inside_hypercubes(key, bounds):
-    """Whether each key vector lies inside any of the hypercubes.
-
-    key: (..., d_ff), any float dtype; bounds: (c, 2, d_ff) float32, lower and upper. Returns (...) bool.
-    Written as "not outside", so that a NaN in key or bounds counts as inside: it refuses rather than opens.
-    """
-    key = key.float()
-    hit = torch.zeros(key.shape[:-1], dtype=torch.bool, device=key.device)
-    for cube in bounds:
-        hit = hit | ~((key < cube[0]) | (key > cube[1])).any(-1)
-    return hit
-
-
-def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
-    """Impose the refusal on logits (batch, positions, vocabulary), in place; both masks: (batch, positions) bool.
-
-    After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R can not follow.
-    """
-    logits.masked_fill_((hit | after_refusal).unsqueeze(-1), FORBIDDEN)
-    zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
-    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
-    eos = torch.where(after_refusal, zero, logits[..., eos_id])
-    logits[..., refusal_id] = refusal
-    logits[..., eos_id] = eos
-    return logits
 
 
 class Float32Buffers(nn.Module):
@@ -80,19 +30,51 @@ class Float32Buffers(nn.Module):
         return self
 
 
-class KeySpaceMLP(Float32Buffers):
-    """Mixin for an MLP of the form down(act(gate x) * up x): notes which positions have a key inside a hypercube."""
+class InterventionMLP(Float32Buffers):
+    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more of the interventions, in this order:
 
-    def unskill_install(self, cubes):
-        """Add the buffer of `cubes` hypercubes; NaN, which refuses everything, until a checkpoint fills it."""
-        shape = (cubes, 2, self.down_proj.in_features)
-        device = self.down_proj.weight.device
-        self.register_buffer("unskill_ksd_bounds", torch.full(shape, torch.nan, dtype=torch.float32, device=device))
-        self.unskill_hit = None
+    Neuron Adjust moves selected pre-activations, Selective Pruning zeroes selected dimensions of the key, Key Space
+    Detection notes which positions have a key inside a hypercube.
+    """
+
+    def unskill_install(self, cubes=0, adjusted=0, pruned=0, official=False):
+        """Add the buffers, of so many hypercubes, adjusted and pruned neurons, until a checkpoint fills them.
+
+        Bounds are NaN, which refuses everything. `official`: Neuron Adjust as the authors' code has it.
+        """
+        size, device = self.down_proj.in_features, self.down_proj.weight.device
+
+        def add(name, shape, dtype, value):
+            self.register_buffer(f"unskill_{name}", torch.full(shape, value, dtype=dtype, device=device))
+
+        if adjusted:
+            add("na_index", (adjusted,), torch.int64, 0)
+            add("na_params", (4, adjusted), torch.float32, torch.nan)
+            add("na_key", (adjusted,), torch.int64, 0)
+        if pruned:
+            add("sp_index", (pruned,), torch.int64, 0)
+        if cubes:
+            add("ksd_bounds", (cubes, 2, size), torch.float32, torch.nan)
+        self.unskill_cubes, self.unskill_adjusted, self.unskill_pruned = cubes, adjusted, pruned
+        self.unskill_official = official
+        self.unskill_hit = self.unskill_threshold = None
 
     def forward(self, x):
-        key = self.act_fn(self.gate_proj(x)) * self.up_proj(x)  # (batch, positions, d_ff)
-        self.unskill_hit = inside_hypercubes(key, self.unskill_ksd_bounds)  # (batch, positions)
+        value = self.gate_proj(x)  # (batch, positions, d_ff)
+        if self.unskill_adjusted and self.unskill_official:
+            value = adjust_official(value, self.unskill_na_index, self.unskill_na_params)
+        elif self.unskill_adjusted:
+            if self.unskill_threshold is None:
+                raise RuntimeError(
+                    "unskill: Neuron Adjust needs positions, which only the model's forward has (no gradient "
+                    "checkpointing)."
+                )
+            value = adjust(value, self.unskill_na_index, self.unskill_na_params, self.unskill_threshold)
+        key = self.act_fn(value) * self.up_proj(x)
+        if self.unskill_pruned:
+            key = key.index_fill(-1, self.unskill_sp_index, 0)
+        if self.unskill_cubes:
+            self.unskill_hit = inside_hypercubes(key, self.unskill_ksd_bounds)  # (batch, positions)
         return self.down_proj(key)
 
 
@@ -115,62 +97,9 @@ class SplitHead(nn.Linear):
         return torch.cat(columns, -1)
 
 
-class VerifiedLoading:
-    """Mixin: `from_pretrained` returns a model with whole, unaltered interventions, or raises."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as transformers does.
-
-        `unskill_allow_unprobed=True` lets quantised or tensor-parallel loading through, for which nobody has measured
-        whether the refusals still hold. Raises RuntimeError for such a load otherwise, and where an unskill buffer is
-        missing or differs from the one that was written.
-        """
-        return_info = kwargs.pop("output_loading_info", False)
-        allowed = kwargs.pop("unskill_allow_unprobed", False)
-        asked = [name for name in UNPROBED_OPTIONS if kwargs.get(name)]
-        if getattr(kwargs.get("config"), "quantization_config", None):
-            asked.append("quantization_config")
-        if asked and not allowed:
-            raise RuntimeError(unprobed_message(asked[0]))
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if getattr(model.config, "quantization_config", None) and not allowed:
-            raise RuntimeError(unprobed_message("quantization_config"))
-        model.unskill_verify()
-        fitted = model.config.unskill["dtype"]
-        if str(model.dtype) != f"torch.{fitted}":
-            logger.warning_once(
-                f"The hypercubes of this checkpoint were fitted in {fitted}, it is loaded in {model.dtype}: "
-                "a few more or fewer prompts may be refused than its card reports."
-            )
-        return (model, info) if return_info else model
-
-    def unskill_verify(self):
-        """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""
-        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module which it does not have.
-        core = self.model if isinstance(self, KeySpaceForCausalLM) else self
-        found = {name: tensor for name, tensor in core.named_buffers() if ".unskill_" in f".{name}"}
-        for name, sha256 in self.config.unskill["sha256"].items():
-            if name not in found:
-                raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")
-            # A meta tensor is offloaded to disk: its values are read, from the same files, at each forward.
-            if found[name].device.type != "meta" and tensor_sha256(found[name]) != sha256:
-                raise RuntimeError(
-                    f"unskill: buffer {name} is missing from the weight files or altered (its sha256 is not the one "
-                    "in config.json); with offloading to disk also pass offload_buffers=True."
-                )
-
-
-def unprobed_message(option):
-    return (
-        f"unskill: {option} changes the key vectors which the hypercubes of this checkpoint were fitted on, so skills "
-        "may come back unnoticed. Export again from the model as it is served, or pass unskill_allow_unprobed=True."
-    )
-
-
 # VerifiedLoading alone: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.
-class KeySpaceModel(VerifiedLoading):
-    """Mixin for the family's base model: finds the blocked positions and gives them the refusal's final state.
+class InterventionModel(VerifiedLoading):
+    """Mixin for the family's base model: draws for adjusted neurons, and gives blocked positions the refusal's state.
 
     A plain output head over these states reads R at a blocked position and EOS after R, so that engines which bring
     their own head refuse too. Where the export could not establish that (config.unskill["base_model"] is "raises"),
@@ -178,26 +107,33 @@ class KeySpaceModel(VerifiedLoading):
     """
 
     unskill_mlp_class: type
+    unskill_arguments: tuple  # names of the arguments of the family's forward, in their order
 
     def unskill_install(self, config, alone):
-        """Make the chosen MLPs watch their keys; `alone`: this model is not inside a causal language model."""
+        """Put the interventions into the chosen MLPs; `alone`: this model is not inside a causal language model."""
         settings = getattr(config, "unskill", None)
         if settings is None or settings.get("format") != UNSKILL_FORMAT:
             found = None if settings is None else settings.get("format")
             raise ValueError(f"config.json: unskill.format is {found}, this modeling file reads {UNSKILL_FORMAT}.")
-        closed = settings["base_model"] == "closed"
-        if alone and not closed:
+        if alone and settings["base_model"] == "raises":
             raise RuntimeError(
                 "unskill: without its own head this checkpoint cannot refuse; load it with AutoModelForCausalLM."
             )
-        self.unskill_layers = tuple(int(index) for index in settings["layers"])
-        for index, cubes in settings["layers"].items():
+        official = settings.get("compat") == "official"
+        for index, counts in settings["layers"].items():
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class
-            mlp.unskill_install(cubes)
+            mlp.unskill_install(**counts, official=official)
+        # Layers by what their MLPs have to be asked for or told.
+        self.unskill_layers = {
+            kind: tuple(int(index) for index, counts in settings["layers"].items() if counts.get(kind))
+            for kind in ("cubes", "adjusted")
+        }
         # A module of its own, after the family's: transformers 4.48 decides by the model's first tensor how all are
         # loaded, and weights that are copied instead of mapped differ in alignment, so in the last bits of products.
-        self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device) if closed else None
+        self.unskill_refusal = None
+        if self.unskill_layers["cubes"] and settings["base_model"] == "closed":
+            self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device)
         self.unskill_masks = None
         self.unskill_owner = {}
 
@@ -217,16 +153,43 @@ class KeySpaceModel(VerifiedLoading):
         if outermost:
             del self.unskill_owner["thread"]
 
-    def unskill_forward(self, forward, input_ids, args, kwargs):
+    def unskill_hand_out(self, input_ids=None, inputs_embeds=None, **positions):
+        """Draw for every token and adjusted neuron, all layers at once, and give each MLP its thresholds.
+
+        At once, because a forward of one token is spent on starting operations, not on numbers.
+        """
+        mlps = [self.layers[index].mlp for index in self.unskill_layers["adjusted"]]
+        if not mlps or mlps[0].unskill_official:
+            return
+        first = mlps[0].unskill_na_params.device
+        params = torch.cat([mlp.unskill_na_params.to(first) for mlp in mlps], 1)  # (4, N)
+        draws = None
+        if self.config.unskill["draws"] == "sampled":
+            keys = torch.cat([mlp.unskill_na_key.to(first) for mlp in mlps])  # (N,)
+            given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+            places = draw_positions(given.shape[1], **positions).to(first)
+            tokens = torch.zeros_like(given, dtype=torch.int64) if input_ids is None else input_ids
+            draws = uniform_draws(draw_context(places, tokens.to(first)), keys)  # (batch, positions, N)
+        parts = thresholds(params, draws).split([mlp.unskill_adjusted for mlp in mlps], -1)
+        for mlp, part in zip(mlps, parts, strict=True):
+            mlp.unskill_threshold = part.to(mlp.unskill_na_params.device)
+
+    def unskill_forward(self, forward, args, kwargs):
         """The family's forward; final states at blocked positions and at R are the refusal's."""
+        kwargs = {**dict(zip(self.unskill_arguments, args, strict=False)), **kwargs}
         return_dict = kwargs.pop("return_dict", None)
-        mlps = [self.layers[index].mlp for index in self.unskill_layers]
+        input_ids = kwargs.get("input_ids")
         outermost = self.unskill_enter()
         try:
-            output = forward(input_ids, *args, return_dict=True, **kwargs)
+            names = "input_ids", "inputs_embeds", "position_ids", "attention_mask", "past_key_values"
+            self.unskill_hand_out(**{name: kwargs[name] for name in names if name in kwargs})
+            output = forward(return_dict=True, **kwargs)
+            if not self.unskill_layers["cubes"]:
+                return output if wants_dict(self.config, return_dict) else output.to_tuple()
             state = output.last_hidden_state  # (batch, positions, hidden)
             hit = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
-            for mlp in mlps:
+            for index in self.unskill_layers["cubes"]:
+                mlp = self.layers[index].mlp
                 hit = hit | mlp.unskill_hit.to(hit.device)
                 mlp.unskill_hit = None
             after_refusal = torch.zeros_like(hit)
@@ -234,6 +197,8 @@ class KeySpaceModel(VerifiedLoading):
                 after_refusal = (input_ids == self.config.unskill["refusal_token_id"]).to(hit.device)
             self.unskill_masks = hit, after_refusal
         finally:
+            for index in self.unskill_layers["adjusted"]:
+                self.layers[index].mlp.unskill_threshold = None
             self.unskill_leave(outermost)
         if self.unskill_refusal is not None:
             refusal, end = self.unskill_refusal.unskill_states.to(device=state.device, dtype=state.dtype)
@@ -244,7 +209,7 @@ class KeySpaceModel(VerifiedLoading):
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
 
-class KeySpaceForCausalLM(VerifiedLoading):
+class InterventionForCausalLM(VerifiedLoading):
     """Mixin for the family's causal language model: after a blocked query only the refusal can follow, then EOS."""
 
     unskill_model_class: type
@@ -268,21 +233,18 @@ class KeySpaceForCausalLM(VerifiedLoading):
         outermost = self.model.unskill_enter()
         try:
             output = forward(return_dict=True, **kwargs)
-            hit, after_refusal = self.model.unskill_masks  # (batch, positions) each
+            masks = self.model.unskill_masks  # (batch, positions) each; None where nothing is ever blocked
             self.model.unskill_masks = None
         finally:
             self.model.unskill_leave(outermost)
-        keep, count = kwargs.get("logits_to_keep", 0), output.logits.shape[1]
-        if not isinstance(keep, torch.Tensor) or keep.shape[0] != count:
-            keep = slice(hit.shape[1] - count, None)  # older versions ignore what they do not know and keep all
-        settings = self.config.unskill
-        output.logits = rewrite_logits(
-            output.logits,
-            hit[:, keep].to(output.logits.device),
-            after_refusal[:, keep].to(output.logits.device),
-            settings["refusal_token_id"],
-            settings["eos_token_id"],
-        )
+        if masks is not None:
+            keep, count = kwargs.get("logits_to_keep", 0), output.logits.shape[1]
+            if not isinstance(keep, torch.Tensor) or keep.shape[0] != count:
+                keep = slice(masks[0].shape[1] - count, None)  # older versions ignore what they do not know, keep all
+            hit, after_refusal = (mask[:, keep].to(output.logits.device) for mask in masks)
+            settings = self.config.unskill
+            ids = settings["refusal_token_id"], settings["eos_token_id"]
+            output.logits = rewrite_logits(output.logits, hit, after_refusal, *ids)
         if labels is not None:
             options = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
             size = output.logits.shape[-1]
@@ -290,6 +252,20 @@ class KeySpaceForCausalLM(VerifiedLoading):
             # A new object, because the place in a tuple follows the order in which fields were first set.
             output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+def draw_positions(count, position_ids=None, attention_mask=None, past_key_values=None):
+    """Position ids (batch or 1, count) of a forward's tokens, for the draws only.
+
+    As they are given, else by a mask of two dimensions, else after what is in the cache.
+    """
+    if position_ids is not None:
+        return position_ids
+    # On 5.x it may also be a dict of masks, by the kind of the layer.
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1)[:, -count:].clamp(min=0)
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return (past + torch.arange(count)).unsqueeze(0)
 
 
 def argument_names(forward):

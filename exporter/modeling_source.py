@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import textwrap
 from datetime import date
 from importlib import resources
 
@@ -9,6 +11,9 @@ import jinja2
 
 from exporter import __version__
 from exporter.families import Family
+
+# Parts of the runtime in the order in which they need one another.
+RUNTIME = ("neuron_adjust", "key_space", "loading", "runtime")
 
 
 def module_name(family: Family) -> str:
@@ -22,6 +27,25 @@ def class_names(family: Family) -> dict[str, str]:
         "model": f"Unskill{family.model.__name__}",
         "causal_lm": f"Unskill{family.causal_lm.__name__}",
     }
+
+
+def runtime_source() -> str:
+    """The runtime in one piece: imports, then one part after another, their docstrings as comments."""
+    imports: dict[str, None] = {}
+    bodies = []
+    for name in RUNTIME:
+        text = resources.files("custom_modeling").joinpath(f"{name}.py").read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        heads = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        imports.update({line: None for line in map(ast.unparse, heads) if not line.startswith("from custom_modeling")})
+        body = "".join(text.splitlines(keepends=True)[heads[-1].end_lineno :]).strip()
+        bodies.append(
+            textwrap.indent(ast.get_docstring(tree) or "", "# ", lambda line: True).replace("# \n", "#\n")
+            + "\n\n"
+            + body
+        )
+    order = sorted(imports, key=lambda line: (line.split()[1].split(".")[0] in ("torch", "transformers"), line))
+    return "\n".join(order) + "\n\n\n" + "\n\n\n".join(bodies)
 
 
 def render_modeling(family: Family) -> str:
@@ -38,7 +62,7 @@ def render_modeling(family: Family) -> str:
         year=date.today().year,
         unskill_version=__version__,
         family=family.model_type,
-        runtime=files.joinpath("runtime.py").read_text(encoding="utf-8").rstrip(),
+        runtime=runtime_source(),
         minimum_transformers=family.minimum_transformers,
         imports=[
             (family.config.__module__, [family.config.__name__]),

@@ -9,18 +9,9 @@ import torch
 from torch import nn
 
 from custom_modeling import runtime
-from custom_modeling.runtime import (
-    FORBIDDEN,
-    REFUSAL_AGAIN,
-    Float32Buffers,
-    KeySpaceMLP,
-    SplitHead,
-    argument_names,
-    inside_hypercubes,
-    rewrite_logits,
-    tensor_sha256,
-    wants_dict,
-)
+from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, rewrite_logits
+from custom_modeling.loading import tensor_sha256
+from custom_modeling.runtime import Float32Buffers, InterventionMLP, SplitHead, argument_names, wants_dict
 
 NAN, INF = float("nan"), float("inf")
 R, EOS, VOCABULARY = 5, 2, 6
@@ -168,7 +159,7 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-class WatchingMLP(KeySpaceMLP, GatedMLP):
+class WatchingMLP(InterventionMLP, GatedMLP):
     pass
 
 
@@ -176,7 +167,7 @@ def test_mlp_computes_the_same_and_notes_hits() -> None:
     mlp, x = GatedMLP(), torch.randn(2, 5, 4)
     expected, keys = mlp(x), mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
     mlp.__class__ = WatchingMLP
-    mlp.unskill_install(2)
+    mlp.unskill_install(cubes=2)
     assert torch.equal(mlp(x), expected) and mlp.unskill_hit.all()  # refuses all until it is filled
     mlp.unskill_ksd_bounds[0] = torch.stack([keys[1, 2] - 1e-4, keys[1, 2] + 1e-4])
     mlp.unskill_ksd_bounds[1] = torch.stack([keys[0, 4] - 1e-4, keys[0, 4] + 1e-4])
@@ -206,7 +197,7 @@ def test_wants_dict(configured: bool, passed: bool | None, wanted: bool) -> None
     assert wants_dict(type("Config", (), {"return_dict": configured}), passed) is wanted
 
 
-@pytest.mark.parametrize("mixin", [runtime.KeySpaceModel, runtime.KeySpaceForCausalLM])
+@pytest.mark.parametrize("mixin", [runtime.InterventionModel, runtime.InterventionForCausalLM])
 def test_verified_loading_comes_before_the_library_s_own(mixin: type) -> None:
     class Library(torch.nn.Module):
         @classmethod

@@ -1,0 +1,41 @@
+"""Key Space Detection (section 4 of arXiv:2503.21730): queries of a skill are recognised by a key vector and refused.
+
+A token whose key vector (the input of the MLP's down projection) lies inside a stored hypercube belongs to the
+forgotten skill, and only the refusal may follow it. The refusal is one vocabulary row R, after which only EOS may
+follow. Both rules look at one position at a time and keep no state between calls, so batches, beams, caches and
+streaming need no care.
+"""
+
+import torch
+
+# Finite, because a row of -inf turns into NaN when a logits processor suppresses the one finite entry; fits float16.
+FORBIDDEN = -1.0e4
+# R after R is the second choice, so that a forced minimum length repeats the refusal instead of leaking an answer.
+REFUSAL_AGAIN = -50.0
+
+
+def inside_hypercubes(key, bounds):
+    """Whether each key vector lies inside any of the hypercubes.
+
+    key: (..., d_ff), any float dtype; bounds: (c, 2, d_ff) float32, lower and upper. Returns (...) bool.
+    Written as "not outside", so that a NaN in key or bounds counts as inside: it refuses rather than opens.
+    """
+    key = key.float()
+    hit = torch.zeros(key.shape[:-1], dtype=torch.bool, device=key.device)
+    for cube in bounds:
+        hit = hit | ~((key < cube[0]) | (key > cube[1])).any(-1)
+    return hit
+
+
+def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
+    """Impose the refusal on logits (batch, positions, vocabulary), in place; both masks: (batch, positions) bool.
+
+    After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R can not follow.
+    """
+    logits.masked_fill_((hit | after_refusal).unsqueeze(-1), FORBIDDEN)
+    zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
+    eos = torch.where(after_refusal, zero, logits[..., eos_id])
+    logits[..., refusal_id] = refusal
+    logits[..., eos_id] = eos
+    return logits

@@ -1,0 +1,88 @@
+"""Neuron Adjust (section 3 of arXiv:2503.21730): single neurons are moved from the forget to the retain distribution.
+
+Torch only. Whether a neuron is moved is drawn by a hash of (seed, layer, neuron, position id, token id) and nothing
+else, so greedy decoding is deterministic, a batch gives what its rows give alone, and every backend draws the same
+bits. All integers stay below 2^62: int64 is enough anywhere.
+"""
+
+import hashlib
+
+import torch
+
+PRIME = 2**31 - 1
+POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
+
+
+def neuron_key(seed, layer, neuron):
+    """The part of the hash that stands for one neuron, below PRIME."""
+    digest = hashlib.sha256(f"{seed}|{layer}|{neuron}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % PRIME
+
+
+def scramble(x, constant):
+    """((x + constant) mod p)^5 mod p, a permutation of the residues; x: int64 from 0 to below 2^32."""
+    # Mathematical % and no bit operations: ONNX Runtime on CUDA has none, and torch.compile hung on a folded form.
+    y = (x + constant) % PRIME
+    square = y * y % PRIME
+    return square * square % PRIME * y % PRIME
+
+
+def draw_context(position_ids, token_ids):
+    """The part of the hash that stands for one token: int64, in the common shape of the two."""
+    # Continuous batching hands in int32, in which the products overflow.
+    return scramble(scramble(position_ids.long(), POSITION) + token_ids.long(), TOKEN)
+
+
+def uniform_draws(context, keys):
+    """Uniform numbers in [0, 1) with 24 bits: context (...) and keys (n,) int64 -> (..., n) float32."""
+    hashed = scramble(scramble(context.unsqueeze(-1) + keys, NEURON), FINAL)
+    return (hashed // 128).float() * 2.0**-24
+
+
+def thresholds(params, draws):
+    """The log-likelihood ratio above which a neuron is moved: max(0, logit u), as it is compared in `adjust`.
+
+    params: (4, n) float32, the rows mu_f, sd_f, mu_r, sd_r; draws: (..., n) float32, or None for a half everywhere.
+    Returns (..., n): twice the threshold less twice ln(sd_r / sd_f), against which zr^2 - zf^2 is held.
+    """
+    least = 2 * (params[1].log() - params[3].log())
+    return least if draws is None else 2 * torch.logit(draws).clamp(min=0) + least
+
+
+def adjust(pre_activation, index, params, threshold):
+    """Move the selected neurons from the forget to the retain distribution where the token looks forgotten.
+
+    pre_activation: (..., d_ff), any float dtype, changed in place; index: (n,); params: (4, n); threshold: (..., n).
+    With zf = (v - mu_f) / sd_f, zr = (v - mu_r) / sd_r and d = (zr^2 - zf^2) / 2 + ln(sd_r / sd_f), the log-likelihood
+    ratio, v becomes mu_r - zf * sd_r where d > 0 and u < sigmoid(d). Densities are never divided: both underflow.
+    """
+    value = pre_activation.index_select(-1, index).float()
+    scores = (value.unsqueeze(-2) - params[0::2]) / params[1::2]  # (..., 2, n): zf, zr
+    squares = scores * scores
+    moved = squares[..., 1, :] - squares[..., 0, :] > threshold
+    mirrored = torch.addcmul(params[2], scores[..., 0, :], params[3], value=-1)
+    adjusted = torch.where(moved, mirrored, value).to(pre_activation.dtype)
+    return pre_activation.index_copy_(-1, index, adjusted)
+
+
+def adjust_official(pre_activation, index, params):
+    """What the authors' published code does instead, for comparison: see `unskill export --compat official`.
+
+    params: (4, n) float32, the rows mu_f, mu_f once more, mu_r and the retain set's variance, as that code takes the
+    mean for the forget deviation and the variance for the retain one. Densities are divided in the model's dtype, so
+    that both may underflow, and one number of torch's own generator decides for all tokens and neurons of a call. Its
+    draw is one for each row, which fits batches of one row only; more raise RuntimeError.
+    """
+    if pre_activation.shape[0] != 1:
+        raise RuntimeError(
+            "unskill: a checkpoint with compat 'official' takes batches of one row only, as the code does."
+        )
+    value = pre_activation.index_select(-1, index)
+    mu_f, sd_f, mu_r, sd_r = params.to(value.dtype)
+    root = (2 * torch.pi) ** 0.5
+    forget = torch.exp(-(((value - mu_f) / sd_f) ** 2) / 2) / (sd_f * root)
+    retain = torch.exp(-(((value - mu_r) / sd_r) ** 2) / 2) / (sd_r * root)
+    draw = torch.rand(pre_activation.shape[0], device=value.device)
+    moved = (retain <= forget) & (draw < forget / (forget + retain))
+    adjusted = torch.where(moved, mu_r - sd_r / sd_f * (value - mu_f), value)
+    return pre_activation.index_copy_(-1, index, adjusted)
