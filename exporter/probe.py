@@ -159,12 +159,17 @@ class Prober:
         }
 
     def batches(
-        self, queries: Sequence[Query], run: Callable[[list[int]], T], what: str, tokens: int = PROBE_TOKENS
+        self,
+        queries: Sequence[Query],
+        run: Callable[[list[int]], T],
+        what: str,
+        tokens: int = PROBE_TOKENS,
+        unit: str = "prompt",
     ) -> Iterator[T]:
         """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
         order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
         limit = self.batch_size or AUTO_ROWS
-        bar = tqdm(total=len(queries), desc=what, unit="prompt", disable=True if self.quiet else None, leave=False)
+        bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
         with bar:
             while order:
                 longest = len(queries[order[0]].ids)

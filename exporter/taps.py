@@ -1,4 +1,4 @@
-"""Taps: hooks on a model that hand out key vectors and final states while it runs."""
+"""Taps: hooks on a model that hand out pre-activations, key vectors and final states while it runs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,52 @@ def key_taps(
 
     core: Any = model.base_model
     handles = [layer.mlp.down_proj.register_forward_pre_hook(tap(index)) for index, layer in enumerate(core.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def pre_activation_taps(model: PreTrainedModel, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call receive(layer, pre-activations (batch, positions, d_ff)) at every gate projection, before anything changes
+    them. They may be changed in place afterwards: not to be kept."""
+
+    def tap(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, inputs, output: receive(layer, output)
+
+    core: Any = model.base_model
+    handles = [layer.mlp.gate_proj.register_forward_hook(tap(index)) for index, layer in enumerate(core.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def mlp_taps(
+    model: PreTrainedModel, receive: Callable[[int, Tensor, Tensor, Tensor, nn.Module], None]
+) -> Iterator[None]:
+    """Call receive(layer, pre-activations, up projections, key vectors, MLP), (batch, positions, d_ff) each, at every
+    down projection. Only the keys are still attached to the graph."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda module, inputs, output: seen.update({name: output.detach()})
+
+    def tap(layer: int, mlp: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: receive(layer, seen.pop("gate"), seen.pop("up"), inputs[0], mlp)
+
+    core: Any = model.base_model
+    handles = []
+    for index, layer in enumerate(core.layers):
+        handles += [
+            layer.mlp.gate_proj.register_forward_hook(keep("gate")),
+            layer.mlp.up_proj.register_forward_hook(keep("up")),
+            layer.mlp.down_proj.register_forward_pre_hook(tap(index, layer.mlp)),
+        ]
     try:
         yield
     finally:

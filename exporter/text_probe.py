@@ -1,0 +1,95 @@
+"""Whole texts through the model: statistics of every neuron over their tokens, and the loss of each text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from exporter.errors import RunFailed
+from exporter.formats import Query
+from exporter.neuron_statistics import NeuronSums
+from exporter.probe import PROBE_TOKENS, Prober
+from exporter.taps import key_taps, pre_activation_taps
+from exporter.trade_off import TextLosses
+
+
+def longest_first(queries: Sequence[Query]) -> list[Query]:
+    """The order in which texts are probed; whoever resumes goes on in it."""
+    return sorted(queries, key=lambda query: -len(query.ids))
+
+
+def probe_texts(
+    prober: Prober,
+    texts: Sequence[Query],
+    what: str,
+    sums: NeuronSums | None = None,
+    after: Callable[[int, NeuronSums], None] = lambda done, sums: None,
+) -> NeuronSums:
+    """Statistics of every neuron over the texts, in one pass, without the output head.
+
+    texts: as `longest_first` orders them; sums: what has been seen before, added to; after(done, sums) is called after
+    every batch with the number of texts done.
+    """
+    sums = sums or NeuronSums(prober.layers)
+    done = 0
+
+    def run(rows: list[int]) -> tuple[int, NeuronSums]:
+        # Apart until the batch is whole: one that does not fit in memory is tried again in halves.
+        batch = NeuronSums(prober.layers)
+        inputs = prober.pad([texts[row] for row in rows])
+        mask = counted_tokens(inputs, prober.loaded.tokenizer.bos_token_id)
+        model = prober.loaded.model
+        with (
+            pre_activation_taps(model, lambda layer, values: batch.update_pre_activations(layer, values, mask)),
+            key_taps(model, lambda layer, keys: batch.update_keys(layer, keys, mask)),
+        ):
+            prober.forward([texts[row] for row in rows])
+        return len(rows), batch
+
+    for count, batch in prober.batches(texts, run, what, unit="text"):
+        sums.merge(batch)
+        done += count
+        after(done, sums)
+    if not all(torch.isfinite(moments.squares).all() for moments in sums.moments.layers):
+        raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
+    return sums
+
+
+def counted_tokens(inputs: dict[str, Tensor], bos_id: int | None) -> Tensor:
+    """Mask (batch, positions) of the tokens that count: no pads, and no BOS at a text's beginning."""
+    mask = inputs["attention_mask"]
+    if bos_id is None:
+        return mask
+    return mask * ~((inputs["input_ids"] == bos_id) & (mask.cumsum(-1) == 1))
+
+
+def text_losses(prober: Prober, texts: Sequence[Query], what: str) -> TextLosses:
+    """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of."""
+    total, tokens = (torch.zeros(len(texts), dtype=torch.float64) for _ in range(2))
+    model: Any = prober.loaded.model
+
+    def run(rows: list[int]) -> None:
+        inputs = prober.pad([texts[row] for row in rows])
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = model(**inputs, position_ids=positions, use_cache=False).logits[:, :-1]
+            targets = inputs["input_ids"][:, 1:]
+            each = torch.stack(  # row by row: float32 copies of all logits would take twice their memory
+                [
+                    F.cross_entropy(row.float(), target, reduction="none")
+                    for row, target in zip(logits, targets, strict=True)
+                ]
+            )
+        real = inputs["attention_mask"][:, :-1]  # left-padded: where a token is real, so is the next
+        total[rows] = (each.double() * real).sum(-1).cpu()
+        tokens[rows] = real.double().sum(-1).cpu()
+
+    for _ in prober.batches(texts, run, what, PROBE_TOKENS, unit="text"):
+        pass
+    if not torch.isfinite(total).all():
+        raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
+    return TextLosses(total, tokens)

@@ -1,0 +1,150 @@
+"""How many neurons, by which score: the greatest forgetting that held-out retain texts can bear (`--beta auto`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Percentages that are tried, until retain texts suffer too much or nothing more is gained."""
+REFINEMENTS = 2
+"""Further tries beside the best, half way to the percentages around it that were tried."""
+FAR = 3.0
+"""A retain loss that rises by so many times the bearable comes down no more as further neurons are taken."""
+DRAWS = 2000
+UPPER = 0.95
+"""The upper end of a 90 % interval."""
+
+
+@dataclass(frozen=True)
+class TextLosses:
+    """Sum of the token losses of each text, in nats, and how many tokens were predicted: (n,) float64 each."""
+
+    total: Tensor
+    tokens: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean loss of a token; exp of it is the perplexity."""
+        return float(self.total.sum() / self.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one choice of neurons costs and brings, against the base: rises of the mean token loss, in nats.
+
+    everyday_rise: None without everyday prompts; upper: the greater upper end of the intervals of both.
+    """
+
+    score: str
+    beta: float
+    forget_rise: float
+    retain_rise: float
+    everyday_rise: float | None
+    upper: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Losses of the texts by which choices are judged; everyday: None without everyday prompts."""
+
+    forget: TextLosses
+    retain: TextLosses
+    everyday: TextLosses | None = None
+
+
+Measure = Callable[[str, float], HeldOut]
+"""Losses of the held-out texts with the top beta per cent by a score."""
+
+
+def rise(base: TextLosses, changed: TextLosses) -> float:
+    return changed.mean - base.mean
+
+
+def upper_rise(base: TextLosses, changed: TextLosses, seed: int) -> float:
+    """Upper end of the paired bootstrap interval of the rise: whole texts are drawn, with all of their tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(base.tokens)
+    rows = torch.randint(n, (DRAWS, n), generator=generator)
+    rises = (changed.total - base.total)[rows].sum(1) / base.tokens[rows].sum(1)
+    return float(torch.quantile(rises, UPPER))
+
+
+def explore(
+    scores: Sequence[str],
+    base: HeldOut,
+    measure: Measure,
+    bearable: float,
+    seed: int,
+    beta: float | None = None,
+    show: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Every trial made, in the order of their making: the first score should be the one that promises most.
+
+    bearable: the greatest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper
+    end of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards and then
+    REFINEMENTS beside the best.
+
+    A score is left as soon as the rise is out of reach of the bearable, or unbearable and no less than with fewer
+    neurons, or unbearable at a lesser forget rise than the best borne trial has; when more neurons forget less; and
+    when another score forgets more at a lesser rise.
+    """
+    trials: list[Trial] = []
+
+    def attempt(score: str, percent: float) -> Trial:
+        found = measure(score, percent)
+        uppers = [upper_rise(base.retain, found.retain, seed)]
+        everyday = None
+        if base.everyday is not None and found.everyday is not None:
+            everyday = rise(base.everyday, found.everyday)
+            uppers.append(upper_rise(base.everyday, found.everyday, seed))
+        forget, retain = rise(base.forget, found.forget), rise(base.retain, found.retain)
+        trial = Trial(score, percent, forget, retain, everyday, max(uppers))
+        trials.append(trial)
+        show(trial)
+        return trial
+
+    for score in scores:
+        last = None
+        for percent in (beta,) if beta is not None else BETAS:
+            trial = attempt(score, percent)
+            unborne = trial.upper > bearable
+            leader = best(trials, bearable)
+            if leader is not None and leader.score != score and dominates(leader, trial):
+                break
+            if trial.upper > FAR * bearable:
+                break
+            if unborne and (
+                (last is not None and last.upper > bearable and trial.upper >= last.upper)
+                or (leader is not None and trial.forget_rise < leader.forget_rise)
+            ):
+                break
+            if last is not None and trial.forget_rise < last.forget_rise:
+                break
+            last = trial
+    for _ in range(REFINEMENTS if beta is None else 0):
+        leader = best(trials, bearable)
+        # Where nothing is borne, less than the least that was tried may be.
+        start = leader or min(trials, key=lambda trial: trial.upper)
+        tried = sorted(trial.beta for trial in trials if trial.score == start.score)
+        place = tried.index(start.beta)
+        if leader is None:
+            attempt(start.score, tried[0] / 2)
+        elif place + 1 < len(tried):
+            attempt(start.score, (tried[place] + tried[place + 1]) / 2)
+        else:
+            break
+    return trials
+
+
+def dominates(one: Trial, other: Trial) -> bool:
+    return one.forget_rise >= other.forget_rise and one.upper <= other.upper
+
+
+def best(trials: Sequence[Trial], bearable: float) -> Trial | None:
+    """The trial that is borne and forgets most; None where none is borne and forgets anything."""
+    within = [trial for trial in trials if trial.upper <= bearable and trial.forget_rise > 0]
+    return max(within, key=lambda trial: trial.forget_rise, default=None)
