@@ -9,9 +9,15 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from exporter.model import Base
 from exporter.settings import ExportSettings
-from exporter.summary import promise
+from exporter.summary import neurons_line, promise
 
-TAGS = ["unlearning", "skill-unlearning", "key-space-detection", "custom_code", "unskill", "arxiv:2503.21730"]
+TAGS = ["unlearning", "skill-unlearning", "custom_code", "unskill", "arxiv:2503.21730"]
+METHOD_TAGS = {
+    "ksd": ["key-space-detection"],
+    "na": ["neuron-adjust"],
+    "na+ksd": ["neuron-adjust", "key-space-detection"],
+    "sp": ["selective-pruning"],
+}
 # What a base's card says of its licence; the checkpoint is a derivative and inherits it.
 LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
@@ -25,7 +31,9 @@ def render_card(base: Base, settings: ExportSettings, summary: dict[str, Any]) -
         inherited = {name: data[name] for name in LICENCE_KEYS if name in data}
     if base.revision is not None:
         inherited |= {"base_model": base.name, "base_model_relation": "finetune"}
-    card_data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=TAGS, **inherited)
+    methods = [tag for skill in settings.skills for tag in METHOD_TAGS[skill.method]]
+    tags = [*TAGS, *dict.fromkeys(methods)]
+    card_data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **inherited)
     template = resources.files("exporter").joinpath("templates", "card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         card_data,
@@ -33,6 +41,7 @@ def render_card(base: Base, settings: ExportSettings, summary: dict[str, Any]) -
         base=base.name,
         settings=settings,
         summary=summary,
-        promise=promise(summary),
+        promise=promise,
+        neurons_line=neurons_line,
     )
     return str(card)

@@ -19,19 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modeling.runtime import UNSKILL_FORMAT, tensor_sha256
+from custom_modeling.loading import tensor_sha256
+from custom_modeling.runtime import UNSKILL_FORMAT
 from exporter import __version__
 from exporter.base_json import checkpoint_config, checkpoint_generation_config
 from exporter.card import render_card
 from exporter.errors import RunFailed
-from exporter.evidence import Decision, Evidence
 from exporter.formats import Query
+from exporter.live import layer_counts, neuron_buffers
 from exporter.model import LoadedModel, read_json
 from exporter.modeling_source import class_names, module_name, render_modeling
+from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
 from exporter.refusal_token import RefusalToken, check_tokenizer, write_tokenizer
 from exporter.settings import ExportSettings
 from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, write_tensors
+from exporter.skills import SkillOutcome
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Files of the base that go along as they are: its licence binds the checkpoint too.
@@ -42,15 +45,18 @@ def write_checkpoint(
     folder: Path,
     loaded: LoadedModel,
     settings: ExportSettings,
-    token: RefusalToken,
-    states: RefusalStates,
-    evidence: Evidence,
-    decision: Decision,
+    token: RefusalToken | None,
+    states: RefusalStates | None,
+    outcomes: Sequence[SkillOutcome],
+    changes: NeuronChanges,
     summary: dict[str, Any],
 ) -> None:
-    """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails."""
+    """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails.
+
+    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's.
+    """
     base, family = loaded.base, loaded.family
-    buffers = intervention_buffers(evidence, decision, states)
+    buffers = intervention_buffers(settings, outcomes, changes, states)
     hashes = write_weights(folder, loaded, settings, token, states, buffers)
 
     config = checkpoint_config(
@@ -58,29 +64,24 @@ def write_checkpoint(
         model_type=f"unskill_{family.model_type}",
         class_names=class_names(family),
         module=module_name(family),
-        vocab_size=base.config["vocab_size"] + token.added_row,
+        vocab_size=base.config["vocab_size"] + (token.added_row if token else 0),
         unskill={
             "format": UNSKILL_FORMAT,
             "version": __version__,
             "seed": settings.seed,
-            "refusal": token.text,
-            "refusal_token_id": token.id,
-            "eos_token_id": states.eos_id,
-            "added_row": token.added_row,
-            "base_model": "closed" if states.closed else "raises",
+            "draws": settings.draws,
+            "compat": settings.compat,
+            "refusal": token.text if token else None,
+            "refusal_token_id": token.id if token else None,
+            "eos_token_id": states.eos_id if states else None,
+            "added_row": token.added_row if token else False,
+            # Without hypercubes there is nothing that only a head could refuse.
+            "base_model": "closed" if states is None or states.closed else "raises",
             "dtype": summary["dtype"],
-            "layers": {str(decision.layer): len(evidence.keys.gaussians)},
+            "layers": layer_settings(outcomes, changes),
             "skills": [
-                {
-                    "method": settings.method,
-                    "layer": decision.layer,
-                    "alpha": asdict(decision.alpha),
-                    "separates": decision.separates,
-                    "formats": summary["formats"],
-                    "prompt_template": settings.prompt_template,
-                    "blocked": summary["blocked"],
-                    "false_blocks_over_answers": summary["false_blocks_over_answers"],
-                }
+                skill_record(outcome, settings, found)
+                for outcome, found in zip(outcomes, summary["skills"], strict=True)
             ],
             "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
         },
@@ -98,14 +99,54 @@ def write_checkpoint(
         for path in sorted(base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     (folder / "README.md").write_text(render_card(base, settings, summary), encoding="utf-8")
-    write_reproduce(folder, settings, evidence, summary, hashes)
+    write_reproduce(folder, settings, outcomes, summary, hashes)
 
 
-def intervention_buffers(evidence: Evidence, decision: Decision, states: RefusalStates) -> dict[str, Tensor]:
-    """The buffers by their names inside the base model: bounds (c, 2, d_ff) and, if closed, states (2, hidden)."""
-    bounds = evidence.keys.bounds(decision.layer, decision.alpha.value)
-    buffers = {f"layers.{decision.layer}.mlp.unskill_ksd_bounds": bounds}
-    if states.closed:
+def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[str, Any]) -> dict[str, Any]:
+    """One skill in config.json."""
+    record: dict[str, Any] = {"name": outcome.skill.name, "method": outcome.skill.method}
+    if outcome.neurons is not None:
+        record |= {"score": outcome.neurons.score, "beta": outcome.neurons.beta, "borne": outcome.neurons.borne}
+    if outcome.decision is not None:
+        record |= {
+            "layer": outcome.decision.layer,
+            "alpha": asdict(outcome.decision.alpha),
+            "separates": outcome.decision.separates,
+            "formats": found["key_space"]["hypercubes"],
+            "prompt_template": settings.prompt_template,
+            "blocked": found["key_space"]["blocked"],
+            "false_blocks_over_answers": found["key_space"]["false_blocks_over_answers"],
+        }
+    return record
+
+
+def layer_settings(outcomes: Sequence[SkillOutcome], changes: NeuronChanges) -> dict[str, dict[str, int]]:
+    """What each MLP with interventions has: numbers of hypercubes, of adjusted and of pruned neurons."""
+    layers = layer_counts(changes)
+    for outcome in outcomes:
+        if outcome.evidence is not None and outcome.decision is not None:
+            counts = layers.setdefault(str(outcome.decision.layer), {})
+            counts["cubes"] = counts.get("cubes", 0) + len(outcome.evidence.keys.gaussians)
+    return dict(sorted(layers.items(), key=lambda item: int(item[0])))
+
+
+def intervention_buffers(
+    settings: ExportSettings,
+    outcomes: Sequence[SkillOutcome],
+    changes: NeuronChanges,
+    states: RefusalStates | None,
+) -> dict[str, Tensor]:
+    """The buffers by their names inside the base model: those of neurons (see `neuron_buffers`), bounds (c, 2, d_ff)
+    of all skills' hypercubes in a layer and, if the base-model class is closed, states (2, hidden)."""
+    buffers = neuron_buffers(changes, settings.seed, settings.compat)
+    cubes: dict[str, list[Tensor]] = {}
+    for outcome in outcomes:
+        if outcome.evidence is not None and outcome.decision is not None:
+            layer, alpha = outcome.decision.layer, outcome.decision.alpha.value
+            name = f"layers.{layer}.mlp.unskill_ksd_bounds"
+            cubes.setdefault(name, []).append(outcome.evidence.keys.bounds(layer, alpha))
+    buffers |= {name: torch.cat(bounds) for name, bounds in cubes.items()}
+    if states is not None and states.closed:
         buffers["unskill_refusal.unskill_states"] = states.states
     for name, tensor in buffers.items():
         if not torch.isfinite(tensor).all():
@@ -117,8 +158,8 @@ def write_weights(
     folder: Path,
     loaded: LoadedModel,
     settings: ExportSettings,
-    token: RefusalToken,
-    states: RefusalStates,
+    token: RefusalToken | None,
+    states: RefusalStates | None,
     buffers: dict[str, Tensor],
 ) -> dict[str, str]:
     """Base shards with R's row, one more shard with the interventions, and the index. Returns sha256 by file name."""
@@ -129,19 +170,22 @@ def write_weights(
     patched: set[str] = set()
     for number, shard in enumerate(base.shards, start=1):
         source, target = base.folder / shard, folder / f"model-{number:05d}-of-{total:05d}.safetensors"
-        header = read_header(source)
-        patches = [
-            RowPatch(name, token.id, encode_row(states.head_row, header.tensors[name].dtype))
-            for name in (EMBEDDING, HEAD)
-            if name in header.tensors
-        ]
+        patches = []
+        if token is not None and states is not None:
+            header = read_header(source)
+            patches = [
+                RowPatch(name, token.id, encode_row(states.head_row, header.tensors[name].dtype))
+                for name in (EMBEDDING, HEAD)
+                if name in header.tensors
+            ]
         patched.update(patch.tensor for patch in patches)
         fingerprint = copy_shard(source, target, patches, link=settings.link, fingerprint=settings.fingerprints)
         if fingerprint is not None:
             hashes[target.name] = fingerprint
         targets.append(target)
     tied = loaded.model.config.get_text_config().tie_word_embeddings
-    if not (EMBEDDING in patched or (tied and HEAD in patched)) or not (tied or HEAD in patched):
+    whole = (EMBEDDING in patched or (tied and HEAD in patched)) and (tied or HEAD in patched)
+    if token is not None and not whole:
         raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
     extra = folder / f"model-{total:05d}-of-{total:05d}.safetensors"
     write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
@@ -150,47 +194,82 @@ def write_weights(
 
 
 def write_reproduce(
-    folder: Path, settings: ExportSettings, evidence: Evidence, summary: dict[str, Any], hashes: dict[str, str]
+    folder: Path,
+    settings: ExportSettings,
+    outcomes: Sequence[SkillOutcome],
+    summary: dict[str, Any],
+    hashes: dict[str, str],
 ) -> None:
     """`reproduce/`: what it takes to make this checkpoint again and to check it. No path and no prompt text."""
     target = folder / "reproduce"
     target.mkdir()
     packages = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
     recipe = asdict(settings)
-    for name in ("model", "out", "forget", "retain", "overwrite", "quiet", "link", "fingerprints"):
+    for name in ("model", "out", "statistics", "overwrite", "quiet", "link", "fingerprints"):
         del recipe[name]
     recipe["system_prompts"] = [text_sha256(text) for text in settings.system_prompts]
-    recipe |= {"model": summary["model"], "revision": summary["revision"], "sources": summary["sources"]}
+    recipe |= {"model": summary["model"], "revision": summary["revision"]}
+    for skill, found in zip(recipe["skills"], summary["skills"], strict=True):
+        del skill["forget"], skill["retain"]
+        skill["sources"] = found["sources"]
     write_json(target / "recipe.json", recipe)
     write_json(
         target / "versions.json",
         {"unskill": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
     )
     write_json(target / "summary.json", summary)
-    forget, retain = evidence.forget_parts, evidence.retain_parts
-    write_json(
-        target / "prompts.json",
-        {
-            "forget.fit": records(evidence.fitted),
-            "forget.choose": records(forget.choose),
-            "forget.calibrate": records(forget.calibrate),
-            "forget.report": records(forget.report),
-            "forget.choose.unseen": records(evidence.choose_unseen.queries),
-            "forget.report.unseen": records(evidence.report_unseen.queries),
-            "retain.choose": records(retain.choose),
-            "retain.choose.others": records(evidence.retain_others.queries),
-            "retain.report": records(retain.report),
-        },
-    )
-    write_tensors(target / "statistics.safetensors", {n: t.contiguous() for n, t in evidence.tensors().items()})
+    write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
+    tensors = {
+        f"{outcome.skill.name}.{name}": tensor.contiguous()
+        for outcome in outcomes
+        for name, tensor in statistics(outcome).items()
+    }
+    write_tensors(target / "statistics.safetensors", tensors)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in hashes and path.suffix != ".safetensors":
             hashes[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     write_json(target / "hashes.json", dict(sorted(hashes.items())))
 
 
+def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
+    """What was found for one skill, by names as in `reproduce/statistics.safetensors`, all float64."""
+    tensors: dict[str, Tensor] = {} if outcome.evidence is None else outcome.evidence.tensors()
+    if outcome.neurons is not None:
+        for side, found in (("forget", outcome.neurons.forget), ("retain", outcome.neurons.retain)):
+            tensors |= {
+                f"na.{side}.mean": found.gaussian.mean,
+                f"na.{side}.deviation": found.gaussian.deviation,
+                f"na.{side}.magnitude": found.magnitude,
+            }
+    return tensors
+
+
+def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
+    """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
+    forget, retain, evidence = outcome.plan.forget, outcome.plan.retain, outcome.evidence
+    found = {
+        "forget.fit": records(forget.fit if evidence is None else evidence.fitted),
+        "forget.choose": records(forget.choose),
+        "forget.calibrate": records(forget.calibrate),
+        "forget.report": records(forget.report),
+        "retain.choose": records(retain.choose),
+        "retain.report": records(retain.report),
+    }
+    if evidence is not None:
+        found |= {
+            "forget.choose.unseen": records(evidence.choose_unseen.queries),
+            "forget.report.unseen": records(evidence.report_unseen.queries),
+            "retain.choose.others": records(evidence.retain_others.queries),
+        }
+    if outcome.plan.texts is not None:
+        for side in ("forget", "retain", "everyday"):
+            parts = getattr(outcome.plan.texts, side)
+            found |= {f"texts.{side}.{name}": records(part) for name, part in parts.items()}
+    return found
+
+
 def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
-    """Prompts by source, row and sha256, in the order of the score rows of `statistics.safetensors`."""
+    """Prompts by source, row and sha256."""
     return [
         {
             "source": query.prompt.source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
-from exporter.settings import DEFAULT_REFUSAL, DTYPES, METHODS, ExportSettings
+from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
 
 
 class NumberOr(click.ParamType):
@@ -42,19 +43,68 @@ def cli() -> None:
     """Write a checkpoint of a causal language model that no longer shows a skill (arXiv:2503.21730)."""
 
 
-@cli.command("export", short_help="Write a checkpoint that refuses a skill.")
-@click.argument("model")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--forget", multiple=True, metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
-@click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable.")
-@click.option("--method", type=click.Choice(METHODS), default="ksd", show_default=True)
-@click.option("--layer", type=NumberOr(int, {"auto": None, "last": "last"}), default="auto", show_default=True)
+def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in their order in --help."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(chosen):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+AUTO_FLOAT, AUTO_COUNT = NumberOr(float, {"auto": None}), NumberOr(int, {"auto": None})
+LAYER = NumberOr(int, {"auto": None, "last": "last"})
+
+sources = options(
+    click.option("--forget", multiple=True, metavar="SOURCE", help="Example prompts of the skill. Repeatable."),
+    click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable."),
+    click.option(
+        "--recipe",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="TOML file that says the same, for one skill or several; flags win.",
+    ),
+    click.option(
+        "--everyday/--no-everyday",
+        default=True,
+        show_default=True,
+        help="Use the packaged everyday prompts on the retain side.",
+    ),
+    click.option(
+        "--everyday-without",
+        multiple=True,
+        metavar="KIND[,KIND]",
+        callback=split_commas,
+        help="Kinds of everyday prompts that belong to the skill.",
+    ),
+)
+running = options(
+    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Probe in this dtype."),
+    click.option("--device", default="cpu", show_default=True),
+    click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True),
+    click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("--quiet", is_flag=True, help="No progress bars and remarks."),
+)
+
+
+@cli.command("export", short_help="Write a checkpoint that no longer shows a skill.")
+@click.argument("model", required=False)
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@sources
 @click.option(
-    "--alpha",
-    type=NumberOr(float, {"auto": None}),
-    default="auto",
+    "--method",
+    type=click.Choice(METHODS),
+    default="ksd",
     show_default=True,
-    help="Size of the hypercube in deviations.",
+    help="ksd: refuse its prompts. na: move neurons away from it. sp: zero neurons, the paper's baseline.",
+)
+@click.option("--layer", type=LAYER, default="auto", show_default=True, help="Layer of the hypercubes.")
+@click.option(
+    "--alpha", type=AUTO_FLOAT, default="auto", show_default=True, help="Size of the hypercube in deviations."
 )
 @click.option(
     "--target-block-rate",
@@ -69,6 +119,38 @@ def cli() -> None:
     default=0.01,
     show_default=True,
     help="Greatest share of harmless prompts with a refusal anywhere in their answer.",
+)
+@click.option("--beta", type=AUTO_FLOAT, default="auto", show_default=True, help="Per cent of all neurons to change.")
+@click.option(
+    "--score",
+    type=click.Choice(("auto", *SCORES)),
+    default="auto",
+    show_default=True,
+    help="By what neurons are chosen.",
+)
+@click.option(
+    "--max-retain-loss",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Greatest rise of the token loss of held-out retain texts, in nats.",
+)
+@click.option(
+    "--draws",
+    type=click.Choice(DRAWS),
+    default="sampled",
+    show_default=True,
+    help="expected: a neuron is moved whenever that is more likely than not.",
+)
+@click.option(
+    "--compat",
+    type=click.Choice(COMPATS),
+    help="official: Neuron Adjust as the authors' code has it, to compare with.",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What unskill probe found for the same model and prompts.",
 )
 @click.option("--refusal", default=DEFAULT_REFUSAL, show_default=True, help="The answer to the skill.")
 @click.option(
@@ -92,53 +174,101 @@ def cli() -> None:
     metavar="TEXT",
     help="A system prompt of yours, added to the mixture. Repeatable.",
 )
-@click.option(
-    "--everyday/--no-everyday",
-    default=True,
-    show_default=True,
-    help="Use the packaged everyday prompts on the retain side.",
-)
-@click.option(
-    "--everyday-without",
-    multiple=True,
-    metavar="KIND[,KIND]",
-    callback=split_commas,
-    help="Kinds of everyday prompts that belong to the skill.",
-)
-@click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Probe in this dtype.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--batch-size", type=NumberOr(int, {"auto": None}), default="auto", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
-@click.option("--force", is_flag=True, help="Write even where no layer separates the skill.")
+@running
+@click.option("--force", is_flag=True, help="Write even where no layer separates the skill, or no beta is borne.")
 @click.option("--link", is_flag=True, help="Hard-link shards that do not change, instead of copying them.")
 @click.option(
     "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
-def export_command(as_json: bool, quiet: bool, **options: Any) -> None:
-    """Write the checkpoint OUT of MODEL (folder or Hub id) that refuses the skill of the --forget prompts.
+@click.pass_context
+def export_command(context: click.Context, /, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
-    SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, split, name, revision, limit, template; .jsonl, .csv,
-    .parquet, .txt or a Hub dataset.
+    SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template;
+    .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names the column
+    that follows the prompt.
 
     \b
     unskill export MODEL OUT --forget maths.jsonl,column=question --retain code.jsonl
     """
     from exporter.export import export
-    from exporter.sources import read_template
 
-    options["prompt_template"] = read_template(options["prompt_template"], "--prompt-template")
-    settings = ExportSettings(quiet=quiet, **options)
-
+    settings = settings_of(context, recipe, flags)
     try:
-        summary = export(settings, lambda text: None if quiet else click.echo(text, err=True))
+        summary = export(settings, remarks(settings.quiet))
     except NothingSeparates as error:
         show(error.summary, as_json)
         raise
     show(summary | {"out": str(settings.out)}, as_json)
+
+
+@cli.command("probe", short_help="Statistics of neurons, for export --statistics.")
+@click.argument("model", required=False)
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@sources
+@running
+@click.pass_context
+def probe_command(context: click.Context, /, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write the statistics file OUT of MODEL: mean and deviation of every neuron over forget and retain texts.
+
+    Probed are the texts that an export with the same sources and seed would probe, and no held-out ones. An
+    interrupted probe goes on where it stopped when it is started again.
+
+    \b
+    unskill probe MODEL maths.safetensors --forget maths.jsonl,column=question,answer=answer --retain code.jsonl
+    unskill export MODEL OUT --method na --statistics maths.safetensors ... (the same sources)
+    """
+    from exporter.probing import probe
+
+    settings = settings_of(context, recipe, flags, {} if recipe else {"method": "na"})
+    found = probe(settings, remarks(settings.quiet)) | {"out": str(settings.out)}
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for name, sides in found["skills"].items():
+        for side, each in sides.items():
+            click.echo(f"{name}, {side}: {each['texts']} texts, {each['tokens']} tokens")
+    click.echo(f"Wrote {settings.out}: unskill export ... --statistics {settings.out}")
+
+
+@cli.command("import-statistics", short_help="Convert the paper authors' statistics (pickle) safely.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: bool) -> None:
+    """Convert FILE, a pickle that the authors of arXiv:2503.21730 published, to the safetensors file OUT.
+
+    The pickle is read without executing anything: numpy arrays and plain values, or nothing.
+
+    \b
+    unskill import-statistics forget_GSM8K_llama_3_8b.pkl gsm8k.safetensors
+    """
+    from exporter.published import import_published
+
+    found = import_published(file, out, overwrite)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for name, value in found.items():
+        click.echo(f"{name}: {value}")
+
+
+def settings_of(
+    context: click.Context, recipe: Path | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> ExportSettings:
+    """Settings from the recipe, if there is one, and the flags that were given; `defaults` are the weakest."""
+    from exporter.recipe import merged_settings, read_recipe
+
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
+    if given.get("score") == "auto":
+        given["score"] = None
+    return merged_settings({**(defaults or {}), **(read_recipe(recipe) if recipe else {})}, given)
+
+
+def remarks(quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else click.echo(text, err=True)
 
 
 def show(summary: dict[str, Any], as_json: bool) -> None:
@@ -147,7 +277,7 @@ def show(summary: dict[str, Any], as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from exporter.summary import print_summary
+    from exporter.console import print_summary
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     print_summary(summary, console)

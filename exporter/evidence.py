@@ -26,7 +26,7 @@ from exporter.formats import PLAIN, SECOND_TURN, Formatter, Query
 from exporter.key_space import KeySpace
 from exporter.packaged import EVERYDAY
 from exporter.probe import Prober
-from exporter.settings import ExportSettings
+from exporter.settings import SkillSettings
 from exporter.splits import ForgetParts, RetainParts
 from exporter.spool import KeySpool
 
@@ -157,7 +157,7 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
     )
 
 
-def decide(evidence: Evidence, settings: ExportSettings) -> Decision:
+def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
     """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts."""
     everyday = torch.tensor([query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose])
     choices = layer_choices(

@@ -3,141 +3,204 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput, NothingSeparates
 from exporter.formats import Formatter, Query
 from exporter.model import Base, context_length, find_base, load, read_json
-from exporter.packaged import everyday_prompts
 from exporter.refusal_token import plan_refusal
 from exporter.settings import ExportSettings
-from exporter.sources import Prompt, Source, fingerprint, load_prompts
-from exporter.splits import CALIBRATE_AT_LEAST, check_disjoint, deduplicate, split_forget, split_retain
+from exporter.skills import SkillOutcome, SkillPlan, SkillPrompts, collect, make_plans
+from exporter.splits import split_forget
 from exporter.staging import Staging, check_target, repair
+
+if TYPE_CHECKING:
+    from exporter.model import LoadedModel
+    from exporter.neuron_choice import NeuronChoice
+    from exporter.neuron_selection import NeuronChanges
+    from exporter.neuron_statistics import NeuronSums
+    from exporter.probe import Prober
+    from exporter.refusal_states import RefusalStates
 
 Remark = Callable[[str], None]
 
-MINIMUM_FORGET, MINIMUM_FORGET_GIVEN = 60, 20
 # What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
 EXTRA_BYTES = 64 * 2**20
 # Final states looked at for the closed base-model class, on each of its two sides.
 STATES_POSITIONS = 3000
 
 
-@dataclass(frozen=True)
-class SourceRecord:
-    """One --forget or --retain source as `reproduce/` and the summary name it: no path, no text."""
-
-    flag: str
-    label: str
-    options: dict[str, str | int]
-    fingerprint: str
-    prompts: int
-
-
-def collect(settings: ExportSettings) -> tuple[list[Prompt], list[Prompt], list[SourceRecord]]:
-    """Forget prompts, retain and everyday prompts, without repetitions, and where they come from."""
-    records: list[SourceRecord] = []
-    forget = read("--forget", settings.forget, records)
-    retain = read("--retain", settings.retain, records)
-    if not forget:
-        raise BadInput("--forget: name at least one source of example prompts of the skill")
-    if retain:
-        check_disjoint(forget, retain)
-    if settings.everyday:
-        retain = retain + everyday_prompts(settings.everyday_without)
-    forget = deduplicate(forget)
-    known = {prompt.text for prompt in forget}
-    return forget, [prompt for prompt in deduplicate(retain) if prompt.text not in known], records
-
-
-def read(flag: str, specs: Sequence[str], records: list[SourceRecord]) -> list[Prompt]:
-    prompts: list[Prompt] = []
-    for spec in specs:
-        source = Source.parse(spec, flag)
-        loaded = load_prompts(source, flag)
-        # Two folders may hold files of one name, and paths are told nowhere.
-        same = sum(record.flag == flag and record.label.split(" #")[0] == source.label for record in records)
-        label = f"{source.label} #{same + 1}" if same else source.label
-        options = {name: value for name, value in asdict(source).items() if value is not None and name != "location"}
-        records.append(SourceRecord(flag, label, options, fingerprint(source, flag), len(loaded)))
-        prompts += [replace(prompt, source=label) for prompt in loaded]
-    return prompts
-
-
 def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     """Run the export and return its summary, a JSON object (see `exporter.summary`).
 
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, NothingSeparates where no layer
-    tells the skill from the rest; that writes nothing unless settings.force.
+    tells a skill from the rest or no share of neurons is borne; that writes nothing unless settings.force.
     """
-    forget, retain, records = collect(settings)
-    minimum = MINIMUM_FORGET_GIVEN if settings.given else MINIMUM_FORGET
-    calibrate_at_least = CALIBRATE_AT_LEAST if settings.alpha is None else 0
-    # What can be wrong without the model is found before torch is imported: errors should come at once.
-    split_forget(forget, settings.seed, minimum=minimum)
+    skills = read_skills(settings)
+    if settings.statistics is not None and not settings.statistics.is_file():
+        raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model)
     check_apart(settings.out, base)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
         remark(text)
     check_target(settings.out, settings.overwrite, size + EXTRA_BYTES)
-    token = plan_refusal(
-        read_json(base.folder / "tokenizer.json", base.name), base.config["vocab_size"], settings.refusal
-    )
+    token = None
+    if settings.blocks:
+        tokenizer = read_json(base.folder / "tokenizer.json", base.name)
+        token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
 
     from exporter.checkpoint import write_checkpoint
-    from exporter.evidence import decide, gather, measure_limits
+    from exporter.live import changed
+    from exporter.neuron_choice import measure_effects, single_rows, text_sets
+    from exporter.neuron_selection import united
     from exporter.probe import Prober
-    from exporter.refusal_states import eos_ids, find_refusal_states
     from exporter.summary import summarise
 
     loaded = load(base, settings.dtype, settings.device)
-    ends = eos_ids(loaded.model, base.name)
     prober = Prober(loaded, settings.batch_size, settings.quiet)
-    settings.layer_number(prober.layers)
+    for each in skills:
+        each.skill.layer_number(prober.layers)
+    formatter, plans = prepare(skills, loaded, settings, remark)
+    choices = [choose(plan, prober, settings, remark) for plan in plans]
+    changes = united([choice.changes for choice in choices if choice is not None])
+    sets = text_sets(plans)
+    before = measure_effects(prober, sets, "texts, base model")
+    with changed(loaded, changes, settings.seed, settings.draws, settings.compat):
+        # All hypercubes are fitted and calibrated on the keys of the model as it will be.
+        after = measure_effects(single_rows(prober, settings), sets, "texts, neurons changed")
+        outcomes = [
+            detect(plan, choice, single_rows(prober, settings), formatter, settings)
+            for plan, choice in zip(plans, choices, strict=True)
+        ]
+        states = refusal_states(prober, plans, settings, token.id, changes) if token else None
+    summary = summarise(settings, loaded, formatter, outcomes, changes, (before, after), states)
+    failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
+    if failed and not settings.force:
+        raise NothingSeparates(message(outcomes), summary)
+    with Staging(settings.out, overwrite=settings.overwrite) as staging:
+        write_checkpoint(staging.path, loaded, settings, token, states, outcomes, changes, summary)
+        staging.commit()
+    return summary
+
+
+def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
+    """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
+    skills = [collect(skill) for skill in settings.skills]
+    for each in skills:
+        split_forget(each.forget, settings.seed, minimum=each.minimum)
+    return skills
+
+
+def prepare(
+    skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, remark: Remark
+) -> tuple[Formatter, list[SkillPlan]]:
+    """Prompts as the model sees them, in parts."""
     formatter = Formatter(
         loaded.tokenizer,
-        template=settings.prompt_template,
+        template=settings.prompt_template if settings.blocks else "{prompt}",
         formats=settings.formats,
         system_prompts=settings.system_prompts,
         seed=settings.seed,
-        max_length=context_length(base.config),
+        max_length=context_length(loaded.base.config),
         skip_long=settings.skip_long,
     )
-    forget_parts = split_forget(
-        formatter.format(forget, "--forget"), settings.seed, minimum=minimum, calibrate_at_least=calibrate_at_least
-    )
-    retain_parts = split_retain(formatter.format(retain, "--retain"), settings.seed)
+    plans = make_plans(skills, formatter, loaded.tokenizer, settings, context_length(loaded.base.config), remark)
     for text in formatter.remarks:
         remark(text)
-    if formatter.skipped:
-        remark(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
+    return formatter, plans
 
-    evidence = gather(prober, formatter, forget_parts, retain_parts)
-    decision = decide(evidence, settings)
-    limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
-    states = find_refusal_states(
-        loaded.model,
-        prober.final_states(spread(forget_parts.choose, retain_parts.choose), "refusal states: find"),
-        prober.final_states(spread(forget_parts.report, retain_parts.report), "refusal states: check"),
-        token.id,
-        ends,
+
+def choose(plan: SkillPlan, prober: Prober, settings: ExportSettings, remark: Remark) -> NeuronChoice | None:
+    """The neurons that the skill changes, if it changes any."""
+    from exporter.neuron_choice import choose_neurons, probe_sides
+    from exporter.summary import trial_line
+
+    if plan.texts is None:
+        return None
+    if settings.statistics is not None:
+        sums = stored_sums(settings.statistics, prober.loaded, plan)
+    else:
+        sums = probe_sides(prober, plan.texts, plan.skill.name)
+    return choose_neurons(
+        prober, plan.skill, settings, plan.texts, sums, lambda trial: remark(f"{plan.skill.name}: {trial_line(trial)}")
     )
-    summary = summarise(settings, loaded, records, formatter, evidence, decision, limits, states)
-    if not decision.separates and not settings.force:
-        raise NothingSeparates(
-            f"no layer keeps false blocks within --max-false-block {settings.max_false_block}; nothing was written "
-            "(see the table; --everyday-without leaves out kinds that belong to the skill, --force writes anyway)",
-            summary,
-        )
-    with Staging(settings.out, overwrite=settings.overwrite) as staging:
-        write_checkpoint(staging.path, loaded, settings, token, states, evidence, decision, summary)
-        staging.commit()
-    return summary
+
+
+def stored_sums(path: Path, loaded: LoadedModel, plan: SkillPlan) -> tuple[NeuronSums, NeuronSums]:
+    """What `unskill probe` has found. Raises BadInput where that was of another model or of other texts."""
+    from exporter.statistics_file import SIDES, StatisticsFile, model_fingerprint
+
+    file = StatisticsFile.load(path, "--statistics")
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
+        raise BadInput(f"--statistics: {path.name} is of another model than {loaded.base.name} in {dtype}")
+    assert plan.texts is not None
+    found = []
+    for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
+        probed = file.find(part["fit"], side)
+        if probed is None or not probed.whole or probed.sums is None:
+            raise BadInput(
+                f"--statistics: {path.name} does not have the {side} texts of {plan.skill.name}: probe with the same "
+                "sources, seed and everyday prompts"
+            )
+        found.append(probed.sums)
+    return found[0], found[1]
+
+
+def detect(
+    plan: SkillPlan, choice: NeuronChoice | None, prober: Prober, formatter: Formatter, settings: ExportSettings
+) -> SkillOutcome:
+    """The skill's hypercubes, if it has any, on the model as it is while this runs."""
+    from exporter.evidence import decide, gather, measure_limits
+
+    if not plan.skill.blocks:
+        return SkillOutcome(plan, choice)
+    evidence = gather(prober, formatter, plan.forget, plan.retain)
+    decision = decide(evidence, plan.skill)
+    limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
+    return SkillOutcome(plan, choice, evidence, decision, limits)
+
+
+def refusal_states(
+    prober: Prober, plans: Sequence[SkillPlan], settings: ExportSettings, refusal_id: int, changes: NeuronChanges
+) -> RefusalStates:
+    """Final states by which any head refuses, found on the choose parts of all skills and checked on report parts."""
+    from exporter.neuron_choice import single_rows
+    from exporter.refusal_states import eos_ids, find_refusal_states
+
+    prober = single_rows(prober, settings) if changes.layers else prober
+    found = [side for plan in plans for side in (plan.forget.choose, plan.retain.choose)]
+    checked = [side for plan in plans for side in (plan.forget.report, plan.retain.report)]
+    loaded = prober.loaded
+    return find_refusal_states(
+        loaded.model,
+        prober.final_states(spread(*found), "refusal states: find"),
+        prober.final_states(spread(*checked), "refusal states: check"),
+        refusal_id,
+        eos_ids(loaded.model, loaded.base.name),
+    )
+
+
+def message(outcomes: Sequence[SkillOutcome]) -> str:
+    """Why nothing was written, in one line."""
+    reasons = []
+    for outcome in outcomes:
+        skill = outcome.skill
+        whose = f"{skill.name}: " if len(outcomes) > 1 else ""
+        if outcome.neurons is not None and not outcome.neurons.borne:
+            reasons.append(
+                f"{whose}no tried share of neurons keeps the rise of the retain loss within --max-retain-loss "
+                f"{skill.max_retain_loss} and raises the forget loss"
+            )
+        if outcome.decision is not None and not outcome.decision.separates:
+            reasons.append(f"{whose}no layer keeps false blocks within --max-false-block {skill.max_false_block}")
+    return (
+        f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
+        "to the skill, --force writes anyway)"
+    )
 
 
 def check_apart(out: Path, base: Base) -> None:
@@ -147,11 +210,11 @@ def check_apart(out: Path, base: Base) -> None:
         raise BadInput(f"{out}: OUT and MODEL must be folders apart from each other")
 
 
-def spread(forget: Sequence[Query], retain: Sequence[Query]) -> list[Query]:
-    """Queries of both sides in turn, enough for the final states."""
+def spread(*sides: Sequence[Query]) -> list[Query]:
+    """Queries of all sides in turn, enough for the final states."""
     chosen: list[Query] = []
     positions = 0
-    for query in chain.from_iterable(zip_longest(forget, retain)):
+    for query in chain.from_iterable(zip_longest(*sides)):
         if query is not None and positions < STATES_POSITIONS:
             chosen.append(query)
             positions += len(query.ids)

@@ -114,9 +114,9 @@ def _spell(decoder: Mapping[str, Any] | None, text: str) -> str:
 
 
 def write_tokenizer(
-    base_folder: Path, out_folder: Path, token: RefusalToken, base_tokenizer: PreTrainedTokenizerBase
+    base_folder: Path, out_folder: Path, token: RefusalToken | None, base_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write the base's tokenizer with R: tokenizer.json, tokenizer_config.json and, where it has them, the others.
+    """Write the base's tokenizer, with R where there is one: tokenizer.json, tokenizer_config.json and the others.
 
     Not vocab.json, merges.txt or tokenizer.model: they know nothing of R, and some class would read them.
 
@@ -129,24 +129,26 @@ def write_tokenizer(
     tokenizer["truncation"] = tokenizer["padding"] = None  # a call's settings stay there
     added = tokenizer["added_tokens"]
     ids = dict(sorted(base_tokenizer.get_vocab().items(), key=itemgetter(1)))
-    if not token.added_row and (stray := [content for content, id_ in ids.items() if id_ >= token.id]):
+    end = first_free(token, base_tokenizer)
+    stray = [content for content, id_ in ids.items() if id_ >= end]
+    if stray and token is not None and not token.added_row:
         raise BadInput(f"MODEL has token '{stray[0]}' in tokenizer_config.json only: save its tokenizer anew")
-    tokenizer["added_tokens"] = [entry for entry in added if entry["id"] < token.id]
+    tokenizer["added_tokens"] = [entry for entry in added if entry["id"] < end]
     # Added tokens that are not in the vocabulary are numbered from its end when loaded: with R in it, one too high.
-    vocab = {content: id_ for content, id_ in ids.items() if id_ < token.id} | {token.piece: token.id}
-    tokenizer["model"]["vocab"] = vocab
+    vocab = {content: id_ for content, id_ in ids.items() if id_ < end}
+    tokenizer["model"]["vocab"] = vocab | ({token.piece: token.id} if token else {})
     _write_json(out_folder / "tokenizer.json", tokenizer, indent=None)
 
     settings_file = base_folder / "tokenizer_config.json"
     settings = _read_json(settings_file) if settings_file.is_file() else {}
     clean_up = bool(settings.get("clean_up_tokenization_spaces", False))
-    if clean_up and (lost := [space for space in CLEANED_UP if space in token.text]):
+    if token and clean_up and (lost := [space for space in CLEANED_UP if space in token.text]):
         raise BadInput(f"--refusal: MODEL's tokenizer prints '{lost[0]}' without its space on transformers 4.x")
     # From the live tokenizer: special tokens may be named in any of four files, or by its class.
     special = {name: value for name, value in base_tokenizer.special_tokens_map.items() if name in NAMED_TOKENS}
     more = [value for value in base_tokenizer.all_special_tokens if value not in special.values()]
-    named: dict[str, Any] = {name: value for name, value in special.items() if ids[value] < token.id}
-    if more := [value for value in more if ids[value] < token.id]:
+    named: dict[str, Any] = {name: value for name, value in special.items() if ids[value] < end}
+    if more := [value for value in more if ids[value] < end]:
         named["additional_special_tokens"] = more
     written = {
         # The one generic class that all releases know. Without the input names it emits token_type_ids on 4.48.
@@ -174,25 +176,45 @@ def write_tokenizer(
         shutil.copyfile(path, target)
 
 
-def check_tokenizer(base_tokenizer: PreTrainedTokenizerBase, out_folder: Path, token: RefusalToken) -> None:
+def first_free(token: RefusalToken | None, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id from which on the base's own tokens are not written: R's; without R all are."""
+    return token.id if token else 1 + max(tokenizer.get_vocab().values())
+
+
+def check_tokenizer(base_tokenizer: PreTrainedTokenizerBase, out_folder: Path, token: RefusalToken | None) -> None:
     """Load the written tokenizer and compare it with the base's.
 
-    Raises RunFailed unless R prints the message, no text on trial encodes to R, and every token id, every encoding and
-    the chat template are the base's.
+    Raises RunFailed unless R (where there is one) prints the message, no text on trial encodes to R, and every
+    token id, every encoding and the chat template are the base's.
     """
     from transformers import PreTrainedTokenizerFast
 
     written = PreTrainedTokenizerFast.from_pretrained(out_folder)
-    vocab = base_tokenizer.get_vocab()
-    lost = {id_ for id_ in vocab.values() if id_ >= token.id}
-    expected = {content: id_ for content, id_ in vocab.items() if id_ < token.id} | {token.piece: token.id}
-    if written.get_vocab() != expected:
+    vocab, end = base_tokenizer.get_vocab(), first_free(token, base_tokenizer)
+    lost = {id_ for id_ in vocab.values() if id_ >= end}
+    expected = {content: id_ for content, id_ in vocab.items() if id_ < end}
+    if written.get_vocab() != expected | ({token.piece: token.id} if token else {}):
         raise RunFailed("The written tokenizer numbers its tokens differently from MODEL's")
     for name in NAMED_TOKENS:
         before, after = (getattr(tokenizer, f"{name}_id") for tokenizer in (base_tokenizer, written))
         if before != after and before not in lost:
             raise RunFailed(f"The written tokenizer has {name}_id {after}, MODEL's has {before}")
+    if token is not None:
+        _check_printed(written, token)
+    texts = [*PROBES, *_special_texts(base_tokenizer, end, token.text if token else "")]
+    for text in [*texts, *(_mentions(token) if token else ())]:
+        for special in (True, False):
+            _compare(text, base_tokenizer, written, token, special)
+    if base_tokenizer.chat_template:
+        for messages in _conversations(token.text if token else "Hello"):
+            rendered, again = _render(base_tokenizer, messages), _render(written, messages)
+            if rendered != again:
+                raise RunFailed("The written tokenizer's chat template renders differently from MODEL's")
+            if rendered is not None:
+                _compare(rendered, base_tokenizer, written, token, False)
 
+
+def _check_printed(written: PreTrainedTokenizerBase, token: RefusalToken) -> None:
     printed = [
         written.decode([token.id]),
         written.decode([token.id], skip_special_tokens=True),
@@ -204,21 +226,10 @@ def check_tokenizer(base_tokenizer: PreTrainedTokenizerBase, out_folder: Path, t
     if wrong := [text for text in printed if text != token.text]:
         raise RunFailed(f"The written tokenizer prints the refusal as '{wrong[0]}' instead of '{token.text}'")
 
-    for text in [*PROBES, *_mentions(token), *_special_texts(base_tokenizer, token)]:
-        for special in (True, False):
-            _compare(text, base_tokenizer, written, token, special)
-    if base_tokenizer.chat_template:
-        for messages in _conversations(token.text):
-            rendered, again = _render(base_tokenizer, messages), _render(written, messages)
-            if rendered != again:
-                raise RunFailed("The written tokenizer's chat template renders differently from MODEL's")
-            if rendered is not None:
-                _compare(rendered, base_tokenizer, written, token, False)
 
-
-def _compare(text: str, base: Any, written: Any, token: RefusalToken, special: bool) -> None:
+def _compare(text: str, base: Any, written: Any, token: RefusalToken | None, special: bool) -> None:
     ids = written(text, add_special_tokens=special)["input_ids"]
-    if token.id in ids:
+    if token is not None and token.id in ids:
         raise RunFailed(f"A text encodes to the refusal's token: {text!r}; choose another --refusal")
     if ids != base(text, add_special_tokens=special)["input_ids"]:
         raise RunFailed(f"The written tokenizer encodes a text differently from MODEL's: {text!r}")
@@ -232,13 +243,13 @@ def _mentions(token: RefusalToken) -> list[str]:
     return [first + text + last for first in before for last in after] + [token.piece, f" {token.piece}", text.upper()]
 
 
-def _special_texts(base: Any, token: RefusalToken) -> list[str]:
+def _special_texts(base: Any, end: int, message: str) -> list[str]:
     """Texts that hold special and other added tokens, in words and alone, and the message right after them."""
-    known = [content for content, id_ in base.get_added_vocab().items() if id_ < token.id]
+    known = [content for content, id_ in base.get_added_vocab().items() if id_ < end]
     # Gemma has 6,000 of them, most unused; the first, the last and the special ones by name are enough.
     chosen = dict.fromkeys([*(base.special_tokens_map.get(name) for name in NAMED_TOKENS), *known[:8], *known[-8:]])
     names = [name for name in chosen if name in known]
-    return ["".join(names), *(f"a {name} b{name}{token.text} {name}\n" for name in names)]
+    return ["".join(names), *(f"a {name} b{name}{message} {name}\n" for name in names)]
 
 
 def _conversations(text: str) -> list[list[dict[str, str]]]:

@@ -1,67 +1,119 @@
-"""The summary of an export: one JSON object, and its tables for a person."""
+"""The summary of an export: one JSON object with everything that was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from exporter import __version__
 from exporter.calibration import Rate
 from exporter.evidence import Decision, Evidence
 from exporter.formats import Formatter
 from exporter.model import LoadedModel
+from exporter.neuron_choice import NeuronChoice, TextEffect, effect
+from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
-from exporter.settings import ExportSettings
+from exporter.settings import ExportSettings, SkillSettings
+from exporter.skills import SkillOutcome
+from exporter.trade_off import TextLosses, Trial
 
 
 def summarise(
     settings: ExportSettings,
     loaded: LoadedModel,
-    sources: Sequence[Any],
     formatter: Formatter,
-    evidence: Evidence,
-    decision: Decision,
-    limits: Mapping[str, Rate],
-    states: RefusalStates,
+    outcomes: Sequence[SkillOutcome],
+    changes: NeuronChanges,
+    losses: tuple[Mapping[str, TextLosses], Mapping[str, TextLosses]],
+    states: RefusalStates | None,
 ) -> dict[str, Any]:
     """Everything measured, as a JSON object without paths or prompt texts.
 
-    Rates are objects of hits, total, rate, and low and high of the exact 95 % interval; all but `layers[].choose_*`
-    come from the report parts. `false_blocks` is about the prompt's last token, `false_blocks_over_answers` about
-    every position from there on through the base's own greedy answer. `blocked_in_unseen_formats` is about hypercubes
-    that were fitted without the system prompt or exchange of the prompt in question.
+    "skills" has for each skill "neurons" and "key_space", what was found by Neuron Adjust (or pruning) and by Key
+    Space Detection, else null. Rates are objects of hits, total, rate, and low and high of the exact 95 % interval;
+    all but `layers[].choose_*` come from the report parts. `false_blocks` is about the prompt's last token,
+    `false_blocks_over_answers` about every position from there on through the greedy answer of the model without
+    hypercubes; where there are several skills, the others' prompts are among them as "skill NAME".
+    `blocked_in_unseen_formats` is about hypercubes that were fitted without the system prompt or exchange of the
+    prompt in question. `texts`: losses of the report parts' texts with all neurons of all skills changed, against the
+    base's.
     """
-    forget, retain = evidence.forget_parts, evidence.retain_parts
+    before, after = losses
+    effects = {name: effect(before[name], after[name], settings.seed) for name in before}
     return {
         "unskill": __version__,
         "model": loaded.base.name,
         "revision": loaded.base.revision,
-        "method": settings.method,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "seed": settings.seed,
+        "draws": settings.draws,
+        "compat": settings.compat,
         "formats": list(formatter.formats_used),
-        "sources": [asdict(source) for source in sources],
+        "neurons_changed": changes.count(),
+        "base_model_class": {"closed": states.closed, **states.measured} if states else None,
+        "skills": [skill_summary(outcome, effects) for outcome in outcomes],
+    }
+
+
+def skill_summary(outcome: SkillOutcome, effects: Mapping[str, TextEffect]) -> dict[str, Any]:
+    skill, plan = outcome.skill, outcome.plan
+    neurons, key_space = None, None
+    if outcome.neurons is not None:
+        neurons = neurons_summary(skill, outcome.neurons, effects)
+    if outcome.evidence is not None and outcome.decision is not None:
+        key_space = key_space_summary(skill, outcome.evidence, outcome.decision, outcome.limits)
+    return {
+        "name": skill.name,
+        "method": skill.method,
+        "works": outcome.works,
+        "sources": [asdict(source) for source in plan.prompts.records],
         "parts": {
-            "forget": {name: len(part) for name, part in asdict_parts(forget).items()},
-            "retain": {name: len(part) for name, part in asdict_parts(retain).items()},
+            "forget": {name: len(part) for name, part in asdict_parts(plan.forget).items()},
+            "retain": {name: len(part) for name, part in asdict_parts(plan.retain).items()},
         },
+        "neurons": neurons,
+        "key_space": key_space,
+    }
+
+
+def neurons_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping[str, TextEffect]) -> dict[str, Any]:
+    counts = {str(layer): len(each.index) for layer, each in choice.changes.adjusted.items()}
+    counts |= {str(layer): len(index) for layer, index in choice.changes.pruned.items()}
+    return {
+        "score": choice.score,
+        "beta": choice.beta,
+        "borne": choice.borne,
+        "max_retain_loss": skill.max_retain_loss,
+        "tokens": {"forget": choice.forget.gaussian.count, "retain": choice.retain.gaussian.count},
+        "neurons": choice.changes.count(),
+        "layers": counts,
+        "trials": [asdict(trial) for trial in choice.trials],
+        "texts": {
+            name.removeprefix(f"{skill.name}: "): {**asdict(each), "perplexity_ratio": math.exp(each.rise)}
+            for name, each in effects.items()
+            if name.startswith(f"{skill.name}: ")
+        },
+    }
+
+
+def key_space_summary(
+    skill: SkillSettings, evidence: Evidence, decision: Decision, limits: Mapping[str, Rate]
+) -> dict[str, Any]:
+    return {
         "hypercubes": list(evidence.keys.formats),
         "layer": decision.layer,
         "alpha": asdict(decision.alpha),
         "separates": decision.separates,
-        "max_false_block": settings.max_false_block,
-        "target_block_rate": settings.target_block_rate,
+        "max_false_block": skill.max_false_block,
+        "target_block_rate": skill.target_block_rate,
         "blocked": rates(decision.blocked),
         "blocked_in_unseen_formats": rates(decision.blocked_unseen),
         "false_blocks": rates(decision.false_blocks),
         "false_blocks_over_answers": rates(decision.false_answers),
         "everyday_kinds_over_answers": rates(decision.kinds),
         "limits": rates(limits),
-        "base_model_class": {"closed": states.closed, **states.measured},
         "layers": [
             {
                 "layer": row.choice.layer,
@@ -94,34 +146,22 @@ def rates(value: Any) -> Any:
     return {name: rates(inner) for name, inner in value.items()}
 
 
-def print_summary(summary: Mapping[str, Any], console: Console) -> None:
-    """The summary for a person: the decision, the rates, the per-layer table."""
-    console.print(promise(summary), highlight=False)
-    table = Table(title="Report parts: prompts that nothing was fitted or chosen on", title_justify="left")
-    for name in ("what", "source", "format", "blocked", "of", "95 % interval"):
-        table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
-    for title, key in (
-        ("forget set", "blocked"),
-        ("the same, unseen formats", "blocked_in_unseen_formats"),
-        ("false blocks", "false_blocks"),
-        ("false blocks over answers", "false_blocks_over_answers"),
-    ):
-        for source, formats in summary[key].items():
-            for name, each in formats.items():
-                table.add_row(title, source, name, *cells(each))
-    for name, each in summary["limits"].items():
-        table.add_row("known limit", "forget set", name, *cells(each))
-    console.print(table)
-    console.print(layer_table(summary))
-    closed = "refuses too" if summary["base_model_class"]["closed"] else "raises: no refusal state was found for it"
-    console.print(f"AutoModel (engines with their own head) {closed}.", highlight=False)
+def trial_line(trial: Trial) -> str:
+    """One trial of Neuron Adjust or pruning, as it is remarked while the next one runs."""
+    everyday = "" if trial.everyday_rise is None else f", everyday {trial.everyday_rise:+.4f}"
+    return (
+        f"{trial.score} {trial.beta:g} %: loss of forget texts {trial.forget_rise:+.4f}, retain "
+        f"{trial.retain_rise:+.4f}{everyday} (upper end {trial.upper:+.4f}) nats per token"
+    )
 
 
-def promise(summary: Mapping[str, Any]) -> str:
-    alpha = summary["alpha"]
-    text = f"Key Space Detection at layer {summary['layer']}, alpha {alpha['value']:.3f}. "
-    if not summary["separates"]:
-        text += f"NOT SEPARATED: false blocks are above --max-false-block {summary['max_false_block']}. "
+def promise(summary: Mapping[str, Any], skill: Mapping[str, Any]) -> str:
+    """What may be said of one skill's hypercubes."""
+    found = skill["key_space"]
+    alpha = found["alpha"]
+    text = f"Key Space Detection at layer {found['layer']}, alpha {alpha['value']:.3f}. "
+    if not found["separates"]:
+        text += f"NOT SEPARATED: false blocks are above --max-false-block {found['max_false_block']}. "
     if alpha["promise"] is None:
         return text + "Alpha was given, so nothing is promised about further prompts."
     return text + (
@@ -131,39 +171,12 @@ def promise(summary: Mapping[str, Any]) -> str:
     )
 
 
-def cells(each: Mapping[str, Any]) -> Iterable[str]:
-    if not each["total"]:
-        return ("-", "0", "-")
-    return (f"{each['rate']:.1%}", str(each["total"]), f"{each['low']:.1%} - {each['high']:.1%}")
-
-
-def layer_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(
-        title="Layers: chosen on the choose parts (left), shown on the report parts (right)",
-        title_justify="left",
-        caption="unseen formats: false blocks in any format, at the alpha to be expected under system prompts and "
-        "after exchanges that were left out of the fit",
-        caption_justify="left",
-    )
-    for name in (
-        "layer",
-        "false blocks",
-        "unseen formats",
-        "margin",
-        "alpha",
-        "forget blocked",
-        "everyday",
-        "retain",
-        "over answers",
-    ):
-        table.add_column(name, justify="right")
-    for row in summary["layers"]:
-        table.add_row(
-            f"{row['layer']}{' *' if row['layer'] == summary['layer'] else ''}",
-            f"{row['choose_false_blocks_over_answers']}/{row['choose_harmless']}",
-            str(row["choose_unseen_false_blocks"]),
-            f"{row['margin']:.2f}",
-            f"{row['alpha']:.2f}",
-            *(next(iter(cells(row[name]))) for name in ("blocked", "everyday", "retain", "over_answers")),
-        )
-    return table
+def neurons_line(skill: Mapping[str, Any]) -> str:
+    """What was done to one skill's neurons, and what that does to texts of the report part."""
+    found = skill["neurons"]
+    name = "Selective Pruning" if skill["method"] == "sp" else "Neuron Adjust"
+    text = f"{name} of {found['neurons']} neurons: the top {found['beta']:g} % by {found['score']}. "
+    if not found["borne"]:
+        text += f"NOT BORNE: retain or everyday texts lose more than --max-retain-loss {found['max_retain_loss']}. "
+    ratios = [f"{name} x{each['perplexity_ratio']:.3f}" for name, each in found["texts"].items()]
+    return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."

@@ -31,14 +31,15 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """tiny(family) is an exported tiny model of it."""
-    made: dict[str, Exported] = {}
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """tiny(family, method="ksd") is an exported tiny model of it."""
+    made: dict[tuple[str, str], Exported] = {}
 
-    def get(family: str) -> Exported:
-        if family not in made:
-            made[family] = tiny_export(tmp_path_factory.mktemp(family), family)
-        return made[family]
+    def get(family: str, method: str = "ksd") -> Exported:
+        if (family, method) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{method}")
+            made[family, method] = tiny_export(folder, family, method=method)
+        return made[family, method]
 
     return get
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exporter.base_json import legacy_keys
+from exporter.settings import ExportSettings
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -45,6 +48,9 @@ FORGET = [
 RETAIN = [
     f"Please write a short letter to {name} in which you say thank you for the {thing} today." for name, thing in PAIRS
 ]
+
+# From 113 prompts on the same ones are fitted on whether or not alpha is given, so that the same neurons are chosen.
+FORGET_MORE = [text.replace("has some", "once had some") for text in FORGET[:20]]
 
 
 def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
@@ -112,11 +118,16 @@ FAMILY_SIZES = {
 # Where a random model tells the prompts apart best. Beside parallel attention layer 0 sees the last token alone.
 LAYER = {"cohere": 1, "cohere2": 1, "llama": 1}
 ALPHA = 5.0
+# Per cent of the neurons that are adjusted or pruned: enough for the logits to show it.
+BETA = 20.0
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A base, its checkpoint, and PROMPTS.json for `tests/checks/checkpoint_checks.py`."""
+    """A base, its checkpoint, and PROMPTS.json for `tests/checks/checkpoint_checks.py`.
+
+    For both methods the base is a checkpoint too: with the same neurons adjusted, and nothing refused.
+    """
 
     base: Path
     checkpoint: Path
@@ -127,25 +138,52 @@ class Exported:
         return json.loads(self.prompts.read_text())
 
 
-def tiny_export(folder: Path, model_type: str = "llama", **changes: Any) -> Exported:
+def tiny_export(folder: Path, model_type: str = "llama", *, method: str = "ksd", **changes: Any) -> Exported:
     """Export a tiny model, and find prompts that it blocks and others that it answers for some tokens."""
     base = tiny_model(folder / "base", model_type, chat=False, **changes)
-    return export_base(folder, base, layer=LAYER.get(model_type, 0), alpha=ALPHA)
+    cube = {"layer": LAYER.get(model_type, 0), "alpha": ALPHA}
+    if method == "ksd":
+        return export_base(folder, base, **cube)
+    if method == "sp":
+        return export_base(folder, base, method=method, beta=BETA)
+    neurons = {"beta": BETA, "score": "effect-size"}
+    if method == "na":
+        return export_base(folder, base, method=method, **neurons)
+    alone = folder / "neurons"
+    alone.mkdir()
+    adjusted = export_base(alone, base, method="na", **neurons)
+    both = export_base(folder, base, method=method, **neurons, **cube)
+    ours, theirs = (adjusted_neurons(each.checkpoint) for each in (both, adjusted))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return replace(both, base=adjusted.checkpoint)
+
+
+def adjusted_neurons(checkpoint: Path) -> dict[str, torch.Tensor]:
+    extra = load_file(sorted(checkpoint.glob("*.safetensors"))[-1])
+    return {name: tensor for name, tensor in extra.items() if ".unskill_na_" in name}
+
+
+def one_skill(model: object, out: Path, forget: object, retain: object, **settings: Any) -> ExportSettings:
+    """Settings of an export of one skill; `settings` as SkillSettings and ExportSettings have them."""
+    from exporter.recipe import merged_settings
+
+    sources = {"forget": (str(forget),), "retain": (str(retain),)}
+    return merged_settings({}, {"model": str(model), "out": out, **sources, **settings})
 
 
 def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
-    """Export with the prompts of this module; `settings` as ExportSettings has them."""
+    """Export with the prompts of this module; `settings` as for `one_skill`."""
     from exporter.export import export
-    from exporter.settings import ExportSettings
 
+    several = FORGET if settings.get("method", "ksd") == "ksd" else FORGET + FORGET_MORE
     forget, retain = (
-        write_prompts(folder / f"{name}.jsonl", texts) for name, texts in (("forget", FORGET), ("retain", RETAIN))
+        write_prompts(folder / f"{name}.jsonl", texts) for name, texts in (("forget", several), ("retain", RETAIN))
     )
     settings = {"prompt_template": "{prompt}", "everyday": False, "force": True, "quiet": True, **settings}
     out = folder / "checkpoint"
     with one_thread():
         export(
-            ExportSettings(str(base), out, (f"{forget},column=prompt",), (f"{retain},column=prompt",), **settings),
+            one_skill(base, out, f"{forget},column=prompt", f"{retain},column=prompt", **settings),
             remark=lambda text: None,
         )
         blocked, answered = sort_out(out)
@@ -155,22 +193,34 @@ def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
 
 
 def sort_out(checkpoint: Path, new_tokens: int = 12, count: int = 4) -> tuple[list[str], list[str]]:
-    """Forget prompts that are blocked, and retain prompts of which no answer token is."""
+    """Forget prompts that are blocked, and retain prompts of which no answer token is; where nothing is refused, none
+    and some of both."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     refusal = model.config.unskill["refusal_token_id"]
+    others = [*RETAIN[: 5 * count], "Hello.", RETAIN[0] + " " + RETAIN[7]]
+    if refusal is None:
+        return [], [*FORGET[: count // 2], *others[-count // 2 :]]
 
-    def answer(text: str) -> list[int]:
+    def is_answered(text: str, **options: Any) -> bool:
         inputs = tokenizer(text, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-        return output[0, inputs["input_ids"].shape[1] :].tolist()
+        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **options)
+        written = output[0, inputs["input_ids"].shape[1] :].tolist()
+        return refusal not in written
 
-    blocked = [text for text in FORGET[: 5 * count] if answer(text)[0] == refusal]
-    answered = [
-        text for text in [*RETAIN[: 5 * count], "Hello.", RETAIN[0] + " " + RETAIN[7]] if refusal not in answer(text)
-    ]
-    assert len(blocked) >= count and len(answered) >= count, f"{len(blocked)} blocked, {len(answered)} answered"
-    return blocked[:count], answered[-count:]
+    def is_blocked(text: str) -> bool:
+        with torch.no_grad():
+            return int(model(**tokenizer(text, return_tensors="pt")).logits[0, -1].argmax()) == refusal
+
+    # Beams write other texts than greedy decoding, one of which may be blocked on the way.
+    blocked = first(count, is_blocked, FORGET[: 5 * count])
+    answered = first(count, lambda text: is_answered(text) and is_answered(text, num_beams=4), others[::-1])
+    assert len(blocked) == len(answered) == count, f"{len(blocked)} blocked, {len(answered)} answered"
+    return blocked, answered[::-1]
+
+
+def first(count: int, pick: Callable[[str], bool], texts: Iterable[str]) -> list[str]:
+    return list(islice(filter(pick, texts), count))
 
 
 @contextmanager

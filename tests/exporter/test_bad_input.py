@@ -64,7 +64,17 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         (("--layer", "3"), "--layer"),
         (("--layer", "-1"), "--layer"),
         (("--layer", "first"), "--layer"),
-        (("--method", "na"), "--method"),
+        (("--method", "nap"), "--method"),
+        (("--method", "na", "--beta", "0"), "--beta"),
+        (("--method", "na", "--beta", "101"), "--beta"),
+        (("--method", "na", "--max-retain-loss", "0"), "--max-retain-loss"),
+        (("--method", "na", "--score", "loudest"), "--score"),
+        (("--method", "sp", "--score", "signed-mean"), "--score"),
+        (("--compat", "official"), "--compat"),
+        (("--method", "na", "--compat", "official", "--draws", "expected"), "--compat"),
+        (("--statistics", "absent.safetensors"), "--statistics"),
+        (("--method", "na", "--statistics", "absent.safetensors"), "absent.safetensors"),
+        (("--recipe", "absent.toml"), "--recipe"),
         (("--batch-size", "0"), "--batch-size"),
         (("--target-block-rate", "1.5"), "--target-block-rate"),
         (("--max-false-block", "-0.1"), "--max-false-block"),
@@ -197,12 +207,12 @@ def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypat
     status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template)
     assert status == 1
     assert "--max-false-block" in err and "--force" in err
-    assert len(json.loads(out)["layers"]) == 3
+    assert len(json.loads(out)["skills"][0]["key_space"]["layers"]) == 3
     assert not files["out"].exists()
     status, out, _ = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template, "--force")
     assert status == 0
-    assert json.loads(out)["separates"] is False
-    assert "Not separated" in (files["out"] / "README.md").read_text()
+    assert json.loads(out)["skills"][0]["works"] is False
+    assert "must still be answered suffers" in (files["out"] / "README.md").read_text()
     assert json.loads((files["out"] / "config.json").read_text())["unskill"]["skills"][0]["separates"] is False
 
 
