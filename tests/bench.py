@@ -42,9 +42,10 @@ from exporter.export import export
 from exporter.model import find_base
 from exporter.probe import Prober
 from exporter.refusal_states import eos_ids
-from exporter.settings import ExportSettings
+from exporter.skills import SkillOutcome
 from exporter.staging import Staging
-from tests.tiny import FORGET, RETAIN, write_prompts
+from exporter.text_probe import longest_first, probe_texts
+from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
 MIB = 2**20
@@ -96,10 +97,10 @@ class Subject:
         sources = []
         for prompts, count in ((FORGET, 40), (RETAIN, 24)):  # of one to six sentences, in all formats
             texts = [" ".join((prompts * 2)[start : start + 1 + start % 6]) for start in range(count)]
-            sources.append((f"'{write_prompts(self.work / f'{count}-prompts.jsonl', texts)}'",))
+            sources.append(f"'{write_prompts(self.work / f'{count}-prompts.jsonl', texts)}'")
         layer = find_base(str(self.base)).config["num_hidden_layers"] * 3 // 5  # 18 of 30
-        settings = ExportSettings(str(self.base), self.out, *sources, layer=layer, alpha=12.0, everyday=False)
-        settings = replace(settings, dtype="float32", force=True, quiet=True)
+        chosen = {"everyday": False, "dtype": "float32", "force": True, "quiet": True}
+        settings = one_skill(self.base, self.out, *sources, layer=layer, alpha=12.0, **chosen)
         with (
             # How well it separates is not asked here; hypercubes there are as many as in an export of many prompts.
             mock.patch.object(evidence, "ANSWER_TOKENS", 2),
@@ -114,8 +115,18 @@ class Subject:
         return Prober(self.arguments[0])
 
     @property
-    def evidence(self) -> evidence.Evidence:
-        return self.arguments[4]
+    def outcome(self) -> SkillOutcome:
+        return self.arguments[4][0]
+
+    @cached_property
+    def adjusted(self) -> PreTrainedModel:
+        """The base with one per cent of its neurons adjusted."""
+        out = self.work / "adjusted"
+        sources = (f"'{self.work / f'{count}-prompts.jsonl'}'" for count in (40, 24))
+        assert self.arguments  # the prompts are there
+        chosen = {"method": "na", "beta": 1.0, "score": "effect-size", "everyday": False, "dtype": "float32"}
+        export(one_skill(self.base, out, *sources, **chosen, force=True, quiet=True), remarks.print)
+        return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True).eval()
 
     @cached_property
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -128,7 +139,7 @@ class Subject:
 
 def probing(subject: Subject, pairs: int) -> list[Row]:
     """Key vectors and scores of the forget set against forwards of the same batches without head."""
-    prober, queries = subject.prober, subject.evidence.forget_parts.calibrate
+    prober, queries = subject.prober, longest_first(subject.outcome.plan.forget.calibrate)
     batches = list(prober.batches(queries, lambda rows: prober.pad([queries[row] for row in rows]), ""))
     for batch in batches:
         batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -141,16 +152,21 @@ def probing(subject: Subject, pairs: int) -> list[Row]:
     arms = {
         "bare": bare,
         "keys of the last tokens": lambda: list(prober.last_token_keys(queries, "")),
-        "scores": lambda: prober.score(queries, subject.evidence.keys, ""),
+        "scores": lambda: prober.score(queries, subject.outcome.evidence.keys, ""),
+        "neurons of all layers": lambda: probe_texts(prober, queries, ""),
     }
     seconds = interleave(arms, pairs)
     against = f"{sum(len(query.ids) for query in queries)} tokens through the layers, {len(batches)} batches"
     bare_seconds = seconds.pop("bare")
-    return [Row(f"probing: {name}", against, bare_seconds, ours, "s", "<= 1.05") for name, ours in seconds.items()]
+    aims = {"neurons of all layers": "<= 1.10"}
+    return [
+        Row(f"probing: {name}", against, bare_seconds, ours, "s", aims.get(name, "<= 1.05"))
+        for name, ours in seconds.items()
+    ]
 
 
 def prefill(subject: Subject, pairs: int) -> Iterator[Row]:
-    queries = subject.evidence.retain_parts.choose
+    queries = subject.outcome.plan.retain.choose
     ids = torch.tensor([token for query in queries for token in query.ids])[None, :PREFILL_TOKENS]
     for what, keep in (("last logits", 1), ("all logits", 0)):
 
@@ -163,7 +179,7 @@ def prefill(subject: Subject, pairs: int) -> Iterator[Row]:
 
 def decode(subject: Subject, pairs: int) -> Iterator[Row]:
     """Greedy answers of a fixed length to short prompts that are not blocked: the same on both sides."""
-    queries = sorted(subject.evidence.retain_parts.report, key=lambda query: len(query.ids))
+    queries = sorted(subject.outcome.plan.retain.report, key=lambda query: len(query.ids))
     ids = {"pad_token_id": subject.prober.pad_id, "eos_token_id": eos_ids(subject.models[0], subject.base.name)}
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **ids)
     for rows in (1, 8):
@@ -174,12 +190,22 @@ def decode(subject: Subject, pairs: int) -> Iterator[Row]:
             continue
         what = f"generate: {NEW_TOKENS} after {inputs['input_ids'].shape[1]}, batch {rows}"
         yield speed(subject, what, rows * NEW_TOKENS, generate, pairs)
+        pair = subject.models[0], subject.adjusted
+        yield speed(subject, f"{what}, 1 % adjusted", rows * NEW_TOKENS, generate, pairs, pair, ">= 0.95")
 
 
-def speed(subject: Subject, what: str, tokens: int, run: Callable[[PreTrainedModel], object], pairs: int) -> Row:
-    arms = dict(zip(("base", "ours"), (partial(run, model) for model in subject.models), strict=True))
+def speed(
+    subject: Subject,
+    what: str,
+    tokens: int,
+    run: Callable[[PreTrainedModel], object],
+    pairs: int,
+    models: tuple[PreTrainedModel, PreTrainedModel] | None = None,
+    aim: str = ">= 0.98",
+) -> Row:
+    arms = dict(zip(("base", "ours"), (partial(run, model) for model in models or subject.models), strict=True))
     rates = [[tokens / value for value in seconds] for seconds in interleave(arms, pairs).values()]
-    return Row(what, "base model", *rates, "tok/s", ">= 0.98")
+    return Row(what, "base model", *rates, "tok/s", aim)
 
 
 def writing(subject: Subject, pairs: int) -> list[Row]:
@@ -201,7 +227,7 @@ def writing(subject: Subject, pairs: int) -> list[Row]:
         shutil.rmtree(target, ignore_errors=True)
         os.sync()
 
-    buffers = checkpoint.intervention_buffers(*rest[:2], states)
+    buffers = checkpoint.intervention_buffers(settings, *rest[:2], states)
     arms = {
         "cp": lambda: subprocess.run(["cp", "-rL", subject.base, target], check=True),
         "weights, no fingerprints": write_weights,
@@ -233,7 +259,7 @@ def measure_peaks(folder: Path, pairs: int) -> dict[str, tuple[list[float], list
 
     Fingerprints are on: without them the kernel copies, and there is next to nothing to measure.
     """
-    settings = ExportSettings("base", folder, ("prompts",), fingerprints=True)
+    settings = one_skill("base", folder, "prompts", "others", fingerprints=True)
     model = SimpleNamespace(config=LlamaConfig(tie_word_embeddings=True))
     states = SimpleNamespace(head_row=torch.zeros(1024))
     buffers = {"layers.0.mlp.unskill_ksd_bounds": torch.zeros(1, 2, 4096)}

@@ -24,6 +24,12 @@ FEW = [
     "base_model_class",
     "saved_again",
 ]
+# With neurons changed, the base is one with the same neurons changed by hand or, for both methods, by a checkpoint.
+NEURONS = {
+    "na": ["padded_batch", "identity_float32_sdpa", "base_model_class", "neurons_moved", "adjusted_batched"],
+    "na+ksd": ["padded_batch", "identity_float32_sdpa", "neurons_moved", "adjusted_without_cache"],
+    "sp": ["padded_batch", "identity_float32_sdpa", "base_model_class", "tokenizer"],
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "padding rows": {"padding_rows": 7},
     "one padding row": {"padding_rows": 1},
@@ -42,12 +48,30 @@ def passes(exported: Exported, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("family", GATED_FAMILIES)
-def test_family(family: str, tiny: Callable[[str], Exported]) -> None:
+def test_family(family: str, tiny: Callable[..., Exported]) -> None:
     """A blocked row in a batch of rows that stay the base's bit by bit; AutoModel raises, for the states of a random
     model cannot be told apart; saved and loaded again it is the same."""
     exported = tiny(family)
     assert json.loads((exported.checkpoint / "config.json").read_text())["unskill"]["base_model"] == "raises"
     passes(exported, FEW)
+
+
+@pytest.mark.parametrize("method", ["na", "na+ksd"])
+@pytest.mark.parametrize("family", GATED_FAMILIES)
+def test_neurons(family: str, method: str, tiny: Callable[..., Exported]) -> None:
+    """Neurons are moved, equal to the same by hand bit by bit, and in every batch alike; with a refusal beside it."""
+    passes(tiny(family, method), NEURONS[method])
+
+
+def test_pruned(tiny: Callable[..., Exported]) -> None:
+    passes(tiny("llama", "sp"), NEURONS["sp"])
+
+
+@pytest.mark.parametrize("method", ["na", "na+ksd"])
+@pytest.mark.parametrize("variant", ["biases", "bfloat16", "padding rows"])
+def test_neurons_variant(variant: str, method: str, tmp_path: Path) -> None:
+    exported = tiny_export(tmp_path, "llama", method=method, **VARIANTS[variant])
+    passes(exported, [*NEURONS[method], "identity_bfloat16_eager", "tokenizer", "saved_again"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -87,6 +111,6 @@ def test_refused_by_name(config: dict[str, Any], why: str, tmp_path: Path) -> No
         assert supported() in str(error.value)
 
 
-def test_a_checkpoint_is_no_base(tiny: Callable[[str], Exported]) -> None:
+def test_a_checkpoint_is_no_base(tiny: Callable[..., Exported]) -> None:
     with pytest.raises(BadInput, match="unskill checkpoint already"):
         find_base(str(tiny("llama").checkpoint))

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
 FAMILIES = list(GATED_FAMILIES)
+# As most are; with parallel attention; with two kinds of masks; with biases.
+FAMILIES_WITH_NEURONS = ["llama", "cohere", "gemma3_text", "qwen2"]
 
 
 def interpreter(release: str) -> Path:
@@ -35,13 +37,29 @@ def has(release: str, family: str) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("release", RELEASES)
-def test_tiny(
-    release: str, family: str, tiny: Callable[[str], Exported], check: Callable[..., dict[str, str]]
-) -> None:
+def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]) -> None:
     python = interpreter(release)
     if not has(release, family):
         pytest.skip(f"transformers {release} has no {family}, or not as newer ones have it")
     check(tiny(family), python)
+
+
+@pytest.mark.parametrize("method", ["na", "na+ksd"])
+@pytest.mark.parametrize("family", FAMILIES_WITH_NEURONS)
+@pytest.mark.parametrize("release", RELEASES)
+def test_tiny_with_neurons(
+    release: str, family: str, method: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]
+) -> None:
+    python = interpreter(release)
+    if not has(release, family):
+        pytest.skip(f"transformers {release} has no {family}, or not as newer ones have it")
+    # Compiling takes a minute each, and the runtime is the same in all of them.
+    check(tiny(family, method), python, skip="" if family == "llama" else "compiled_forward,adjusted_compiled")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_tiny_pruned(release: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]) -> None:
+    check(tiny("llama", "sp"), interpreter(release))
 
 
 @pytest.mark.real
@@ -58,7 +76,7 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_older_than_the_family(release: str, tiny: Callable[[str], Exported], tmp_path: Path) -> None:
+def test_older_than_the_family(release: str, tiny: Callable[..., Exported], tmp_path: Path) -> None:
     python = interpreter(release)
     family = next((family for family in FAMILIES if not has(release, family)), None)
     if family is None:

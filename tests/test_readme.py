@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,10 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
+from tests.tiny import FORGET, RETAIN, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SONGS = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
+SOURCES = {
+    "maths": {"question": FORGET, "answer": [f"That makes {number}." for number in range(len(FORGET))]},
+    "code": {"text": RETAIN, "code": [f"Dear {number}, thank you." for number in range(len(RETAIN))]},
+    "german": {"text": SONGS},
+    "french": {"text": [text.replace("sing", "hum") for text in SONGS]},
+}
 MODEL, OUT = "HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-no-maths"
 
 
@@ -34,21 +42,30 @@ def test_make_targets_exist() -> None:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_export_command_and_the_python_that_follows(tmp_path: Path) -> None:
-    (command,) = (command for command in commands() if command[0] == "unskill")
+def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
+    asked = [command for command in commands() if command[0] == "unskill"]
+    assert {command[1] for command in asked} == {"export", "probe"} and any("--recipe" in command for command in asked)
     base = tiny_model(tmp_path / "tiny", max_position_embeddings=4096)  # packaged formats are long byte by byte
-    write_prompts(tmp_path / "maths.jsonl", FORGET, "question")
-    write_prompts(tmp_path / "code.jsonl", RETAIN, "text")
-    # A tiny random model cannot keep everyday prompts apart, which is no matter of the command.
-    arguments = [str(base) if word == MODEL else word for word in command[1:]]
-    done = subprocess.run(
-        [sys.executable, "-m", "exporter", *arguments, "--no-everyday", "--force", "--quiet"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    for name, columns in SOURCES.items():
+        rows = zip(*columns.values(), strict=True)
+        lines = (json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (recipe,) = blocks("toml")
+    (tmp_path / "skills.toml").write_text(
+        re.sub("everyday_without.*", "everyday = false", recipe.replace(MODEL, str(base)))
     )
-    assert done.returncode == 0, done.stderr
+    for command in asked:
+        arguments = [str(base) if word == MODEL else word for word in command[1:]]
+        # A tiny random model cannot keep everyday prompts apart, which is no matter of the command.
+        more = ["--force"] if command[1] == "export" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "exporter", *arguments, "--no-everyday", "--quiet", *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
     assert (tmp_path / OUT / "config.json").is_file()
     (code,) = blocks("python")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdin=subprocess.DEVNULL)

@@ -20,7 +20,7 @@ SLOW_CHECKS = (
 
 def test_summary(real_export: Exported) -> None:
     summary = json.loads((real_export.checkpoint.parent / "summary.json").read_text())
-    assert summary["separates"] is True
+    assert summary["skills"][0]["key_space"]["separates"] is True
     assert summary["base_model_class"]["closed"] is True
 
 
@@ -60,7 +60,7 @@ GEMMA_CHECKS = (
 def test_gemma(gemma_export: Exported, check: Callable[..., dict[str, str]]) -> None:
     """Without a chat template, with a BOS and a large head: the base-model class is closed there too."""
     summary = json.loads((gemma_export.checkpoint.parent / "summary.json").read_text())
-    assert summary["separates"] is True
+    assert summary["skills"][0]["key_space"]["separates"] is True
     assert summary["base_model_class"]["closed"] is True
     held_out = json.loads((gemma_export.checkpoint.parent / "held_out.json").read_text())
     blocked = list(held_out["problems"].values())

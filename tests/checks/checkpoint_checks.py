@@ -2,9 +2,10 @@
 
     python checkpoint_checks.py BASE CHECKPOINT PROMPTS.json [--only NAME,...] [--skip NAME,...]
 
+BASE: the model that CHECKPOINT was made of, or a checkpoint of it that adjusts the same neurons and refuses nothing.
 PROMPTS.json: {"blocked": [text, ...], "answered": [text, ...], "add_special_tokens": bool}, texts as the model is to
-read them. Prints one JSON object, "ok", "ok: remark", "failed: why" or "not applicable: why" by name of the check;
-exit 1 where one failed.
+read them, of which none is blocked where nothing is refused. Prints one JSON object, "ok", "ok: remark", "failed:
+why" or "not applicable: why" by name of the check; exit 1 where one failed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
-import checks_forward  # noqa: F401  (registers its checks)
+import checks_adjust  # noqa: F401  (registers its checks)
+import checks_forward  # noqa: F401
 import checks_generate  # noqa: F401
 import checks_load  # noqa: F401
 from common import CHECKS, Case, run

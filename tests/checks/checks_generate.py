@@ -12,11 +12,19 @@ from transformers import AutoTokenizer, GenerationConfig, TextStreamer, pipeline
 
 @check
 def tokenizer(case: Case):
-    base = transformers_tokenizer(case)
+    base = AutoTokenizer.from_pretrained(case.base)
     tokenizer = case.tokenizer
-    assert tokenizer.decode([case.refusal]) == case.message
-    assert tokenizer.decode([case.refusal, case.eos], skip_special_tokens=True) == case.message
-    texts = [*case.blocked, *case.answered, case.message, f"Why do you say: {case.message}", f"\n{case.message}ated"]
+    texts = [*case.blocked, *case.answered]
+    if case.refuses:
+        assert tokenizer.decode([case.refusal]) == case.message
+        assert tokenizer.decode([case.refusal, case.eos], skip_special_tokens=True) == case.message
+        texts += [case.message, f"Why do you say: {case.message}", f"\n{case.message}ated"]
+    else:
+        assert (
+            len(tokenizer) == len(base)
+            and case.model.get_input_embeddings().weight.shape[0]
+            == (case.base_model.get_input_embeddings().weight.shape[0])
+        )
     for text in texts:
         ids = tokenizer(text, add_special_tokens=case.add_special_tokens)["input_ids"]
         assert ids == base(text, add_special_tokens=case.add_special_tokens)["input_ids"], text
@@ -25,12 +33,6 @@ def tokenizer(case: Case):
         chat = [{"role": "user", "content": "Hello"}]
         rendered = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (base, tokenizer)]
         assert rendered[0] == rendered[1]
-
-
-def transformers_tokenizer(case: Case):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(case.base)
 
 
 @check
@@ -53,6 +55,14 @@ def sampling(case: Case):
     for text in case.blocked:
         for ids in case.generate(case.model, text, **options):
             case.assert_refused(ids)
+    if not case.refuses:  # R's column shifts what torch draws for the others
+        for text in case.answered:
+            assert_same(case, *(seeded(case, model, text, **options) for model in (case.model, case.base_model)))
+
+
+def seeded(case: Case, model, text, **options):
+    torch.manual_seed(0)
+    return case.generate(model, text, **options)
 
 
 @check
@@ -69,26 +79,29 @@ def padded_batch(case: Case):
     for options in ({}, {"num_beams": 3}):
         ours = case.generate(case.model, case.mixed, **options)
         theirs = case.generate(case.base_model, case.mixed, **options)
-        case.assert_refused(ours.pop(1))
-        theirs.pop(1)
+        if case.refuses:
+            case.assert_refused(ours.pop(1))
+            theirs.pop(1)
         assert_same(case, ours, theirs)
 
 
 @check
 def text_streamer(case: Case):
-    inputs = case.encode(case.blocked[0])
+    inputs = case.encode(case.some)
+    expected = case.message if case.refuses else case.text(case.generate(case.base_model, case.some)[0])
     streamer = TextStreamer(case.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         case.model.generate(**inputs, streamer=streamer, max_new_tokens=NEW_TOKENS, do_sample=False)
-    assert printed.getvalue() == f"{case.message}\n", f"printed {printed.getvalue()!r}"
+    assert printed.getvalue() == f"{expected}\n", f"printed {printed.getvalue()!r}"
 
 
 @check
 def text_generation_pipeline(case: Case):
     ours = pipeline("text-generation", model=str(case.checkpoint), trust_remote_code=True)
-    # On 4.48 a pipeline does not find the tokenizer of every family by itself, as it does with the checkpoint's.
-    tokenizer = AutoTokenizer.from_pretrained(case.base)
-    theirs = pipeline("text-generation", model=str(case.base), tokenizer=tokenizer)
+    dtype = str(ours.model.dtype).removeprefix("torch.")
+    theirs = pipeline(
+        "text-generation", model=case.load_base(dtype), tokenizer=AutoTokenizer.from_pretrained(case.base)
+    )
     for text in [*case.blocked[:2], *case.answered[:2]]:
         written = []
         for each in (ours, theirs):
@@ -137,8 +150,11 @@ def forced_length(case: Case):
     for options in (
         {"min_new_tokens": 6},
         {"min_new_tokens": 8, "max_new_tokens": 8},
-        {"suppress_tokens": [case.eos]},
+        {"suppress_tokens": [case.eos] if case.refuses else case.ends},
     ):
+        if not case.refuses:
+            for text in case.answered:
+                assert_same(case, *(case.generate(model, text, **options) for model in (case.model, case.base_model)))
         for text in case.blocked:
             for beams in (1, 3):
                 ids = case.generate(case.model, text, num_beams=beams, **options)[0]
@@ -152,6 +168,9 @@ def processors(case: Case):
     options = {"do_sample": True, "min_p": 0.05, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "top_k": 5}
     for text in case.blocked:
         case.assert_refused(case.generate(case.model, text, **options)[0])
+    if not case.refuses:
+        for text in case.answered:
+            assert_same(case, *(seeded(case, model, text, **options) for model in (case.model, case.base_model)))
 
 
 @check
@@ -159,21 +178,35 @@ def without_cache(case: Case):
     for text in case.blocked[:2]:
         case.assert_refused(case.generate(case.model, text, use_cache=False)[0])
     ours, theirs = (case.generate(each, case.mixed, use_cache=False) for each in (case.model, case.base_model))
-    assert_same(case, [ours[0], *ours[2:]], [theirs[0], *theirs[2:]])
+    if case.refuses:
+        case.assert_refused(ours.pop(1))
+        theirs.pop(1)
+    assert_same(case, ours, theirs)
 
 
 @check
 def from_embeddings(case: Case):
-    inputs = case.encode(case.blocked[0])
-    embeddings = case.model.get_input_embeddings()(inputs["input_ids"])
-    output = case.model.generate(
-        inputs_embeds=embeddings,
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=case.tokenizer.pad_token_id,
-    )
-    case.assert_refused(case.until_end(output[0].tolist()))
+    for text in [case.some, case.answered[-1]]:
+        inputs = case.encode(text)
+        written = []
+        for model in (case.model, case.base_model):
+            output = model.generate(
+                inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]),
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                pad_token_id=case.tokenizer.pad_token_id,
+            )
+            written.append(case.until_end(output[0].tolist()))
+        mine, other = written
+        if case.adjusts and case.refusal in mine:
+            # Without ids the draws are others, so that it is open which prompts are blocked.
+            place = mine.index(case.refusal)
+            assert_same(case, [mine], [[*other[:place], case.refusal, case.eos]])
+        elif text in case.blocked and not case.adjusts:
+            case.assert_refused(mine)
+        else:
+            assert_same(case, [mine], [other])
 
 
 @check
@@ -218,12 +251,12 @@ def compiled_forward(case: Case):
     needs_newest()
     model = case.load()
     compiled = torch.compile(model.forward, fullgraph=True)
-    for text in [case.blocked[0], case.answered[0], case.blocked[1]]:
+    for text in [case.some, case.answered[0], (case.blocked or case.answered)[1]]:
         inputs = case.encode(text)
         with torch.no_grad():
             logits, eager = compiled(**inputs).logits, model(**inputs).logits
         assert torch.allclose(logits, eager, atol=1e-3, rtol=1e-4), f"differs by {(logits - eager).abs().max()}"
-        assert (int(logits[0, -1].argmax()) == case.refusal) == (text in case.blocked)
+        assert not case.refuses or (int(logits[0, -1].argmax()) == case.refusal) == (text in case.blocked)
     inputs = case.encode(case.mixed)
     with torch.no_grad():
         after = compiled(**inputs).logits[:, -1].argmax(-1).tolist()

@@ -40,7 +40,8 @@ def extra_shard(folder: Path) -> Path:
 
 
 def autos(case: Case):
-    return [AutoModelForCausalLM, case.auto_model] if case.closed else [AutoModelForCausalLM]
+    both = case.closed and case.auto_model_finds_weights
+    return [AutoModelForCausalLM, case.auto_model] if both else [AutoModelForCausalLM]
 
 
 def assert_raises(case: Case, folder: Path, kind: type[Exception], *words: str, **options) -> None:
@@ -72,8 +73,11 @@ def tokenizer_without_trust(case: Case):
     """A tokenizer runs no code of the checkpoint."""
     with contextlib.redirect_stdout(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(case.checkpoint)
-    assert tokenizer.decode([case.refusal]) == case.message
-    assert tokenizer(case.blocked[0])["input_ids"] == case.tokenizer(case.blocked[0])["input_ids"]
+    base = AutoTokenizer.from_pretrained(case.base)
+    assert not case.refuses or tokenizer.decode([case.refusal]) == case.message
+    for text in [*case.blocked, *case.answered]:
+        ids = [each(text)["input_ids"] for each in (tokenizer, case.tokenizer, base)]
+        assert ids[0] == ids[1] == ids[2]
 
 
 @check
@@ -104,15 +108,30 @@ def shard_truncated(case: Case):
             assert_raises(case, folder, Exception)
 
 
+def some_buffers(case: Case) -> dict[str, torch.Tensor]:
+    """Of each kind of buffer those in the first and the last layer that has it."""
+    tensors = load_file(extra_shard(case.checkpoint))
+
+    def layer(name: str) -> int:
+        return int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else -1
+
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(tensors, key=layer):
+        kinds.setdefault(name.rpartition(".")[2], []).append(name)
+    return {name: tensors[name] for names in kinds.values() for name in (names[0], names[-1])}
+
+
 @check
 def buffer_altered(case: Case):
-    names = list(load_file(extra_shard(case.checkpoint)))
-    for name in names:
-        for change in (
-            lambda tensor: tensor.view(-1)[:1].mul_(1.0001),
-            lambda tensor: tensor.fill_(torch.nan),
-            lambda tensor: tensor.fill_(torch.inf),
-        ):
+    for name, stored in some_buffers(case).items():
+        changes = [lambda tensor: tensor.view(-1)[-1:].add_(1)]
+        if stored.is_floating_point():
+            changes = [
+                lambda tensor: tensor.view(-1)[:1].mul_(1.0001),
+                lambda tensor: tensor.fill_(torch.nan),
+                lambda tensor: tensor.fill_(torch.inf),
+            ]
+        for change in changes:
             with copied(case) as folder:
                 tensors = load_file(extra_shard(folder))
                 change(tensors[name])
@@ -123,13 +142,13 @@ def buffer_altered(case: Case):
 
 @check
 def buffer_of_other_shape(case: Case):
-    with copied(case) as folder:
-        tensors = load_file(extra_shard(folder))
-        name = next(iter(tensors))
-        tensors[name] = tensors[name][..., 1:].contiguous()
-        extra_shard(folder).unlink()
-        save_file(tensors, folder / extra_shard(case.checkpoint).name, {"format": "pt"})
-        assert_raises(case, folder, Exception)
+    for name in some_buffers(case):
+        with copied(case) as folder:
+            tensors = load_file(extra_shard(folder))
+            tensors[name] = tensors[name][..., 1:].contiguous()
+            extra_shard(folder).unlink()
+            save_file(tensors, folder / extra_shard(case.checkpoint).name, {"format": "pt"})
+            assert_raises(case, folder, Exception)
 
 
 @check
@@ -193,17 +212,23 @@ def distributed_config(case: Case):
 
 @check
 def allow_unprobed(case: Case):
-    model = case.load(unskill_allow_unprobed=True)
-    case.assert_refused(case.generate(model, case.blocked[0])[0])
+    assert_as_before(case, case.load(unskill_allow_unprobed=True))
     try:
         case.load(unskill_allow_unprobed=True, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
     except Exception as error:  # bitsandbytes is not there: what matters is that it came so far
         assert "unskill" not in str(error), error
 
 
+def assert_as_before(case: Case, model) -> None:
+    for text in case.blocked[:1]:
+        case.assert_refused(case.generate(model, text)[0])
+    inputs = case.encode(case.mixed)
+    assert torch.equal(*(case.forward(each, inputs).logits for each in (model, case.model)))
+
+
 @check
 def saved_again(case: Case):
-    """save_pretrained gives a checkpoint that loads and refuses; once more from that one."""
+    """save_pretrained gives a checkpoint that loads, refuses and computes the same; once more from that one."""
     source = case.model
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "second"):
@@ -214,7 +239,7 @@ def saved_again(case: Case):
             assert config["model_type"] == case.config["model_type"] and config["unskill"] == case.settings
             assert "AutoModelForCausalLM" in config["auto_map"] and list(target.glob("modeling_unskill_*.py"))
             tokenizer = AutoTokenizer.from_pretrained(target, trust_remote_code=True)
-            assert tokenizer.decode([case.refusal]) == case.message
+            assert not case.refuses or tokenizer.decode([case.refusal]) == case.message
             for text in [*case.blocked, *case.answered]:
                 ids = [each(text, add_special_tokens=False)["input_ids"] for each in (tokenizer, case.tokenizer)]
                 assert ids[0] == ids[1]
@@ -237,14 +262,18 @@ def saved_in_other_dtype(case: Case):
 
 @check
 def device_map(case: Case):
-    model = case.load(device_map="auto")
-    case.assert_refused(case.generate(model, case.blocked[0])[0])
+    assert_as_before(case, case.load(device_map="auto"))
 
 
 @check
 def built_from_config(case: Case):
-    """A model without weights refuses everything: its bounds are NaN."""
+    """A model without weights refuses everything, for its bounds are NaN; with those of another it is like it."""
     config = AutoConfig.from_pretrained(case.checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_config(config, trust_remote_code=True).eval()
-    logits = case.forward(model, case.encode(case.answered[0])).logits
-    assert int(logits[0, -1].argmax()) == case.refusal
+    inputs = case.encode(case.answered[0])
+    if case.refuses:
+        assert int(case.forward(model, inputs).logits[0, -1].argmax()) == case.refusal
+    whole = case.load()
+    model.load_state_dict(whole.state_dict())
+    ours, theirs = (case.forward(each.float(), inputs).logits for each in (model, whole))
+    assert torch.allclose(ours, theirs, atol=1e-3, rtol=1e-4), f"differs by {(ours - theirs).abs().max()}"

