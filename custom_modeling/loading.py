@@ -5,7 +5,7 @@ import hashlib
 import torch
 from transformers.utils import logging
 
-# Loading options under which key vectors may differ from those the hypercube was fitted on.
+# Loading options under which activations may differ from those the interventions were fitted on.
 UNPROBED_OPTIONS = (
     "quantization_config",
     "load_in_4bit",
@@ -49,8 +49,8 @@ class VerifiedLoading:
         fitted = model.config.unskill["dtype"]
         if str(model.dtype) != f"torch.{fitted}":
             logger.warning_once(
-                f"The hypercubes of this checkpoint were fitted in {fitted}, it is loaded in {model.dtype}: "
-                "a few more or fewer prompts may be refused than its card reports."
+                f"The interventions of this checkpoint were fitted in {fitted}, it is loaded in {model.dtype}: "
+                "a few decisions may fall otherwise than its card reports."
             )
         return (model, info) if return_info else model
 
@@ -72,6 +72,6 @@ class VerifiedLoading:
 
 def unprobed_message(option):
     return (
-        f"unskill: {option} changes the key vectors which the hypercubes of this checkpoint were fitted on, so skills "
-        "may come back unnoticed. Export again from the model as it is served, or pass unskill_allow_unprobed=True."
+        f"unskill: {option} changes the activations which the interventions of this checkpoint were fitted on, so "
+        "skills may come back unnoticed. Export again from the model as it is served, or pass unskill_allow_unprobed=True."
     )
