@@ -73,5 +73,6 @@ class VerifiedLoading:
 def unprobed_message(option):
     return (
         f"unskill: {option} changes the activations which the interventions of this checkpoint were fitted on, so "
-        "skills may come back unnoticed. Export again from the model as it is served, or pass unskill_allow_unprobed=True."
+        "skills may come back unnoticed. Export again from the model as it is served, or pass "
+        "unskill_allow_unprobed=True."
     )
