@@ -1,4 +1,4 @@
-"""Neuron Adjust on a real model: maths texts become unlikely and code does not; three skills in one checkpoint."""
+"""Neuron Adjust on a real model: maths texts become unlikely and code does not."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ import torch
 
 from examples.demo import maths
 from tests.conftest import made
-from tests.real import GEMMA, GEMMA_TEMPLATE, ROOT, WHEELS
+from tests.real import ROOT, WHEELS
 from tests.tiny import Exported, write_prompts
 
 pytestmark = pytest.mark.real
 
-DATA = ROOT.parent / "shared" / "data"
-SKILLS = {"maths": "gsm8k/train.jsonl", "code": "mbpp/train.jsonl", "german": "xquad/de.jsonl"}
-COLUMNS = {"maths": "question", "code": "text", "german": "context"}
-KINDS = {"maths": "maths-knowledge", "code": "code", "german": "german"}
 # For checks of a real model that are a matter of minutes or of the family alone, see test_real_export.
 CHECKS = (
     "loads,tokenizer,buffers,buffer_altered,saved_again,neurons_moved,adjusted_twice,adjusted_batched,"
@@ -86,27 +82,3 @@ def test_maths_become_unlikely_and_code_does_not(adjusted: Exported) -> None:
 
 def test_checks(adjusted: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(adjusted, threads=None, only=CHECKS)
-
-
-@pytest.mark.slow
-def test_three_skills(tmp_path: Path) -> None:
-    """Maths, code and German on Gemma-3-270m under one template: each is blocked by its own hypercubes alone."""
-    if not DATA.is_dir():
-        pytest.skip("GSM8K, MBPP and XQuAD are not beside the repository")
-    recipe = [f'model = "{made(GEMMA, "make gemma")}"', f'out = "{tmp_path / "out"}"']
-    recipe += [f"prompt_template = {json.dumps(GEMMA_TEMPLATE)}", 'dtype = "float32"']
-    for name, file in SKILLS.items():
-        forget = f"{DATA / file},column={COLUMNS[name]},limit=200"
-        recipe += ["[[skill]]", f'name = "{name}"', f'forget = "{forget}"', f'everyday_without = ["{KINDS[name]}"]']
-    path = tmp_path / "skills.toml"
-    path.write_text("\n".join(recipe))
-    command = [sys.executable, "-m", "exporter", "export", "--recipe", str(path), "--json", "--quiet", "--force"]
-    summary = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    assert [skill["works"] for skill in summary["skills"]] == [True] * 3
-    for skill in summary["skills"]:
-        found = skill["key_space"]
-        blocked = [each["all"] for each in found["blocked"].values()]
-        assert sum(each["hits"] for each in blocked) >= 0.85 * sum(each["total"] for each in blocked)
-        for other in SKILLS.keys() - {skill["name"]}:
-            rate = found["false_blocks"][f"skill {other}"]["all"]
-            assert rate["hits"] <= 0.1 * rate["total"]
