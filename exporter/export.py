@@ -199,7 +199,7 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
             reasons.append(f"{whose}no layer keeps false blocks within --max-false-block {skill.max_false_block}")
     return (
         f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
-        "to the skill, --force writes anyway)"
+        "to the skill, a greater limit or --force writes anyway)"
     )
 
 
