@@ -19,7 +19,7 @@ from tests.conftest import made
 from tests.real import ROOT, WHEELS
 from tests.tiny import Exported, write_prompts
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # minutes for score and beta
 
 # For checks of a real model that are a matter of minutes or of the family alone, see test_real_export.
 CHECKS = (
@@ -37,21 +37,20 @@ def functions() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def adjusted(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """SmolLM2 with the top per cent of its neurons adjusted, chosen on few texts."""
+    """SmolLM2 with as many of its neurons adjusted as retain texts bear, chosen on few texts."""
     for wheel in WHEELS:
         made(wheel, "make test")
     folder = tmp_path_factory.mktemp("adjusted")
-    forget = write_prompts(folder / "forget.jsonl", maths(WHEELS[0], seed=1, count=60))
-    solved = [{"prompt": each["prompt"], "code": each["canonical_solution"]} for each in functions()[:60]]
+    forget = write_prompts(folder / "forget.jsonl", maths(WHEELS[0], seed=1, count=100))
+    solved = [{"prompt": each["prompt"], "code": each["canonical_solution"]} for each in functions()[:100]]
     (folder / "retain.jsonl").write_text("".join(json.dumps(each) + "\n" for each in solved))
     out = folder / "out"
     command = [sys.executable, "-m", "exporter", "export", real, out, "--method", "na", "--json", "--quiet"]
     command += ["--forget", f"{forget},column=prompt", "--retain", f"{folder / 'retain.jsonl'},answer=code"]
-    command += ["--beta", "1", "--score", "attribution", "--no-everyday", "--dtype", "float32"]
-    command += ["--force"]  # so few texts cannot bear witness to a loss of 0.01: it is judged below
+    command += ["--max-retain-loss", "0.03", "--no-everyday", "--dtype", "float32"]
     subprocess.run([str(each) for each in command], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     prompts = folder / "prompts.json"
-    answered = [*maths(WHEELS[0], seed=2, count=3), *(each["prompt"] for each in functions()[60:63])]
+    answered = [*maths(WHEELS[0], seed=2, count=3), *(each["prompt"] for each in functions()[100:103])]
     prompts.write_text(json.dumps({"blocked": [], "answered": answered, "add_special_tokens": True}))
     return Exported(real, out, prompts)
 
@@ -76,9 +75,9 @@ def test_maths_become_unlikely_and_code_does_not(adjusted: Exported) -> None:
                     losses[place] += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         return math.exp((losses[1] - losses[0]) / tokens)
 
-    code = [each["prompt"] + "\n" + each["canonical_solution"] for each in functions()[100:130]]
+    code = [each["prompt"] + "\n" + each["canonical_solution"] for each in functions()[110:140]]
     assert ratio(maths(WHEELS[0], seed=2024, count=30)) >= 1.3
-    assert ratio(code) <= 1.03
+    assert ratio(code) <= 1.05
 
 
 def test_checks(adjusted: Exported, check: Callable[..., dict[str, str]]) -> None:
