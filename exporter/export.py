@@ -19,7 +19,6 @@ from exporter.staging import Staging, check_target, repair
 if TYPE_CHECKING:
     from exporter.model import LoadedModel
     from exporter.neuron_choice import NeuronChoice
-    from exporter.neuron_selection import NeuronChanges
     from exporter.neuron_statistics import NeuronSums
     from exporter.probe import Prober
     from exporter.refusal_states import RefusalStates
@@ -70,12 +69,12 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     before = measure_effects(prober, sets, "texts, base model")
     with changed(loaded, changes, settings.seed, settings.draws, settings.compat):
         # All hypercubes are fitted and calibrated on the keys of the model as it will be.
-        after = measure_effects(single_rows(prober, settings), sets, "texts, neurons changed")
+        prober = single_rows(prober, settings)
+        after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = [
-            detect(plan, choice, single_rows(prober, settings), formatter, settings)
-            for plan, choice in zip(plans, choices, strict=True)
+            detect(plan, choice, prober, formatter, settings) for plan, choice in zip(plans, choices, strict=True)
         ]
-        states = refusal_states(prober, plans, settings, token.id, changes) if token else None
+        states = refusal_states(prober, plans, token.id) if token else None
     summary = summarise(settings, loaded, formatter, outcomes, changes, (before, after), states)
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
@@ -164,14 +163,10 @@ def detect(
     return SkillOutcome(plan, choice, evidence, decision, limits)
 
 
-def refusal_states(
-    prober: Prober, plans: Sequence[SkillPlan], settings: ExportSettings, refusal_id: int, changes: NeuronChanges
-) -> RefusalStates:
+def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) -> RefusalStates:
     """Final states by which any head refuses, found on the choose parts of all skills and checked on report parts."""
-    from exporter.neuron_choice import single_rows
     from exporter.refusal_states import eos_ids, find_refusal_states
 
-    prober = single_rows(prober, settings) if changes.layers else prober
     found = [side for plan in plans for side in (plan.forget.choose, plan.retain.choose)]
     checked = [side for plan in plans for side in (plan.forget.report, plan.retain.report)]
     loaded = prober.loaded

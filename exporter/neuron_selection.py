@@ -54,7 +54,8 @@ def mean_variance(forget: Gaussian, retain: Gaussian) -> Tensor:
 
 # How many times the harm to retain texts, and what changes there at all, count against the loss of forget texts.
 # SmolLM2, GSM8K against MBPP and everyday prompts, 2 % of the neurons, held-out training texts, perplexity of maths,
-# code, everyday: x1.71, x0.99, x0.99; harm counted once: x1.95, x1.03, x1.01; ten times: x1.16, x0.99, x1.00.
+# code, everyday: x1.71, x0.99, x0.99; harm counted once: x1.95, x1.03, x1.01; ten times, at two standard errors, and
+# all of the magnitude: x1.16, x0.99, x1.00.
 AGAINST, CHANGING = 3.0, 0.5
 
 SCORES: dict[str, Callable[[Gaussian, Gaussian], Tensor]] = {

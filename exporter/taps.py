@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 
 class LastLayerReached(Exception):
     """Ends a forward whose later layers nobody needs."""
+
+
+@contextmanager
+def removed(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks afterwards, whatever happens."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -33,11 +44,8 @@ def key_taps(
 
     core: Any = model.base_model
     handles = [layer.mlp.down_proj.register_forward_pre_hook(tap(index)) for index, layer in enumerate(core.layers)]
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -50,11 +58,8 @@ def pre_activation_taps(model: PreTrainedModel, receive: Callable[[int, Tensor],
 
     core: Any = model.base_model
     handles = [layer.mlp.gate_proj.register_forward_hook(tap(index)) for index, layer in enumerate(core.layers)]
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -79,11 +84,8 @@ def mlp_taps(
             layer.mlp.up_proj.register_forward_hook(keep("up")),
             layer.mlp.down_proj.register_forward_pre_hook(tap(index, layer.mlp)),
         ]
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
