@@ -57,10 +57,10 @@ def adjust(pre_activation, index, params, threshold):
     ratio, v becomes mu_r - zf * sd_r where d > 0 and u < sigmoid(d). Densities are never divided: both underflow.
     """
     value = pre_activation.index_select(-1, index).float()
-    scores = (value.unsqueeze(-2) - params[0::2]) / params[1::2]  # (..., 2, n): zf, zr
-    squares = scores * scores
-    moved = squares[..., 1, :] - squares[..., 0, :] > threshold
-    mirrored = torch.addcmul(params[2], scores[..., 0, :], params[3], value=-1)
+    mu_f, sd_f, mu_r, sd_r = params.unbind()
+    zf, zr = (value - mu_f) / sd_f, (value - mu_r) / sd_r
+    moved = zr * zr - zf * zf > threshold
+    mirrored = torch.addcmul(mu_r, zf, sd_r, value=-1)
     adjusted = torch.where(moved, mirrored, value).to(pre_activation.dtype)
     return pre_activation.index_copy_(-1, index, adjusted)
 

@@ -57,19 +57,21 @@ class InterventionMLP(Float32Buffers):
             add("ksd_bounds", (cubes, 2, size), torch.float32, torch.nan)
         self.unskill_cubes, self.unskill_adjusted, self.unskill_pruned = cubes, adjusted, pruned
         self.unskill_official = official
-        self.unskill_hit = self.unskill_threshold = None
+        self.unskill_hit = None
+        self.unskill_handed, self.unskill_place = {}, None  # the model's own, see `unskill_hand_out`
 
     def forward(self, x):
         value = self.gate_proj(x)  # (batch, positions, d_ff)
         if self.unskill_adjusted and self.unskill_official:
             value = adjust_official(value, self.unskill_na_index, self.unskill_na_params)
         elif self.unskill_adjusted:
-            if self.unskill_threshold is None:
+            threshold = self.unskill_handed.get(self.unskill_place)
+            if threshold is None:
                 raise RuntimeError(
                     "unskill: Neuron Adjust needs positions, which only the model's forward has (no gradient "
                     "checkpointing)."
                 )
-            value = adjust(value, self.unskill_na_index, self.unskill_na_params, self.unskill_threshold)
+            value = adjust(value, self.unskill_na_index, self.unskill_na_params, threshold)
         key = self.act_fn(value) * self.up_proj(x)
         if self.unskill_pruned:
             key = key.index_fill(-1, self.unskill_sp_index, 0)
@@ -129,6 +131,10 @@ class InterventionModel(VerifiedLoading):
             kind: tuple(int(index) for index, counts in settings["layers"].items() if counts.get(kind))
             for kind in ("cubes", "adjusted")
         }
+        self.unskill_handed = {}
+        for index in self.unskill_layers["adjusted"]:
+            mlp = self.layers[index].mlp
+            mlp.unskill_handed, mlp.unskill_place = self.unskill_handed, index
         # A module of its own, after the family's: transformers 4.48 decides by the model's first tensor how all are
         # loaded, and weights that are copied instead of mapped differ in alignment, so in the last bits of products.
         self.unskill_refusal = None
@@ -156,7 +162,8 @@ class InterventionModel(VerifiedLoading):
     def unskill_hand_out(self, input_ids=None, inputs_embeds=None, **positions):
         """Draw for every token and adjusted neuron, all layers at once, and give each MLP its thresholds.
 
-        At once, because a forward of one token is spent on starting operations, not on numbers.
+        At once, and through one dict that the model shares with its MLPs, because a forward of one token is spent on
+        starting operations and setting attributes of modules, not on numbers.
         """
         mlps = [self.layers[index].mlp for index in self.unskill_layers["adjusted"]]
         if not mlps or mlps[0].unskill_official:
@@ -172,7 +179,7 @@ class InterventionModel(VerifiedLoading):
             draws = uniform_draws(draw_context(places, tokens.to(first)), keys)  # (batch, positions, N)
         parts = thresholds(params, draws).split([mlp.unskill_adjusted for mlp in mlps], -1)
         for mlp, part in zip(mlps, parts, strict=True):
-            mlp.unskill_threshold = part.to(mlp.unskill_na_params.device)
+            self.unskill_handed[mlp.unskill_place] = part.to(mlp.unskill_na_params.device)
 
     def unskill_forward(self, forward, args, kwargs):
         """The family's forward; final states at blocked positions and at R are the refusal's."""
@@ -197,8 +204,7 @@ class InterventionModel(VerifiedLoading):
                 after_refusal = (input_ids == self.config.unskill["refusal_token_id"]).to(hit.device)
             self.unskill_masks = hit, after_refusal
         finally:
-            for index in self.unskill_layers["adjusted"]:
-                self.layers[index].mlp.unskill_threshold = None
+            self.unskill_handed.clear()
             self.unskill_leave(outermost)
         if self.unskill_refusal is not None:
             refusal, end = self.unskill_refusal.unskill_states.to(device=state.device, dtype=state.dtype)
