@@ -131,7 +131,7 @@ class InterventionModel(VerifiedLoading):
             kind: tuple(int(index) for index, counts in settings["layers"].items() if counts.get(kind))
             for kind in ("cubes", "adjusted")
         }
-        self.unskill_handed = {}
+        self.unskill_handed: dict = {}
         for index in self.unskill_layers["adjusted"]:
             mlp = self.layers[index].mlp
             mlp.unskill_handed, mlp.unskill_place = self.unskill_handed, index
@@ -170,14 +170,14 @@ class InterventionModel(VerifiedLoading):
             return
         first = mlps[0].unskill_na_params.device
         params = torch.cat([mlp.unskill_na_params.to(first) for mlp in mlps], 1)  # (4, N)
+        given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
+        places = draw_positions(given.shape[1], **positions).to(first)  # (batch or 1, positions)
         draws = None
         if self.config.unskill["draws"] == "sampled":
             keys = torch.cat([mlp.unskill_na_key.to(first) for mlp in mlps])  # (N,)
-            given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-            places = draw_positions(given.shape[1], **positions).to(first)
             tokens = torch.zeros_like(given, dtype=torch.int64) if input_ids is None else input_ids
             draws = uniform_draws(draw_context(places, tokens.to(first)), keys)  # (batch, positions, N)
-        parts = thresholds(params, draws).split([mlp.unskill_adjusted for mlp in mlps], -1)
+        parts = thresholds(params, draws, places).split([mlp.unskill_adjusted for mlp in mlps], -1)
         for mlp, part in zip(mlps, parts, strict=True):
             self.unskill_handed[mlp.unskill_place] = part.to(mlp.unskill_na_params.device)
 

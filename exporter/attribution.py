@@ -92,12 +92,12 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
         def receive(layer: int, pre_activation: Tensor, up: Tensor, key: Tensor, mlp: Any) -> None:
             def gradient(slope: Tensor) -> None:
                 change = expected_change(pre_activation.float(), params[layer], mlp.act_fn) * up.float()
-                pads = ~mask.bool().unsqueeze(-1)
-                batch.update(layer, (slope.float() * change).masked_fill(pads, 0), tokens)
+                batch.update(layer, (slope.float() * change).masked_fill(unmoved, 0), tokens)
 
             key.register_hook(gradient)
 
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        unmoved = (positions == 0).unsqueeze(-1)  # first tokens, and pads before them
         embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_(True)
         with torch.enable_grad(), mlp_taps(model, receive):
             logits = model(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.neuron_statistics import NeuronSums
     from exporter.probe import Prober
     from exporter.refusal_states import RefusalStates
+    from exporter.statistics_file import StatisticsFile
 
 Remark = Callable[[str], None]
 
@@ -63,7 +64,8 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     for each in skills:
         each.skill.layer_number(prober.layers)
     formatter, plans = prepare(skills, loaded, settings, remark)
-    choices = [choose(plan, prober, settings, remark) for plan in plans]
+    stored = None if settings.statistics is None else stored_statistics(settings.statistics, loaded)
+    choices = [choose(plan, prober, settings, stored, remark) for plan in plans]
     changes = united([choice.changes for choice in choices if choice is not None])
     sets = text_sets(plans)
     before = measure_effects(prober, sets, "texts, base model")
@@ -112,15 +114,18 @@ def prepare(
     return formatter, plans
 
 
-def choose(plan: SkillPlan, prober: Prober, settings: ExportSettings, remark: Remark) -> NeuronChoice | None:
+def choose(
+    plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, remark: Remark
+) -> NeuronChoice | None:
     """The neurons that the skill changes, if it changes any."""
     from exporter.neuron_choice import choose_neurons, probe_sides
     from exporter.summary import trial_line
 
     if plan.texts is None:
         return None
-    if settings.statistics is not None:
-        sums = stored_sums(settings.statistics, prober.loaded, plan)
+    if stored is not None:
+        assert settings.statistics is not None
+        sums = stored_sums(stored, plan, settings.statistics.name)
     else:
         sums = probe_sides(prober, plan.texts, plan.skill.name)
     return choose_neurons(
@@ -128,21 +133,28 @@ def choose(plan: SkillPlan, prober: Prober, settings: ExportSettings, remark: Re
     )
 
 
-def stored_sums(path: Path, loaded: LoadedModel, plan: SkillPlan) -> tuple[NeuronSums, NeuronSums]:
-    """What `unskill probe` has found. Raises BadInput where that was of another model or of other texts."""
-    from exporter.statistics_file import SIDES, StatisticsFile, model_fingerprint
+def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
+    """What `unskill probe` has found. Raises BadInput where that was of another model."""
+    from exporter.statistics_file import StatisticsFile, model_fingerprint
 
     file = StatisticsFile.load(path, "--statistics")
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
         raise BadInput(f"--statistics: {path.name} is of another model than {loaded.base.name} in {dtype}")
+    return file
+
+
+def stored_sums(file: StatisticsFile, plan: SkillPlan, name: str) -> tuple[NeuronSums, NeuronSums]:
+    """The statistics of the skill's fit parts. Raises BadInput where they are not there, or not of all the texts."""
+    from exporter.statistics_file import SIDES
+
     assert plan.texts is not None
     found = []
     for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
         probed = file.find(part["fit"], side)
         if probed is None or not probed.whole or probed.sums is None:
             raise BadInput(
-                f"--statistics: {path.name} does not have the {side} texts of {plan.skill.name}: probe with the same "
+                f"--statistics: {name} does not have the {side} texts of {plan.skill.name}: probe with the same "
                 "sources, seed and everyday prompts"
             )
         found.append(probed.sums)

@@ -68,6 +68,7 @@ class ChangedNeurons:
         if self.draws == "sampled":
             drawn = uniform(positions.unsqueeze(-1), tokens.unsqueeze(-1), self.adjusted[layer]["key"])
             threshold = 2 * torch.logit(drawn).clamp(min=0) + threshold
+        threshold = torch.where(positions.unsqueeze(-1) == 0, torch.inf, threshold)  # never at an attention sink
         zf, zr = (value - mu_f) / sd_f, (value - mu_r) / sd_r
         apart = zr * zr - zf * zf
         # addcmul rounds once or twice, as the compiler of torch liked it: a product and a sum may differ from it.

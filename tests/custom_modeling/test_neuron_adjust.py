@@ -22,6 +22,7 @@ from custom_modeling.neuron_adjust import (
     uniform_draws,
 )
 
+LATER = torch.tensor([7])  # a position where neurons are moved
 GOLDEN = json.loads((Path(__file__).parent / "data" / "draws.json").read_text())
 
 
@@ -86,7 +87,7 @@ def test_rule_against_float64(v: float, mean_f: float, sd_f: float, mean_r: floa
     draw = torch.tensor([[u24]]).float() * 2.0**-24
     d, u = ratio(v, mean_f, sd_f, mean_r, sd_r), u24 * 2**-24
     chance = 1 / (1 + math.exp(-d)) if d > -700 else 0.0
-    found = adjust(torch.tensor([[9.0, v]]), torch.tensor([1]), params, thresholds(params, draw))
+    found = adjust(torch.tensor([[9.0, v]]), torch.tensor([1]), params, thresholds(params, draw, LATER))
     assert found[0, 0] == 9.0
     if abs(d) < 1e-3 or abs(u - chance) < 1e-4:
         return  # too near for float32
@@ -102,7 +103,8 @@ def test_flips_happen_with_sigmoid_of_d(d: float) -> None:
     keys = torch.tensor([neuron_key(seed, 3, 8) for seed in range(4000)])
     draws = uniform_draws(context, keys).unsqueeze(-1)  # (seeds, 1)
     values = torch.full((4000, 1), d)
-    flipped = int((adjust(values.clone(), torch.tensor([0]), params, thresholds(params, draws)) != values).sum())
+    threshold = thresholds(params, draws, LATER)
+    flipped = int((adjust(values.clone(), torch.tensor([0]), params, threshold) != values).sum())
     if d <= 0:
         assert flipped == 0
     else:
@@ -112,13 +114,23 @@ def test_flips_happen_with_sigmoid_of_d(d: float) -> None:
 def test_expected_draws_flip_whenever_it_is_more_likely_than_not() -> None:
     params = torch.tensor([[0.5], [1.0], [-0.5], [1.0]])
     values = torch.tensor([[-0.1], [0.0], [0.1], [2.0]])
-    found = adjust(values.clone(), torch.tensor([0]), params, thresholds(params, None))
+    found = adjust(values.clone(), torch.tensor([0]), params, thresholds(params, None, LATER))
     assert (found != values).flatten().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("draws", [None, torch.zeros(2, 3, 1)])
+def test_the_first_position_is_never_moved(draws: torch.Tensor | None) -> None:
+    params = torch.tensor([[0.5], [1.0], [-0.5], [1.0]])
+    values = torch.full((2, 3, 1), 2.0)
+    positions = torch.tensor([[0, 1, 2], [5, 0, 1]])  # the second row: a text's end, then the next text
+    found = adjust(values.clone(), torch.tensor([0]), params, thresholds(params, draws, positions))
+    assert torch.equal(found.squeeze(-1) != 2.0, positions != 0)
 
 
 def test_far_tails_give_no_nan() -> None:
     params = torch.tensor([[0.0], [1e-3], [5.0], [1e-3]])
-    found = adjust(torch.tensor([[3e4], [-3e4]]), torch.tensor([0]), params, thresholds(params, torch.zeros(2, 1)))
+    threshold = thresholds(params, torch.zeros(2, 1), LATER)
+    found = adjust(torch.tensor([[3e4], [-3e4]]), torch.tensor([0]), params, threshold)
     assert torch.isfinite(found).all()
 
 

@@ -48,7 +48,7 @@ def loss(loaded: LoadedModel, ids: torch.Tensor, layer: int, neuron: int, step: 
     def key(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         change = expected_change(seen["gate"], params, mlp.act_fn) * seen["up"]
         moved = inputs[0].clone()
-        moved[..., neuron] += step * change[..., neuron]
+        moved[:, 1:, neuron] += step * change[:, 1:, neuron]  # the first token is not moved
         return (moved,)
 
     handles = [
