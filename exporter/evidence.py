@@ -23,7 +23,7 @@ from exporter.calibration import (
 )
 from exporter.errors import RunFailed
 from exporter.formats import PLAIN, SECOND_TURN, Formatter, Query
-from exporter.key_space import KeySpace
+from exporter.key_space import KeyMoments, KeySpace
 from exporter.packaged import EVERYDAY
 from exporter.probe import Prober
 from exporter.settings import SkillSettings
@@ -103,11 +103,12 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Decision:
-    """The chosen layer and alpha, with what is known about them. `separates`: within --max-false-block."""
+    """The chosen layer and alpha, with what is known about them. `fault`: why they do not tell the skill from the
+    rest as asked; None where they do."""
 
     layer: int
     alpha: Alpha
-    separates: bool
+    fault: str | None
     table: tuple[LayerRow, ...]
     blocked: dict[str, dict[str, Rate]]
     blocked_unseen: dict[str, dict[str, Rate]]
@@ -115,26 +116,69 @@ class Decision:
     false_answers: dict[str, dict[str, Rate]]
     kinds: dict[str, Rate]
 
+    @property
+    def separates(self) -> bool:
+        return self.fault is None
 
-def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], retain: RetainParts[Query]) -> Evidence:
-    """Fit the keys and score every other part. Raises RunFailed on NaN and on a full disk."""
-    fitted = formatter.in_each_format(forget.fit, "--forget")
+
+def gather(
+    prober: Prober, formatter: Formatter, skills: Sequence[tuple[ForgetParts[Query], RetainParts[Query]]]
+) -> list[Evidence]:
+    """Fit every skill's keys and score all of its other parts. Raises RunFailed on NaN and on a full disk."""
+    fits = [fit(prober, formatter, forget) for forget, _ in skills]
+    # Skills share most of what they are to leave alone: each answer is written once, for all of them.
+    queries = list(dict.fromkeys(query for _, retain in skills for query in (*retain.choose, *retain.report)))
+    row = {query: place for place, query in enumerate(queries)}
+    scores = prober.score_answers(
+        queries, [fitted.keys for fitted in fits], ANSWER_TOKENS, "retain and everyday: answers"
+    )
+    found = []
+    for skill, (fitted, (forget, retain)) in enumerate(zip(fits, skills, strict=True)):
+        choose, report = (
+            AnswerScores(*(side[skill, [row[query] for query in part]] for side in scores))
+            for part in (retain.choose, retain.report)
+        )
+        found.append(score_parts(prober, formatter, fitted, forget, retain, choose, report))
+    return found
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A skill's keys and what they come from: the fit part in every format, moments, and its own unseen scores."""
+
+    queries: tuple[Query, ...]
+    moments: KeyMoments
+    keys: KeySpace
+    unseen: Tensor
+
+
+def fit(prober: Prober, formatter: Formatter, forget: ForgetParts[Query]) -> Fit:
+    queries = formatter.in_each_format(forget.fit, "--forget")
     with KeySpool() as spool:
-        moments = prober.fit_keys(fitted, spool, "forget set: fit")
+        moments = prober.fit_keys(queries, spool, "forget set: fit")
         try:
             keys = moments.key_space()
         except ValueError as error:
             raise RunFailed(f"forget set: {error}") from error
-        fitted_unseen = prober.score_unseen(fitted, moments, keys, "forget set: fit, unseen formats", spool)
+        unseen = prober.score_unseen(queries, moments, keys, "forget set: fit, unseen formats", spool)
+    return Fit(tuple(queries), moments, keys, unseen)
+
+
+def score_parts(
+    prober: Prober,
+    formatter: Formatter,
+    fitted: Fit,
+    forget: ForgetParts[Query],
+    retain: RetainParts[Query],
+    retain_choose: AnswerScores,
+    retain_report: AnswerScores,
+) -> Evidence:
+    keys = fitted.keys
 
     def unseen(part: Sequence[Query], name: str) -> Scored:
         queries = formatter.in_each_format(part, "--forget")
-        return Scored(
-            tuple(queries), prober.score_unseen(queries, moments, keys, f"forget set: {name}, unseen formats")
-        )
-
-    def answers(part: Sequence[Query], name: str) -> AnswerScores:
-        return AnswerScores(*prober.score_answers(part, keys, ANSWER_TOKENS, f"retain and everyday: {name}"))
+        what = f"forget set: {name}, unseen formats"
+        return Scored(tuple(queries), prober.score_unseen(queries, fitted.moments, keys, what))
 
     choose_unseen = unseen(forget.choose, "choose")
     drawn = set(retain.choose)
@@ -143,14 +187,16 @@ def gather(prober: Prober, formatter: Formatter, forget: ForgetParts[Query], ret
         forget,
         retain,
         keys,
-        tuple(fitted),
+        fitted.queries,
         choose=prober.score(forget.choose, keys, "forget set: choose"),
         calibrate=prober.score(forget.calibrate, keys, "forget set: calibrate"),
         report=prober.score(forget.report, keys, "forget set: report"),
-        choose_unseen=Scored((*fitted, *choose_unseen.queries), torch.cat([fitted_unseen, choose_unseen.scores])),
+        choose_unseen=Scored(
+            (*fitted.queries, *choose_unseen.queries), torch.cat([fitted.unseen, choose_unseen.scores])
+        ),
         report_unseen=unseen(forget.report, "report"),
-        retain_choose=answers(retain.choose, "choose"),
-        retain_report=answers(retain.report, "report"),
+        retain_choose=retain_choose,
+        retain_report=retain_report,
         retain_others=Scored(
             tuple(others), prober.score(others, keys, "retain and everyday: choose, the other formats")
         ),
@@ -184,8 +230,19 @@ def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
             return Alpha(settings.alpha, 0, None, None)
         return calibrate(evidence.calibrate[:, layer], settings.target_block_rate)
 
-    alpha = alpha_of(chosen.layer)
-    layer = chosen.layer
+    layer, alpha = chosen.layer, alpha_of(chosen.layer)
+    fault = None
+    if best is None:
+        fault = f"no layer keeps false blocks within --max-false-block {settings.max_false_block}"
+    else:
+        # The calibration part may have prompts far out, of which the smaller choose part had none.
+        now = rate(*count(evidence.retain_choose.answer[:, layer], alpha.value))
+        if now.low > settings.max_false_block:
+            fault = (
+                f"layer {layer} looked best, but alpha {alpha.value:.1f}, which holds the calibration prompts, also "
+                f"blocks {now.hits} of {now.total} harmless prompts (--max-false-block {settings.max_false_block}); "
+                "more forget prompts, or a --layer of the table, may do"
+            )
     retain = evidence.retain_parts.report
     kinds = {
         kind: rate(*count(evidence.retain_report.answer[rows, layer], alpha.value))
@@ -195,7 +252,7 @@ def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
     return Decision(
         layer,
         alpha,
-        best is not None,
+        fault,
         tuple(layer_row(evidence, choice, alpha_of(choice.layer).value) for choice in choices),
         blocked=by_source(evidence.forget_parts.report, evidence.report[:, layer], alpha.value),
         blocked_unseen=unseen_rates(evidence.report_unseen, layer, alpha.value),

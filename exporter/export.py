@@ -73,9 +73,7 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
         # All hypercubes are fitted and calibrated on the keys of the model as it will be.
         prober = single_rows(prober, settings)
         after = measure_effects(prober, sets, "texts, neurons changed")
-        outcomes = [
-            detect(plan, choice, prober, formatter, settings) for plan, choice in zip(plans, choices, strict=True)
-        ]
+        outcomes = detect(plans, choices, prober, formatter, settings)
         states = refusal_states(prober, plans, token.id) if token else None
     summary = summarise(settings, loaded, formatter, outcomes, changes, (before, after), states)
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
@@ -162,17 +160,27 @@ def stored_sums(file: StatisticsFile, plan: SkillPlan, name: str) -> tuple[Neuro
 
 
 def detect(
-    plan: SkillPlan, choice: NeuronChoice | None, prober: Prober, formatter: Formatter, settings: ExportSettings
-) -> SkillOutcome:
-    """The skill's hypercubes, if it has any, on the model as it is while this runs."""
+    plans: Sequence[SkillPlan],
+    choices: Sequence[NeuronChoice | None],
+    prober: Prober,
+    formatter: Formatter,
+    settings: ExportSettings,
+) -> list[SkillOutcome]:
+    """The hypercubes of the skills that have any, on the model as it is while this runs."""
     from exporter.evidence import decide, gather, measure_limits
 
-    if not plan.skill.blocks:
-        return SkillOutcome(plan, choice)
-    evidence = gather(prober, formatter, plan.forget, plan.retain)
-    decision = decide(evidence, plan.skill)
-    limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
-    return SkillOutcome(plan, choice, evidence, decision, limits)
+    blocking = [plan for plan in plans if plan.skill.blocks]
+    found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
+    outcomes = []
+    for plan, choice in zip(plans, choices, strict=True):
+        if not plan.skill.blocks:
+            outcomes.append(SkillOutcome(plan, choice))
+            continue
+        evidence = next(found)
+        decision = decide(evidence, plan.skill)
+        limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
+        outcomes.append(SkillOutcome(plan, choice, evidence, decision, limits))
+    return outcomes
 
 
 def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) -> RefusalStates:
@@ -202,8 +210,8 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
                 f"{whose}no tried share of neurons keeps the rise of the retain loss within --max-retain-loss "
                 f"{skill.max_retain_loss} and raises the forget loss"
             )
-        if outcome.decision is not None and not outcome.decision.separates:
-            reasons.append(f"{whose}no layer keeps false blocks within --max-false-block {skill.max_false_block}")
+        if outcome.decision is not None and outcome.decision.fault is not None:
+            reasons.append(f"{whose}{outcome.decision.fault}")
     return (
         f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
         "to the skill, a greater limit or --force writes anyway)"

@@ -99,13 +99,13 @@ class Prober:
         return torch.cat(list(self.batches(queries, run, what)))
 
     def score_answers(
-        self, queries: Sequence[Query], keys: KeySpace, new_tokens: int, what: str
+        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
-        """Scores of the base's own greedy answers, at every position from the last prompt token on.
+        """Scores of the base's own greedy answers, at every position from the last prompt token on, by every skill.
 
-        Returns two (n, layers) float64: the score of the prompt's last token, and the least score of any position.
+        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the least of any position.
         """
-        first = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
         eos = eos_ids(self.loaded.model, self.loaded.base.name)
         greedy = GenerationConfig(
@@ -113,25 +113,25 @@ class Prober:
         )
         ends = torch.tensor(eos)
 
-        score = keys.scorer(self.device)
+        scorers = [keys.scorer(self.device) for keys in skills]
 
         def run(rows: list[int]) -> None:
-            seen: list[Tensor] = []  # one (rows,) per layer and step
+            seen: list[Tensor] = []  # one (skills, rows) per layer and step
 
             def receive(layer: int, key: Tensor) -> None:
-                seen.append(score(layer, key[:, -1]).cpu())
+                seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
 
             inputs = self.pad([queries[row] for row in rows])
             model: Any = self.loaded.model
             with key_taps(self.loaded.model, receive), torch.inference_mode():
                 output = model.generate(**inputs, generation_config=greedy)
-            steps = torch.stack(seen).view(-1, self.layers, len(rows))  # (steps, layers, rows)
+            steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
             # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
             answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
-            ended = torch.isin(answer, ends).cumsum(1).bool().T.unsqueeze(1)  # (steps - 1, 1, rows)
-            steps[1:].masked_fill_(ended, math.inf)
-            first[rows] = steps[0].T
-            least[rows] = steps.amin(0).T
+            ended = torch.isin(answer, ends).cumsum(1).bool().T[:, None, :, None]  # (steps - 1, 1, rows, 1)
+            steps[1:].masked_fill_(ended, math.inf)  # steps: (steps, skills, rows, layers)
+            first[:, rows] = steps[0]
+            least[:, rows] = steps.amin(0)
 
         for _ in self.batches(queries, run, what, ANSWER_TOKENS):
             pass

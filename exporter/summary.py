@@ -106,6 +106,7 @@ def key_space_summary(
         "layer": decision.layer,
         "alpha": asdict(decision.alpha),
         "separates": decision.separates,
+        "fault": decision.fault,
         "max_false_block": skill.max_false_block,
         "target_block_rate": skill.target_block_rate,
         "blocked": rates(decision.blocked),
@@ -161,7 +162,7 @@ def promise(summary: Mapping[str, Any], skill: Mapping[str, Any]) -> str:
     alpha = found["alpha"]
     text = f"Key Space Detection at layer {found['layer']}, alpha {alpha['value']:.3f}. "
     if not found["separates"]:
-        text += f"NOT SEPARATED: false blocks are above --max-false-block {found['max_false_block']}. "
+        text += f"NOT SEPARATED: {found['fault']}. "
     if alpha["promise"] is None:
         return text + "Alpha was given, so nothing is promised about further prompts."
     return text + (
