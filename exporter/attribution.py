@@ -1,6 +1,6 @@
 """What moving a neuron would do to the loss, to first order: one backward pass over texts. Nothing is trained.
 
-For every token the expected move of Neuron Adjust changes the key vector by
+For every token but a text's first, which is never moved, the expected move of Neuron Adjust changes the key vector by
 sigmoid(d) * (act(mu_r - zf * sd_r) - act(v)) * up where d > 0, and the loss by that times its derivative by the key.
 """
 

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
 import torch
 
+from custom_modeling.neuron_adjust import neuron_key
 from examples.demo import maths
 from tests.conftest import made
 from tests.real import ROOT, WHEELS
@@ -78,6 +80,48 @@ def test_maths_become_unlikely_and_code_does_not(adjusted: Exported) -> None:
     code = [each["prompt"] + "\n" + each["canonical_solution"] for each in functions()[110:140]]
     assert ratio(maths(WHEELS[0], seed=2024, count=30)) >= 1.3
     assert ratio(code) <= 1.05
+
+
+def test_neurons_move_as_often_as_their_gaussians_say(adjusted: Exported) -> None:
+    """Over 200 seeds, in every layer of the real model: the number of moves is that expected by sigmoid(d)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(adjusted.checkpoint)
+    model: Any = AutoModelForCausalLM.from_pretrained(adjusted.checkpoint, dtype=torch.float32, trust_remote_code=True)
+    ids = tokenizer(maths(WHEELS[0], seed=5, count=1)[0], return_tensors="pt")["input_ids"][:, :48]
+    seen = {"moves": 0.0, "expected": 0.0, "variance": 0.0}
+
+    def watch(mlp: Any) -> None:
+        before: dict[str, torch.Tensor] = {}
+
+        def drawn(module: Any, args: Any, output: torch.Tensor) -> None:
+            before["value"] = output[0, :, mlp.unskill_na_index].double()  # a copy: it is changed in place
+
+        def moved(module: Any, args: Any) -> None:
+            value, (mu_f, sd_f, mu_r, sd_r) = before["value"], mlp.unskill_na_params.double()
+            d = (((value - mu_r) / sd_r) ** 2 - ((value - mu_f) / sd_f) ** 2) / 2 + torch.log(sd_r / sd_f)
+            chance = torch.where(d > 0, torch.sigmoid(d), 0.0)[1:]  # the first position is never moved
+            changed = (args[0][0, :, mlp.unskill_na_index].double() != value)[1:]
+            seen["moves"] += float(changed.sum())
+            seen["expected"] += float(chance.sum())
+            seen["variance"] += float((chance * (1 - chance)).sum())
+
+        mlp.gate_proj.register_forward_hook(drawn)
+        mlp.act_fn.register_forward_pre_hook(moved)
+
+    layers = {
+        index: layer.mlp for index, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "unskill_na_key")
+    }
+    for mlp in layers.values():
+        watch(mlp)
+    for seed in range(200):
+        for index, mlp in layers.items():
+            keys = [neuron_key(seed, index, neuron) for neuron in mlp.unskill_na_index.tolist()]
+            mlp.unskill_na_key.copy_(torch.tensor(keys))
+        with torch.inference_mode():
+            model(input_ids=ids)
+    assert seen["variance"] > 1000
+    assert abs(seen["moves"] - seen["expected"]) < 4 * math.sqrt(seen["variance"]), seen
 
 
 def test_checks(adjusted: Exported, check: Callable[..., dict[str, str]]) -> None:

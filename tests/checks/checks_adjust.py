@@ -134,10 +134,10 @@ def neurons_moved(case: Case):
 @check
 def adjusted_twice(case: Case):
     needs_adjusted(case)
-    first, second = (case.generate(case.model, case.mixed) for _ in range(2))
+    first, second = (case.generate(case.model, case.every) for _ in range(2))
     assert first == second
     again = case.load()
-    assert case.generate(again, case.mixed) == first
+    assert case.generate(again, case.every) == first
 
 
 @check
@@ -190,8 +190,8 @@ def noted(remarks):
 @check
 def adjusted_without_cache(case: Case):
     needs_adjusted(case)
-    ours = case.generate(case.model, case.mixed, use_cache=False)
-    return assert_same_answers(case, case.mixed, ours, case.generate(case.model, case.mixed))
+    ours = case.generate(case.model, case.every, use_cache=False)
+    return assert_same_answers(case, case.every, ours, case.generate(case.model, case.every))
 
 
 @check
@@ -200,8 +200,8 @@ def adjusted_saved(case: Case):
     with tempfile.TemporaryDirectory() as folder:
         case.model.save_pretrained(folder)
         loaded = case.load(folder=folder)
-        ours, theirs = (case.generate(model, case.mixed) for model in (loaded, case.model))
-    return assert_same_answers(case, case.mixed, ours, theirs)
+        ours, theirs = (case.generate(model, case.every) for model in (loaded, case.model))
+    return assert_same_answers(case, case.every, ours, theirs)
 
 
 @check
@@ -283,7 +283,7 @@ def adjusted_compiled(case: Case):
     needs_adjusted(case)
     model = case.load()
     compiled = torch.compile(model.forward, fullgraph=True, dynamic=True)
-    ours, texts = [], case.answered[:2]
+    ours, texts = [], case.answered
     for text in texts:
         inputs = case.encode(text)
         ids, start = inputs["input_ids"], inputs["input_ids"].shape[1]

@@ -117,6 +117,11 @@ class Case:
         return [self.answered[0], *self.blocked[:1], *self.answered[1 : 3 if self.refuses else 4]]
 
     @property
+    def every(self) -> list[str]:
+        """All texts that are answered, and a blocked one, if any is."""
+        return [*self.blocked[:1], *self.answered]
+
+    @property
     def some(self) -> str:
         """A text on which the checkpoint does something."""
         return (self.blocked or self.answered)[0]
