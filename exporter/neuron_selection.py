@@ -21,12 +21,12 @@ def signed_mean(forget: Gaussian, retain: Gaussian) -> Tensor:
 
 def effect_size(forget: Gaussian, retain: Gaussian) -> Tensor:
     """|mu_f - mu_r| in deviations: the square root of the mean of both variances."""
-    return (forget.mean - retain.mean).abs() / mean_variance(forget, retain).sqrt()
+    return parted(forget.mean, forget.deviation, retain.mean, retain.deviation)
 
 
 def bhattacharyya(forget: Gaussian, retain: Gaussian) -> Tensor:
     """Bhattacharyya distance of the two Gaussians, which also sees deviations that differ around one mean."""
-    variance = mean_variance(forget, retain)
+    variance = mean_variance(forget.deviation, retain.deviation)
     apart = (forget.mean - retain.mean).square() / (8 * variance)
     return apart + (variance / (forget.deviation * retain.deviation)).log() / 2
 
@@ -48,8 +48,12 @@ def magnitude_ratio(forget: Tensor, retain: Tensor) -> Tensor:
     return forget / retain
 
 
-def mean_variance(forget: Gaussian, retain: Gaussian) -> Tensor:
-    return (forget.deviation.square() + retain.deviation.square()) / 2
+def parted(mu_f: Tensor, sd_f: Tensor, mu_r: Tensor, sd_r: Tensor) -> Tensor:
+    return (mu_f - mu_r).abs() / mean_variance(sd_f, sd_r).sqrt()
+
+
+def mean_variance(sd_f: Tensor, sd_r: Tensor) -> Tensor:
+    return (sd_f.square() + sd_r.square()) / 2
 
 
 # How many times the harm to retain texts, and what changes there at all, count against the loss of forget texts.
@@ -76,8 +80,7 @@ class SelectedNeurons:
     params: Tensor
 
     def effect_sizes(self) -> Tensor:
-        mu_f, sd_f, mu_r, sd_r = self.params
-        return (mu_f - mu_r).abs() / ((sd_f.square() + sd_r.square()) / 2).sqrt()
+        return parted(*self.params)
 
 
 @dataclass(frozen=True)
