@@ -131,3 +131,11 @@ def test_the_example_has_every_key_with_its_default() -> None:
         assert getattr(found, key) == getattr(plain, key), key
     for key in SKILL_KEYS.keys() - {"name", "method", "forget", "retain", "everyday_without"}:
         assert getattr(found.skills[0], key) == getattr(plain.skills[0], key), key
+
+
+def test_the_example_of_three_skills() -> None:
+    path = Path(__file__).parents[2] / "examples" / "three_skills.toml"
+    found = merged_settings(read_recipe(path), {"model": "some/model", "out": Path("out")})
+    assert [skill.name for skill in found.skills] == ["maths", "code", "german"]
+    assert all(skill.method == "ksd" and skill.everyday_without for skill in found.skills)
+    assert "{prompt}" in found.prompt_template
