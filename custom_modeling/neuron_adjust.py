@@ -52,20 +52,31 @@ def thresholds(params, draws, position_ids):
     return torch.where(position_ids.unsqueeze(-1) == 0, torch.inf, above)
 
 
-def adjust(pre_activation, index, params, threshold):
+def standardisers(params):
+    """What `adjust` reads of params (4, n): 1 / sd_f, -mu_f / sd_f, 1 / sd_r, -mu_r / sd_r, mu_r, sd_r, (n,) each."""
+    mu_f, sd_f, mu_r, sd_r = params
+    scale_f, scale_r = 1 / sd_f, 1 / sd_r
+    return scale_f, -mu_f * scale_f, scale_r, -mu_r * scale_r, mu_r, sd_r
+
+
+def adjust(pre_activation, index, threshold, scale_f, offset_f, scale_r, offset_r, mu_r, sd_r):
     """Move the selected neurons from the forget to the retain distribution where the token looks forgotten.
 
-    pre_activation: (..., d_ff), any float dtype, changed in place; index: (n,); params: (4, n); threshold: (..., n).
+    pre_activation: (..., d_ff), any float dtype, changed in place; index: (n,); threshold: (..., n), see `thresholds`;
+    the others: (n,) each, see `standardisers`.
     With zf = (v - mu_f) / sd_f, zr = (v - mu_r) / sd_r and d = (zr^2 - zf^2) / 2 + ln(sd_r / sd_f), the log-likelihood
     ratio, v becomes mu_r - zf * sd_r where d > 0 and u < sigmoid(d). Densities are never divided: both underflow.
     """
-    value = pre_activation.index_select(-1, index).float()
-    mu_f, sd_f, mu_r, sd_r = params.unbind()
-    zf, zr = (value - mu_f) / sd_f, (value - mu_r) / sd_r
-    moved = zr * zr - zf * zf > threshold
-    mirrored = torch.addcmul(mu_r, zf, sd_r, value=-1)
-    adjusted = torch.where(moved, mirrored, value).to(pre_activation.dtype)
-    return pre_activation.index_copy_(-1, index, adjusted)
+    # Few operations, because with one token each costs more than its numbers, and every layer needs them.
+    value = pre_activation.index_select(-1, index)
+    dtype = value.dtype
+    if dtype != torch.float32:
+        value = value.float()
+    zf = torch.addcmul(offset_f, value, scale_f)
+    zr = torch.addcmul(offset_r, value, scale_r)
+    moved = torch.addcmul(zr * zr, zf, zf, value=-1) > threshold
+    adjusted = torch.where(moved, torch.addcmul(mu_r, zf, sd_r, value=-1), value)
+    return pre_activation.index_copy_(-1, index, adjusted if dtype == torch.float32 else adjusted.to(dtype))
 
 
 def adjust_official(pre_activation, index, params):

@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 
 from custom_modeling.key_space import inside_hypercubes, rewrite_logits
 from custom_modeling.loading import VerifiedLoading
-from custom_modeling.neuron_adjust import adjust, adjust_official, draw_context, thresholds, uniform_draws
+from custom_modeling.neuron_adjust import (
+    adjust,
+    adjust_official,
+    draw_context,
+    standardisers,
+    thresholds,
+    uniform_draws,
+)
 
 UNSKILL_FORMAT = 1
 
@@ -65,13 +72,15 @@ class InterventionMLP(Float32Buffers):
         if self.unskill_adjusted and self.unskill_official:
             value = adjust_official(value, self.unskill_na_index, self.unskill_na_params)
         elif self.unskill_adjusted:
-            threshold = self.unskill_handed.get(self.unskill_place)
-            if threshold is None:
+            handed = self.unskill_handed.get(self.unskill_place)
+            if handed is None:
                 raise RuntimeError(
                     "unskill: Neuron Adjust needs positions, which only the model's forward has (no gradient "
                     "checkpointing)."
                 )
-            value = adjust(value, self.unskill_na_index, self.unskill_na_params, threshold)
+            if handed[0].device != value.device:
+                handed = [part.to(value.device) for part in handed]
+            value = adjust(value, self._buffers["unskill_na_index"], *handed)
         key = self.act_fn(value) * self.up_proj(x)
         if self.unskill_pruned:
             key = key.index_fill(-1, self.unskill_sp_index, 0)
@@ -160,26 +169,26 @@ class InterventionModel(VerifiedLoading):
             del self.unskill_owner["thread"]
 
     def unskill_hand_out(self, input_ids=None, inputs_embeds=None, **positions):
-        """Draw for every token and adjusted neuron, all layers at once, and give each MLP its thresholds.
+        """Draw for every token and adjusted neuron, all layers at once, and give each MLP what it compares with.
 
-        At once, and through one dict that the model shares with its MLPs, because a forward of one token is spent on
-        starting operations and setting attributes of modules, not on numbers.
+        At once, through one dict that the model shares with its MLPs, and with their buffers read by name, because a
+        forward of one token is spent on starting operations and on attributes of modules, not on numbers.
         """
         mlps = [self.layers[index].mlp for index in self.unskill_layers["adjusted"]]
         if not mlps or mlps[0].unskill_official:
             return
-        first = mlps[0].unskill_na_params.device
-        params = torch.cat([mlp.unskill_na_params.to(first) for mlp in mlps], 1)  # (4, N)
+        params = joined([mlp._buffers["unskill_na_params"] for mlp in mlps])  # (4, N)
         given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
-        places = draw_positions(given.shape[1], **positions).to(first)  # (batch or 1, positions)
+        places = draw_positions(given.shape[1], **positions).to(params.device)  # (batch or 1, positions)
         draws = None
         if self.config.unskill["draws"] == "sampled":
-            keys = torch.cat([mlp.unskill_na_key.to(first) for mlp in mlps])  # (N,)
+            keys = joined([mlp._buffers["unskill_na_key"] for mlp in mlps])  # (N,)
             tokens = torch.zeros_like(given, dtype=torch.int64) if input_ids is None else input_ids
-            draws = uniform_draws(draw_context(places, tokens.to(first)), keys)  # (batch, positions, N)
-        parts = thresholds(params, draws, places).split([mlp.unskill_adjusted for mlp in mlps], -1)
-        for mlp, part in zip(mlps, parts, strict=True):
-            self.unskill_handed[mlp.unskill_place] = part.to(mlp.unskill_na_params.device)
+            draws = uniform_draws(draw_context(places, tokens.to(params.device)), keys)  # (batch, positions, N)
+        sizes = [mlp.unskill_adjusted for mlp in mlps]
+        wholes = thresholds(params, draws, places), *standardisers(params)
+        parts = zip(*(whole.split(sizes, -1) for whole in wholes), strict=True)
+        self.unskill_handed.update(zip(self.unskill_layers["adjusted"], parts, strict=True))
 
     def unskill_forward(self, forward, args, kwargs):
         """The family's forward; final states at blocked positions and at R are the refusal's."""
@@ -258,6 +267,14 @@ class InterventionForCausalLM(VerifiedLoading):
             # A new object, because the place in a tuple follows the order in which fields were first set.
             output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
+
+
+def joined(tensors):
+    """Tensors of several MLPs as one, on the device of the first."""
+    device = tensors[0].device
+    if any(tensor.device != device for tensor in tensors):
+        tensors = [tensor.to(device) for tensor in tensors]
+    return torch.cat(tensors, -1)
 
 
 def draw_positions(count, position_ids=None, attention_mask=None, past_key_values=None):

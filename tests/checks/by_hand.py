@@ -69,9 +69,12 @@ class ChangedNeurons:
             drawn = uniform(positions.unsqueeze(-1), tokens.unsqueeze(-1), self.adjusted[layer]["key"])
             threshold = 2 * torch.logit(drawn).clamp(min=0) + threshold
         threshold = torch.where(positions.unsqueeze(-1) == 0, torch.inf, threshold)  # never at an attention sink
-        zf, zr = (value - mu_f) / sd_f, (value - mu_r) / sd_r
-        apart = zr * zr - zf * zf
         # addcmul rounds once or twice, as the compiler of torch liked it: a product and a sum may differ from it.
+        zf, zr = (
+            torch.addcmul(-mean * (1 / deviation), value, 1 / deviation)
+            for mean, deviation in ((mu_f, sd_f), (mu_r, sd_r))
+        )
+        apart = torch.addcmul(zr * zr, zf, zf, value=-1)
         return apart > threshold, torch.addcmul(mu_r, zf, sd_r, value=-1), (apart - threshold).abs() / 2
 
 

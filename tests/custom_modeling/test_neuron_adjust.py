@@ -18,6 +18,7 @@ from custom_modeling.neuron_adjust import (
     adjust_official,
     draw_context,
     neuron_key,
+    standardisers,
     thresholds,
     uniform_draws,
 )
@@ -87,7 +88,9 @@ def test_rule_against_float64(v: float, mean_f: float, sd_f: float, mean_r: floa
     draw = torch.tensor([[u24]]).float() * 2.0**-24
     d, u = ratio(v, mean_f, sd_f, mean_r, sd_r), u24 * 2**-24
     chance = 1 / (1 + math.exp(-d)) if d > -700 else 0.0
-    found = adjust(torch.tensor([[9.0, v]]), torch.tensor([1]), params, thresholds(params, draw, LATER))
+    found = adjust(
+        torch.tensor([[9.0, v]]), torch.tensor([1]), thresholds(params, draw, LATER), *standardisers(params)
+    )
     assert found[0, 0] == 9.0
     if abs(d) < 1e-3 or abs(u - chance) < 1e-4:
         return  # too near for float32
@@ -104,7 +107,7 @@ def test_flips_happen_with_sigmoid_of_d(d: float) -> None:
     draws = uniform_draws(context, keys).unsqueeze(-1)  # (seeds, 1)
     values = torch.full((4000, 1), d)
     threshold = thresholds(params, draws, LATER)
-    flipped = int((adjust(values.clone(), torch.tensor([0]), params, threshold) != values).sum())
+    flipped = int((adjust(values.clone(), torch.tensor([0]), threshold, *standardisers(params)) != values).sum())
     if d <= 0:
         assert flipped == 0
     else:
@@ -114,7 +117,7 @@ def test_flips_happen_with_sigmoid_of_d(d: float) -> None:
 def test_expected_draws_flip_whenever_it_is_more_likely_than_not() -> None:
     params = torch.tensor([[0.5], [1.0], [-0.5], [1.0]])
     values = torch.tensor([[-0.1], [0.0], [0.1], [2.0]])
-    found = adjust(values.clone(), torch.tensor([0]), params, thresholds(params, None, LATER))
+    found = adjust(values.clone(), torch.tensor([0]), thresholds(params, None, LATER), *standardisers(params))
     assert (found != values).flatten().tolist() == [False, False, True, True]
 
 
@@ -123,14 +126,14 @@ def test_the_first_position_is_never_moved(draws: torch.Tensor | None) -> None:
     params = torch.tensor([[0.5], [1.0], [-0.5], [1.0]])
     values = torch.full((2, 3, 1), 2.0)
     positions = torch.tensor([[0, 1, 2], [5, 0, 1]])  # the second row: a text's end, then the next text
-    found = adjust(values.clone(), torch.tensor([0]), params, thresholds(params, draws, positions))
+    found = adjust(values.clone(), torch.tensor([0]), thresholds(params, draws, positions), *standardisers(params))
     assert torch.equal(found.squeeze(-1) != 2.0, positions != 0)
 
 
 def test_far_tails_give_no_nan() -> None:
     params = torch.tensor([[0.0], [1e-3], [5.0], [1e-3]])
     threshold = thresholds(params, torch.zeros(2, 1), LATER)
-    found = adjust(torch.tensor([[3e4], [-3e4]]), torch.tensor([0]), params, threshold)
+    found = adjust(torch.tensor([[3e4], [-3e4]]), torch.tensor([0]), threshold, *standardisers(params))
     assert torch.isfinite(found).all()
 
 
