@@ -45,7 +45,7 @@ def thresholds(params, draws, position_ids):
     params: (4, n) float32, the rows mu_f, sd_f, mu_r, sd_r; draws: (..., n) float32, or None for a half everywhere;
     position_ids: (...). Returns (..., n): twice the threshold less twice ln(sd_r / sd_f), against which zr^2 - zf^2 is
     held; infinite at position 0. There models keep an attention sink, whose activations are far outside of both
-    distributions and which all later tokens lean on: moved, it ruins every text, whatever it is about.
+    distributions and which all later tokens lean on: moved, it can ruin every text, whatever it is about.
     """
     least = 2 * (params[1].log() - params[3].log())
     above = least if draws is None else 2 * torch.logit(draws).clamp(min=0) + least

@@ -5,9 +5,12 @@
         --forget-test gsm8k/test.jsonl,column=question,answer=answer,limit=60 \
         --retain-test mbpp/test.jsonl,column=text,answer=code,limit=60
 
-Each method is exported with the same --max-retain-loss, by which it chooses how many neurons it takes. Then the
-perplexity of the test texts is measured, on the base and on each checkpoint as transformers loads it, one text at a
-time: prompt, line break, answer, special tokens as the tokenizer adds them, the first 384 tokens.
+Each method is exported with the same --max-retain-loss, by which it chooses how many neurons it takes. With
+--no-everyday only the retain texts count in that, as in the paper; without it the packaged everyday prompts count too,
+a bar that the authors' code and pruning may pass at no number of neurons. Then the perplexity of the test texts is
+measured, on the base and on each checkpoint as transformers loads it, one text at a time: prompt, line break, answer,
+special tokens as the tokenizer adds them, the first 384 tokens. Texts of --other-test are neither forgotten nor
+retained: what happens to those is what the method costs outside of what it was held to.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ METHODS = {
 @click.option("--retain", required=True, multiple=True)
 @click.option("--forget-test", required=True)
 @click.option("--retain-test", required=True)
+@click.option("--other-test", multiple=True, help="Repeatable.")
+@click.option("--everyday/--no-everyday", default=True, show_default=True)
 @click.option("--max-retain-loss", type=float, default=0.01, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(list(METHODS)), help="Repeatable; default all.")
@@ -53,6 +58,8 @@ def main(
     retain: tuple[str, ...],
     forget_test: str,
     retain_test: str,
+    other_test: tuple[str, ...],
+    everyday: bool,
     max_retain_loss: float,
     seed: int,
     only: tuple[str, ...],
@@ -60,16 +67,19 @@ def main(
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
     common = [*(f"--forget={each}" for each in forget), *(f"--retain={each}" for each in retain)]
-    common += ["--seed", str(seed), "--dtype", "float32"]
+    common += ["--seed", str(seed), "--dtype", "float32", "--everyday" if everyday else "--no-everyday"]
     unskill = [sys.executable, "-m", "exporter"]
     # Probed once for all of them.
     statistics = work / "statistics.safetensors"
     subprocess.run([*unskill, "probe", base, statistics, *common, "--overwrite"], check=True)
-    texts = [whole_texts(source) for source in (forget_test, retain_test)]
+    texts = [whole_texts(source) for source in (forget_test, retain_test, *other_test)]
     before = [mean_loss(base, each) for each in texts]
     table = Table("method", "score", "beta", "neurons", "forget texts", "retain texts")
-    table.title = f"{base.name}: perplexity of {len(texts[0])} and {len(texts[1])} test texts, at a retain loss of at "
-    table.title += f"most {max_retain_loss} on held-out training texts, seed {seed}"
+    for source in other_test:
+        table.add_column("/".join(Path(Source.parse(source, "--other-test").location).parts[-2:]))
+    table.title = f"{base.name}: perplexity of {', '.join(str(len(each)) for each in texts)} test texts, at a retain "
+    table.title += f"loss of at most {max_retain_loss} on held-out training texts"
+    table.title += f"{' and everyday prompts' if everyday else ''}, seed {seed}"
     table.add_row("base model", "", "", "", *(f"{math.exp(loss):.3f}" for loss in before))
     for name, flags in METHODS.items():
         if only and name not in only:
@@ -85,7 +95,7 @@ def main(
         after = [mean_loss(out, each) for each in texts]
         ratios = [f"{math.exp(a):.3f} (x{math.exp(a - b):.3f})" for a, b in zip(after, before, strict=True)]
         table.add_row(name, found["score"], f"{found['beta']:g} %", str(found["neurons"]), *ratios)
-    Console(width=150).print(table)
+    Console(width=160).print(table)
 
 
 def whole_texts(source: str) -> list[str]:

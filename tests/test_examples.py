@@ -37,7 +37,7 @@ def test_neurons_compares_methods(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "neurons.py"), str(base), "--work", str(tmp_path / "work")]
     for name, source in sources.items():
         command += [f"--{name}", source, f"--{name}-test", f"{source},limit=3"]
-    command += ["--max-retain-loss", "100"]
+    command += ["--max-retain-loss", "100", "--no-everyday", "--other-test", f"{sources['retain']},limit=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
