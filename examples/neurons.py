@@ -105,7 +105,7 @@ def whole_texts(source: str) -> list[str]:
 
 def mean_loss(folder: Path, texts: list[str]) -> float:
     """Mean loss of all tokens of the texts but the first of each, in nats."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     torch.manual_seed(0)  # only the authors' code draws from torch's generator
     total = tokens = 0.0

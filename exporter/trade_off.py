@@ -10,6 +10,8 @@ from torch import Tensor
 
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Percentages that are tried, until retain texts suffer too much or nothing more is gained."""
+HALVINGS = 6
+"""Most tries below the least of BETAS where nothing is borne: down to 0.008 %, a handful of neurons."""
 REFINEMENTS = 2
 """Further tries beside the best, half way to the percentages around it that were tried."""
 FAR = 3.0
@@ -85,8 +87,8 @@ def explore(
     """Every trial made, in the order of their making: the first score should be the one that promises most.
 
     bearable: the greatest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper
-    end of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards and then
-    REFINEMENTS beside the best.
+    end of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards, HALVINGS of the
+    least where nothing is borne, and then REFINEMENTS beside the best.
 
     A score is left as soon as the rise is out of reach of the bearable, or unbearable and no less than with fewer
     neurons, or unbearable at a lesser forget rise than the best borne trial has; when more neurons forget less; and
@@ -125,18 +127,22 @@ def explore(
             if last is not None and trial.forget_rise < last.forget_rise:
                 break
             last = trial
-    for _ in range(REFINEMENTS if beta is None else 0):
-        leader = best(trials, bearable)
-        # Where nothing is borne, less than the least that was tried may be.
-        start = leader or min(trials, key=lambda trial: trial.upper)
-        tried = sorted(trial.beta for trial in trials if trial.score == start.score)
-        place = tried.index(start.beta)
-        if leader is None:
-            attempt(start.score, tried[0] / 2)
-        elif place + 1 < len(tried):
-            attempt(start.score, (tried[place] + tried[place + 1]) / 2)
-        else:
+    if beta is not None:
+        return trials
+    for _ in range(HALVINGS):
+        least = min(trials, key=lambda trial: trial.upper)
+        # Borne by one that forgets nothing: fewer neurons forget no more.
+        if least.upper <= bearable:
             break
+        attempt(least.score, min(trial.beta for trial in trials if trial.score == least.score) / 2)
+    for _ in range(REFINEMENTS):
+        leader = best(trials, bearable)
+        if leader is None:
+            break
+        above = [trial.beta for trial in trials if trial.score == leader.score and trial.beta > leader.beta]
+        if not above:
+            break
+        attempt(leader.score, (leader.beta + min(above)) / 2)
     return trials
 
 

@@ -88,8 +88,20 @@ def test_a_dip_below_the_bearable_is_not_missed() -> None:
 def test_less_than_the_least_is_tried_where_nothing_is_borne() -> None:
     asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.05 * beta)
     chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01)
-    assert [beta for _, beta in asked] == [0.5, 1.0, 0.25, 0.125]
-    assert chosen is not None and chosen.beta == 0.125
+    assert [beta for _, beta in asked] == [0.5, 1.0, 0.25, 0.125, 0.1875, 0.21875]
+    assert chosen is not None and chosen.beta == 0.1875
+
+
+def test_halving_ends_at_a_handful_of_neurons() -> None:
+    asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 1.0)
+    assert best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01) is None
+    assert min(beta for _, beta in asked) == 0.5 / 2**6 and len(asked) == 1 + 6
+
+
+def test_what_forgets_nothing_is_not_halved() -> None:
+    asked, measure = recorder(lambda score, beta: -beta, lambda score, beta: 0.0)
+    explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0)
+    assert min(beta for _, beta in asked) == 0.5
 
 
 def test_a_given_beta_is_tried_alone() -> None:
