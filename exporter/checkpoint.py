@@ -89,7 +89,7 @@ def write_checkpoint(
     write_json(folder / "config.json", config)
     generation = base.folder / "generation_config.json"
     if generation.is_file():
-        copied = checkpoint_generation_config(read_json(generation, base.name))
+        copied = checkpoint_generation_config(read_json(generation, base.name, "MODEL"))
         if copied is not None:
             write_json(folder / generation.name, copied)
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)

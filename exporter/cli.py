@@ -254,6 +254,73 @@ def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: b
         click.echo(f"{name}: {value}")
 
 
+@cli.command("evaluate", short_help="What a checkpoint forgot, and what that cost.")
+@click.argument("checkpoint")
+@click.option("--base", metavar="MODEL", help="The model that it was made of, to be measured beside it.")
+@click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts that should be refused.")
+@click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that should not.")
+@click.option("--text", multiple=True, metavar="SOURCE", help="Texts for perplexity, their first 384 tokens.")
+@click.option("--choice", multiple=True, metavar="SOURCE", help="Multiple choice in MMLU's form.")
+@click.option("--shots", metavar="SOURCE", help="Solved examples for --choice: the first five of each subject.")
+@click.option("--gsm8k", multiple=True, metavar="SOURCE", help="Sums: exact match of the last number.")
+@click.option("--code", multiple=True, metavar="SOURCE", help="MBPP or HumanEval: pass@1.")
+@click.option("--qa", multiple=True, metavar="SOURCE", help="Questions on texts, as XQuAD: exact match and F1.")
+@click.option("--allow-code-execution", is_flag=True, help="Run what the models write for --code, confined.")
+@click.option("--limit", type=NumberOr(int, {"all": None}), default="200", show_default=True, help="Items a source.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default CHECKPOINT-evaluation.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Folder of an earlier evaluation, with which the checkpoint is compared.",
+)
+@click.option(
+    "--prompt-template",
+    default="auto",
+    show_default=True,
+    metavar="auto|chat|TEXT",
+    help="How prompts are formatted; {prompt} in TEXT is replaced.",
+)
+@click.option(
+    "--formats",
+    type=click.Choice(("plain", "mixed")),
+    default="plain",
+    show_default=True,
+    help="mixed: --forget and --retain also under system prompts and as a second turn.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Begin anew instead of going on with what is in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Measure CHECKPOINT (folder or Hub id), and its base beside it, on sources of any kind.
+
+    SOURCE is what unskill export takes; each flag that takes one is repeatable. Results are kept item by item in the
+    folder --out, and the same command goes on where an interrupted one stopped.
+
+    \b
+    unskill evaluate OUT --base MODEL --forget maths.jsonl,column=question --retain code.jsonl --choice mmlu.jsonl
+    """
+    from exporter.evaluation.plan import KINDS
+    from exporter.evaluation.run import EvaluateSettings, evaluate
+
+    sources = {kind: flags.pop(kind) for kind in KINDS}
+    beside = checkpoint.rstrip("/") if Path(checkpoint).is_dir() else checkpoint.split("/")[-1]
+    settings = EvaluateSettings(checkpoint, out or Path(f"{beside}-evaluation"), sources, **flags)
+    summary = evaluate(settings, remarks(settings.quiet))
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from exporter.evaluation.table import print_evaluation
+
+    print_evaluation(summary, Console(width=None if sys.stdout.isatty() else 160))
+    click.echo(f"\nResults by item: {settings.out}")
+
+
 def settings_of(
     context: click.Context, recipe: Path | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None
 ) -> ExportSettings:

@@ -49,7 +49,7 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     check_target(settings.out, settings.overwrite, size + EXTRA_BYTES)
     token = None
     if settings.blocks:
-        tokenizer = read_json(base.folder / "tokenizer.json", base.name)
+        tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
         token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
 
     from exporter.checkpoint import write_checkpoint

@@ -39,53 +39,64 @@ class LoadedModel:
 
 def find_base(model: str) -> Base:
     """Locate MODEL, a folder or a Hub id. Raises BadInput where something an export needs is not there."""
+    base = find_files(model, "MODEL")
+    check_config(base.config, base.name)
+    return base
+
+
+def find_files(model: str, what: str, code: bool = False) -> Base:
+    """Locate the files of a model of any family, a folder or a Hub id.
+
+    what: the argument's name, for errors; code: with the modeling code of a checkpoint.
+
+    Raises BadInput where there is no config.json, tokenizer.json or safetensors file.
+    """
     folder, revision = Path(model), None
     if not folder.is_dir():
-        folder, revision = download(model)
+        folder, revision = download(model, what, code)
     name = model if revision else folder.resolve().name
-    config = read_json(folder / "config.json", name)
-    check_config(config, name)
+    config = read_json(folder / "config.json", name, what)
     if not (folder / "tokenizer.json").is_file():
-        raise BadInput(f"MODEL {name} has no tokenizer.json: a fast tokenizer is needed")
-    return Base(folder, name, revision, config, find_shards(folder, name))
+        raise BadInput(f"{what} {name} has no tokenizer.json: a fast tokenizer is needed")
+    return Base(folder, name, revision, config, find_shards(folder, name, what))
 
 
-def download(model: str) -> tuple[Path, str]:
+def download(model: str, what: str, code: bool) -> tuple[Path, str]:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=list(HUB_FILES)))
+        folder = Path(snapshot_download(model, allow_patterns=[*HUB_FILES, *(["*.py"] if code else [])]))
     # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        raise BadInput(f"MODEL {model} is neither a folder nor a Hub model that can be reached") from error
+        raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached") from error
     return folder, folder.name
 
 
-def find_shards(folder: Path, name: str) -> tuple[str, ...]:
+def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     """File names of the weights; transformers prefers the single file where there are both forms, and so do we."""
     if (folder / WEIGHTS).is_file():
         return (WEIGHTS,)
     if (folder / INDEX).is_file():
-        shards = tuple(sorted(set(read_json(folder / INDEX, name)["weight_map"].values())))
+        shards = tuple(sorted(set(read_json(folder / INDEX, name, what)["weight_map"].values())))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
-            raise BadInput(f"MODEL {name}: {INDEX} names {missing[0]}, which is not there")
+            raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is not there")
         return shards
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
-        raise BadInput(f"MODEL {name} has pickle weights ({pickles[0]}), which are not read: save it as safetensors")
-    raise BadInput(f"MODEL {name} has no {WEIGHTS}")
+        raise BadInput(f"{what} {name} has pickle weights ({pickles[0]}), which are not read: save it as safetensors")
+    raise BadInput(f"{what} {name} has no {WEIGHTS}")
 
 
-def read_json(path: Path, name: str) -> dict[str, Any]:
+def read_json(path: Path, name: str, what: str) -> dict[str, Any]:
     if not path.is_file():
-        raise BadInput(f"MODEL {name} has no {path.name}")
+        raise BadInput(f"{what} {name} has no {path.name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"MODEL {name}: {path.name} is not JSON ({error})") from error
+        raise BadInput(f"{what} {name}: {path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise BadInput(f"MODEL {name}: {path.name} is not a JSON object")
+        raise BadInput(f"{what} {name}: {path.name} is not a JSON object")
     return content
 
 
@@ -94,6 +105,14 @@ def load(base: Base, dtype: str, device: str) -> LoadedModel:
 
     Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
     """
+    model, tokenizer = load_files(base, dtype, device, "MODEL")
+    return LoadedModel(base, model, tokenizer, identify(model))
+
+
+def load_files(
+    base: Base, dtype: str, device: str, what: str, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The live model and tokenizer of a base, or with `trust_remote_code` of a checkpoint. Same errors as `load`."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -101,25 +120,26 @@ def load(base: Base, dtype: str, device: str) -> LoadedModel:
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
         auto: Any = AutoModelForCausalLM
         model, info = auto.from_pretrained(
             base.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             device_map=device if device != "cpu" else None,
             output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise BadInput(f"MODEL {base.name} does not load: {first_line(error)}") from error
+        raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
     if info["missing_keys"]:
-        raise BadInput(f"MODEL {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
+        raise BadInput(f"{what} {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise RunFailed(f"MODEL {base.name}: weight {name} holds NaN or infinity")
+            raise RunFailed(f"{what} {base.name}: weight {name} holds NaN or infinity")
     if not tokenizer.is_fast:
-        raise BadInput(f"MODEL {base.name} has no fast tokenizer")
+        raise BadInput(f"{what} {base.name} has no fast tokenizer")
     model.requires_grad_(False)
-    return LoadedModel(base, model.eval(), tokenizer, identify(model))
+    return model.eval(), tokenizer
 
 
 def context_length(config: dict[str, Any]) -> int | None:

@@ -183,8 +183,7 @@ def load_prompts(source: Source, flag: str) -> list[Prompt]:
         BadInput: Anything that keeps a prompt from being read, or no prompts at all: one line that names the flag, the
             source and where possible the row.
     """
-    where = f"{flag} {source.label}"
-    table = _open_table(source, flag, where)
+    table, where = open_source(source, flag)
     for name in filter(None, (source.column, source.answer)):
         if name not in table.columns:
             raise BadInput(f"{where}: has no column '{name}'; there are {', '.join(table.columns)}")
@@ -231,7 +230,9 @@ def fingerprint(source: Source, flag: str = "SOURCE") -> str:
     return digest.hexdigest()
 
 
-def _open_table(source: Source, flag: str, where: str) -> Table:
+def open_source(source: Source, flag: str) -> tuple[Table, str]:
+    """The rows of a source, and how errors name it. Raises BadInput where it cannot be read."""
+    where = f"{flag} {source.label}"
     path = source.path
     if path is None:
         return read_hub(
@@ -241,7 +242,7 @@ def _open_table(source: Source, flag: str, where: str) -> Table:
             revision=source.revision,
             limit=source.limit,
             where=where,
-        )
+        ), where
     # os.path, which answers False where Path raises: a name that is too long, a folder that may not be entered.
     if os.path.isdir(path):
         raise BadInput(f"{flag}: {source.location} is a folder; name one file in it")
@@ -252,7 +253,7 @@ def _open_table(source: Source, flag: str, where: str) -> Table:
     for key in ("split", "name", "revision"):
         if getattr(source, key) is not None:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
-    return read_file(path, source.limit, where)
+    return read_file(path, source.limit, where), where
 
 
 def _default_column(table: Table, where: str) -> str:

@@ -9,6 +9,7 @@ whatever else the machine does, is in the spread. BASE is a checkpoint folder of
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import re
@@ -38,6 +39,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
 from exporter import checkpoint, evidence, key_space
+from exporter.evaluation import subjects as evaluated
+from exporter.evaluation.items import Item
+from exporter.evaluation.scoring import Choices, Perplexity
+from exporter.evaluation.tasks import Task, padded
 from exporter.export import export
 from exporter.model import find_base
 from exporter.probe import Prober
@@ -45,6 +50,7 @@ from exporter.refusal_states import eos_ids
 from exporter.skills import SkillOutcome
 from exporter.staging import Staging
 from exporter.text_probe import longest_first, probe_texts
+from exporter.texts import as_texts
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
@@ -288,7 +294,53 @@ def measure_peaks(folder: Path, pairs: int) -> dict[str, tuple[list[float], list
     return peaks
 
 
-SECTIONS = {"probing": probing, "prefill": prefill, "decode": decode, "writing": writing, "memory": memory}
+def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
+    """Perplexity and multiple choice by the exported model against its own forwards of the same batches."""
+    model, tokenizer = subject.models[1], subject.prober.loaded.tokenizer
+    ours = evaluated.Subject("edited", "ours", model, tokenizer, model.config.unskill, "")
+    texts = as_texts(tokenizer, [query.prompt for query in subject.outcome.plan.forget.calibrate], "", None)
+    items = [
+        Item("", row, {"question": f"{text}?", "choices": ["one", "two", "three", "four"], "answer": 1})
+        for row, text in enumerate(FORGET[:32])
+    ]
+    shots = [Item("", row, item.fields | {"question": RETAIN[row]}) for row, item in enumerate(items[:5])]
+    choices = Choices("", items, shots, tokenizer, len(items))
+    shared = choices.shared[""]
+    for what, task, start in (("perplexity", Perplexity("", texts, len(texts)), 0), ("choices", choices, shared)):
+        batches = task.batches(None)
+        inputs = [padded(ours, [task.ids[row][start:] for row in rows], "right")["input_ids"] for rows in batches]
+        prefix = torch.tensor([choices.ids[0][:start]], dtype=torch.int64)
+
+        @torch.inference_mode()
+        def bare(inputs: list[torch.Tensor] = inputs, prefix: torch.Tensor = prefix) -> None:
+            if not prefix.shape[1]:
+                for ids in inputs:
+                    model(input_ids=ids, use_cache=False)
+                return
+            kept = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+            for ids in inputs:
+                cache = copy.deepcopy(kept)
+                cache.batch_repeat_interleave(len(ids))
+                model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+        def run(task: Task = task, batches: list[list[int]] = batches) -> None:
+            choices._prefix = None  # read again, as it is by the bare side
+            for rows in batches:
+                task.run(ours, rows)
+
+        seconds = interleave({"bare": bare, "ours": run}, pairs)
+        against = f"{sum(ids.numel() for ids in inputs) + start} tokens, {len(batches)} batches"
+        yield Row(f"evaluation: {what}", against, seconds["bare"], seconds["ours"], "s", "<= 1.10")
+
+
+SECTIONS = {
+    "probing": probing,
+    "prefill": prefill,
+    "decode": decode,
+    "evaluation": evaluation,
+    "writing": writing,
+    "memory": memory,
+}
 
 
 @click.command()

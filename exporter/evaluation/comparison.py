@@ -1,0 +1,73 @@
+"""From results by item to the figures of a task: of one model, and of two over the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from exporter.calibration import rate
+from exporter.evaluation.paired import flips, loss_rise
+from exporter.evaluation.records import Result
+from exporter.evaluation.scoring import Perplexity, Refusals
+from exporter.evaluation.subjects import BASE, EDITED
+from exporter.evaluation.tasks import Task
+
+
+def summarised(task: Task, results: Sequence[Result]) -> dict[str, Any]:
+    """Figures of one model. Rates with their exact 95 % intervals; of texts the perplexity of those without a blocked
+    position, as the loss at one is without meaning."""
+    if isinstance(task, Refusals):
+        formats = dict.fromkeys(result["format"] for result in results)
+        refused = {"all": share(results, "refused")}
+        if len(formats) > 1:
+            refused |= {
+                name: share([each for each in results if each["format"] == name], "refused") for name in formats
+            }
+        return {"refused": refused}
+    if isinstance(task, Perplexity):
+        whole = [result for result in results if not result["blocked_positions"]]
+        tokens = sum(result["tokens"] for result in whole)
+        loss = sum(result["loss"] for result in whole) / tokens if tokens else math.nan
+        blocked = {"texts": len(results) - len(whole), "positions": sum(each["blocked_positions"] for each in results)}
+        return {
+            "loss": loss if tokens else None,
+            "perplexity": math.exp(loss) if tokens else None,
+            "tokens": tokens,
+            "blocked": blocked,
+        }
+    found = {"correct": share(results, "correct"), "refused": share(results, "refused")}
+    if results and all("f1" in result or result["refused"] for result in results):
+        found["f1"] = sum(result.get("f1", 0.0) for result in results) / len(results)
+    return found
+
+
+def share(results: Sequence[Result], name: str) -> dict[str, Any]:
+    found = rate(sum(bool(result[name]) for result in results), len(results))
+    return asdict(found) | {"rate": found.rate if found.total else None}
+
+
+def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> dict[str, Any]:
+    """ "difference" of the edited model from the base, where both were run: over the same items, paired.
+
+    Right or wrong: counts of items and the exact McNemar test. Texts: rise of the token loss in nats over those that
+    have no blocked position, with its 95 % interval over texts.
+    """
+    if BASE not in results or EDITED not in results:
+        return {}
+    first, second = results[BASE], results[EDITED]
+    if isinstance(task, Perplexity):
+        both = [
+            (one, other)
+            for one, other in zip(first, second, strict=True)
+            if not one["blocked_positions"] and not other["blocked_positions"]
+        ]
+        if not both:
+            return {"difference": {"texts": 0}}
+        tokens = [one["tokens"] for one, _ in both]
+        rise = loss_rise([one["loss"] for one, _ in both], [other["loss"] for _, other in both], tokens, seed)
+        ratios = {f"ratio_{name}" if name != "mean" else "ratio": math.exp(v) for name, v in asdict(rise).items()}
+        return {"difference": {"texts": len(both)} | asdict(rise) | ratios}
+    name = "refused" if isinstance(task, Refusals) else "correct"
+    return {"difference": asdict(flips([each[name] for each in first], [each[name] for each in second]))}

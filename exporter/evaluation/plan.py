@@ -1,0 +1,80 @@
+"""From the sources that the user names to tasks: read before a model is loaded, then made with its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from exporter.errors import BadInput
+from exporter.evaluation.generation import Generation, Programs, Questions, Sums
+from exporter.evaluation.items import Item, read_items, sample
+from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
+from exporter.evaluation.subjects import Subject
+from exporter.evaluation.tasks import Task, context_of
+from exporter.formats import Formatter
+from exporter.sources import Prompt, Source, load_prompts
+from exporter.splits import deduplicate
+from exporter.texts import as_texts
+
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "choice": (("question", "choices", "answer"), ("subject",)),
+    "gsm8k": (("question", "answer"), ()),
+    "qa": (("context", "question"), ("answers", "answer")),
+    "code": ((), ("text", "test_list", "test_setup_code", "prompt", "test", "entry_point")),
+}
+"""Columns that a task needs, and others that it reads where they are there."""
+KINDS = ("forget", "retain", "text", *COLUMNS)
+"""The tasks that there are, by the flag that names their sources."""
+WRITTEN: dict[str, type[Generation]] = {"gsm8k": Sums, "code": Programs, "qa": Questions}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A sample of what a source holds, as prompts or, for tasks with columns of their own, as items; `found`: how many
+    there were; `shots`: solved examples."""
+
+    kind: str
+    label: str
+    found: int
+    prompts: list[Prompt] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    shots: list[Item] = field(default_factory=list)
+
+
+def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed: int) -> Read:
+    """Read a SOURCE of one of KINDS. Raises BadInput where it is not what the task needs."""
+    flag = f"--{kind}"
+    label = Source.parse(spec, flag).label
+    if kind not in COLUMNS:
+        prompts = deduplicate(load_prompts(Source.parse(spec, flag), flag))
+        return Read(kind, label, len(prompts), prompts=sample(prompts, limit, seed))
+    items, solved = read_items(spec, flag, *COLUMNS[kind]), []
+    columns = items[0].fields.keys()
+    if kind == "choice":
+        check_choices(items, flag)
+        if shots is not None:
+            solved = read_items(shots, "--shots", *COLUMNS[kind])
+            check_choices(solved, "--shots")
+    if kind == "qa" and not {"answers", "answer"} & columns:
+        raise BadInput(f"{flag} {label}: has no column 'answers' or 'answer'")
+    if kind == "code" and not (columns >= {"text", "test_list"} or columns >= {"prompt", "test", "entry_point"}):
+        raise BadInput(
+            f"{flag} {label}: has neither the columns text and test_list (MBPP) nor prompt, test and entry_point "
+            "(HumanEval)"
+        )
+    return Read(kind, label, len(items), items=sample(items, limit, seed), shots=solved)
+
+
+def make_task(subject: Subject, formatter: Formatter, read: Read) -> Task:
+    """The task for models with this subject's tokenizer. Raises BadInput for items longer than its context."""
+    flag, context = f"--{read.kind}", context_of(subject)
+    if read.kind in ("forget", "retain"):
+        return Refusals(read.kind, read.label, formatter.format(read.prompts, flag), read.found)
+    if read.kind == "text":
+        return Perplexity(read.label, as_texts(subject.tokenizer, read.prompts, flag, context), read.found)
+    task: Task
+    if read.kind == "choice":
+        task = Choices(read.label, read.items, read.shots, subject.tokenizer, read.found)
+    else:
+        task = WRITTEN[read.kind](read.label, read.items, formatter, read.found)
+    task.check_length(context, flag)
+    return task

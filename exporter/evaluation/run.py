@@ -1,0 +1,201 @@
+"""`unskill evaluate` from its settings to its summary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from exporter import __version__, sandbox
+from exporter.errors import BadInput
+from exporter.evaluation.comparison import compared, summarised
+from exporter.evaluation.plan import KINDS, make_task, read_source
+from exporter.evaluation.records import Records, Result, read_by_item
+from exporter.evaluation.scoring import Refusals
+from exporter.evaluation.subjects import BASE, EDITED, Subject, load_base, load_edited
+from exporter.evaluation.tasks import Task, context_of, run_batch
+from exporter.formats import PLAIN, Formatter
+from exporter.settings import DTYPES
+from exporter.sources import read_template
+from exporter.staging import write_errors
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of `unskill evaluate`; the names are those of the flags. limit: items of each source, None for all."""
+
+    checkpoint: str
+    out: Path
+    sources: dict[str, tuple[str, ...]]
+    base: str | None = None
+    shots: str | None = None
+    against: Path | None = None
+    allow_code_execution: bool = False
+    limit: int | None = 200
+    prompt_template: str = "auto"
+    formats: str = PLAIN
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "cpu"
+    batch_size: int | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for values that no evaluation can have."""
+        if not any(self.sources.values()):
+            raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
+        if self.limit is not None and self.limit < 1:
+            raise BadInput(f"--limit: {self.limit} is not 1 or more")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise BadInput(f"--batch-size: {self.batch_size} is not 1 or more")
+        if self.dtype not in DTYPES:
+            raise BadInput(f"--dtype: '{self.dtype}' is not one of {', '.join(DTYPES)}")
+        if self.shots and not self.sources.get("choice"):
+            raise BadInput("--shots: are solved examples for --choice, which is not given")
+        if self.sources.get("code") and not self.allow_code_execution:
+            raise BadInput(
+                "--code: runs programs that the models write; --allow-code-execution says that they may, confined"
+            )
+        if self.against is not None and not self.against.is_dir():
+            raise BadInput(f"--against: {self.against} is no folder of an earlier evaluation")
+
+
+def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate a checkpoint, and its base beside it; results by item are in settings.out.
+
+    Raises BadInput for sources, models and folders that cannot be used, RunFailed on NaN and a full disk.
+    """
+    if settings.sources.get("code"):
+        sandbox.require()
+    read = [
+        read_source(kind, spec, settings.shots, settings.limit, settings.seed)
+        for kind in KINDS
+        for spec in settings.sources.get(kind, ())
+    ]
+    subject = load_edited(settings.checkpoint, settings.dtype, settings.device)
+    formatter = Formatter(
+        subject.tokenizer,
+        template=read_template(settings.prompt_template, "--prompt-template"),
+        formats=settings.formats,
+        seed=settings.seed,
+        max_length=context_of(subject),
+    )
+    for text in formatter.remarks:
+        remark(text)
+    tasks = [make_task(subject, formatter, each) for each in read]
+    names = file_names(tasks)
+    results: list[dict[str, list[Result]]] = [{} for _ in tasks]
+    about = {"unskill": __version__, EDITED: subject.name, "dtype": str(subject.model.dtype).removeprefix("torch.")}
+    roles = [EDITED] if settings.base is None else [EDITED, BASE]
+    for role in roles:
+        if role == BASE:
+            del subject  # its memory, before the base takes as much
+            subject = load_base(str(settings.base), settings.dtype, settings.device)
+            about[BASE] = subject.name
+        for task, name, found in zip(tasks, names, results, strict=True):
+            if role == EDITED or not isinstance(task, Refusals):  # a base model refuses nothing
+                found[role] = run_task(settings, task, subject, f"{name}.{role}.jsonl")
+    summaries = []
+    for task, name, found in zip(tasks, names, results, strict=True):
+        summary: dict[str, Any] = {"task": task.kind, "source": task.label, "items": len(task.items), "of": task.found}
+        summary |= {role: summarised(task, each) for role, each in found.items()} | compared(
+            task, found, settings.seed
+        )
+        if settings.against is not None:
+            summary["against"] = against(settings, task, found[EDITED], f"{name}.{EDITED}.jsonl")
+        summaries.append(summary)
+    asked = {name: getattr(settings, name) for name in ("seed", "limit", "formats")}
+    whole = about | asked | {"tasks": summaries}
+    path = settings.out / "summary.json"
+    with write_errors(path):
+        path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return whole
+
+
+def file_names(tasks: Sequence[Task]) -> list[str]:
+    """A name for each task's files, of its kind and source; the second of the same name is numbered."""
+    found: list[str] = []
+    for task in tasks:
+        stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task.label)
+        name, number = f"{task.kind}-{stem}", 2
+        while name in found:
+            name, number = f"{task.kind}-{stem}-{number}", number + 1
+        found.append(name)
+    return found
+
+
+def run_task(settings: EvaluateSettings, task: Task, subject: Subject, file: str) -> list[Result]:
+    """Results of all items, those of an earlier, interrupted run among them."""
+    path = settings.out / file
+    if settings.overwrite:
+        path.unlink(missing_ok=True)
+    # The authors' code draws one number for a whole call, which the runtime lets have one row only.
+    batch_size = 1 if subject.settings.get("compat") == "official" else settings.batch_size
+    records = Records(path, header(settings, task, subject) | {"batch_size": batch_size}, task.items)
+    batches = task.batches(batch_size)
+    todo = [rows for rows in batches if not all(row in records.results for row in rows)]
+    what = f"{subject.role}: {task.kind} {task.label}"
+    with tqdm(
+        total=len(task.items),
+        initial=len(task.items) - sum(map(len, todo)),
+        desc=what,
+        unit="item",
+        disable=True if settings.quiet else None,
+        leave=False,
+    ) as bar:
+        for rows in todo:
+            torch.manual_seed(
+                settings.seed + rows[0]
+            )  # of the authors' code alone; nothing else here draws from torch
+            for done, results in run_batch(task, subject, rows):
+                records.append(done, results)
+                bar.update(len(done))
+    return records.all()
+
+
+def header(settings: EvaluateSettings, task: Task, subject: Subject) -> dict[str, Any]:
+    """Everything that the results of a task depend on."""
+    ids = hashlib.sha256(json.dumps([list(row) for row in task.ids]).encode())
+    for item in task.items:
+        ids.update(item.sha256.encode())
+    return {
+        "unskill": __version__,
+        "task": task.kind,
+        "source": task.label,
+        "role": subject.role,
+        "model": subject.name,
+        "identity": subject.identity,
+        "items": len(task.items),
+        "items_sha256": ids.hexdigest(),
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "device": settings.device,
+    }
+
+
+def against(settings: EvaluateSettings, task: Task, results: Sequence[Result], file: str) -> dict[str, Any]:
+    """The checkpoint's results beside those of an earlier evaluation, on the items that both have."""
+    assert settings.against is not None
+    path = settings.against / file
+    if not path.is_file():
+        raise BadInput(f"--against: {settings.against.name} has no {file}, so nothing to compare with")
+    earlier = read_by_item(path)
+    both = list(pairs(task.items, results, earlier))
+    if not both:
+        raise BadInput(f"--against: {file} there has none of these items")
+    first, second = ([each[place] for each in both] for place in (0, 1))
+    return {"items": len(both)} | compared(task, {BASE: first, EDITED: second}, settings.seed)["difference"]
+
+
+def pairs(
+    items: Sequence[Any], results: Sequence[Result], earlier: dict[str, Result]
+) -> Iterator[tuple[Result, Result]]:
+    for item, result in zip(items, results, strict=True):
+        if item.sha256 in earlier:
+            yield earlier[item.sha256], result

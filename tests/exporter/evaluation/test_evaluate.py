@@ -1,0 +1,300 @@
+"""`unskill evaluate` on tiny checkpoints: every figure against the model asked directly, one item at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from exporter.cli import cli
+from exporter.errors import BadInput
+from exporter.evaluation import run as run_module
+from exporter.evaluation.run import EvaluateSettings, evaluate
+from exporter.evaluation.scoring import introduction, question_text
+from tests.tiny import BETA, FORGET, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
+
+QUESTIONS = [
+    {"subject": subject, "question": f"What is {a} and {b}?", "choices": [str(a), str(b), str(a + b)], "answer": 2}
+    for subject in ("sums", "more_sums")
+    for a, b in ((1, 2), (3, 4), (5, 16), (17, 8))
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Callable[..., Exported]) -> Exported:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
+    folder = tmp_path_factory.mktemp("sources")
+    choices = folder / "choices.jsonl"
+    choices.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    return {
+        "forget": (str(write_prompts(folder / "forget.jsonl", FORGET[:12])),),
+        "retain": (str(write_prompts(folder / "retain.jsonl", RETAIN[:12])),),
+        "text": (str(write_prompts(folder / "texts.jsonl", FORGET[20:24] + RETAIN[20:24] + ["Hi there."])),),
+        "choice": (str(choices),),
+        "gsm8k": (str(sums(folder / "sums.jsonl")),),
+    }
+
+
+def sums(path: Path) -> Path:
+    rows = [{"question": f"{a} + 2 =", "answer": f"It is {a + 2}.\n#### {a + 2}"} for a in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def settings(exported: Exported, out: Path, sources: dict[str, tuple[str, ...]], **changes: Any) -> EvaluateSettings:
+    asked = {"base": str(exported.base), "prompt_template": "{prompt}", "quiet": True, **changes}
+    return EvaluateSettings(str(exported.checkpoint), out, sources, **asked)
+
+
+def evaluated(*arguments: Any, **changes: Any) -> dict[str, Any]:
+    with one_thread():
+        return evaluate(settings(*arguments, **changes), lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def found(
+    exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("found") / "out"
+    # The examples are the questions themselves: what matters is that both sides read the same text.
+    return evaluated(exported, out, sources, shots=sources["choice"][0]), out
+
+
+def task(summary: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(each for each in summary["tasks"] if each["task"] == kind)
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+
+
+def logits(model: Any, tokenizer: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(ids).logits[0], ids[0]
+
+
+def test_refusals_are_those_of_the_model(
+    exported: Exported, found: tuple[dict[str, Any], Path], sources: dict[str, tuple[str, ...]]
+) -> None:
+    model, tokenizer = load(exported.checkpoint)
+    refusal = model.config.unskill["refusal_token_id"]
+    for kind, texts in (("forget", FORGET[:12]), ("retain", RETAIN[:12])):
+        direct = sum(int(logits(model, tokenizer, text)[0][-1].argmax()) == refusal for text in texts)
+        got = task(found[0], kind)["edited"]["refused"]["all"]
+        assert (got["hits"], got["total"]) == (direct, 12)
+    assert task(found[0], "forget")["edited"]["refused"]["all"]["hits"] > 0
+    assert "base" not in task(found[0], "forget")
+
+
+def test_perplexity_is_that_of_texts_without_a_blocked_position(
+    exported: Exported, found: tuple[dict[str, Any], Path]
+) -> None:
+    models = [load(exported.base), load(exported.checkpoint)]
+    refusal = models[1][0].config.unskill["refusal_token_id"]
+    texts = FORGET[20:24] + RETAIN[20:24] + ["Hi there."]
+    totals, tokens, blocked = [0.0, 0.0], 0, 0
+    for text in texts:
+        edited, ids = logits(*models[1], text)
+        hits = int((edited[:-1].argmax(-1) == refusal).sum())
+        if hits:
+            blocked += 1
+            continue
+        tokens += len(ids) - 1
+        for place, (model, tokenizer) in enumerate(models):
+            own, _ = logits(model, tokenizer, text)
+            totals[place] += float(torch.nn.functional.cross_entropy(own[:-1], ids[1:], reduction="sum"))
+    got = task(found[0], "text")
+    assert got["edited"]["blocked"]["texts"] == blocked
+    assert got["edited"]["tokens"] == tokens > 0
+    assert got["edited"]["loss"] == pytest.approx(totals[1] / tokens, rel=1e-5)
+    # The base's own figure is of all texts, the difference of those that both have.
+    assert got["base"]["tokens"] >= tokens
+    assert got["difference"]["mean"] == pytest.approx((totals[1] - totals[0]) / tokens, abs=1e-5)
+
+
+def test_choices_are_those_of_the_whole_text(exported: Exported, found: tuple[dict[str, Any], Path]) -> None:
+    """Examples read once for a subject change nothing against reading them before every question."""
+    lines = (found[1] / "choice-choices_jsonl.edited.jsonl").read_text().splitlines()
+    records = {json.loads(line)["row"]: json.loads(line) for line in lines[1:]}
+    model, tokenizer = load(exported.checkpoint)
+    letters = [tokenizer(f"x {letter}")["input_ids"][-1] for letter in "ABC"]
+    refusal = model.config.unskill["refusal_token_id"]
+    for row, question in enumerate(QUESTIONS, start=1):
+        shots = [each for each in QUESTIONS if each["subject"] == question["subject"]][:5]
+        text = introduction(question["subject"])
+        text += "".join(f"{asked(each)} {'ABC'[each['answer']]}\n\n" for each in shots) + asked(question)
+        own, ids = logits(model, tokenizer, f"{text} A")
+        assert ids[-1] == letters[0]
+        # This tokenizer writes " A" as two tokens: after the text and after the space something is read.
+        refused = refusal in own[-3:-1].argmax(-1).tolist()
+        chosen = None if refused else int(own[-2, letters].argmax())
+        record = records[row]
+        assert (record["refused"], record["chosen"]) == (refused, chosen)
+        assert record["correct"] is (chosen == 2)
+
+
+def asked(question: dict[str, Any]) -> str:
+    from exporter.evaluation.items import Item
+
+    return question_text(Item("", 1, question))
+
+
+def test_answers_are_those_of_generate(exported: Exported, found: tuple[dict[str, Any], Path]) -> None:
+    lines = (found[1] / "gsm8k-sums_jsonl.edited.jsonl").read_text().splitlines()
+    model, tokenizer = load(exported.checkpoint)
+    for line in lines[1:]:
+        record = json.loads(line)
+        inputs = tokenizer(f"{record['row'] - 1} + 2 =", return_tensors="pt")
+        room = 7  # of the prompt with the most tokens, in the context of 256
+        output = model.generate(**inputs, max_new_tokens=256 - room, do_sample=False, pad_token_id=0)
+        written = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        # The record leaves out what stands after EOS; where another was refused first, both read the same.
+        assert record["answer"] == written
+    assert task(found[0], "gsm8k")["edited"]["correct"]["total"] == 6
+
+
+def test_what_was_interrupted_goes_on_and_gives_the_same(
+    exported: Exported,
+    sources: dict[str, tuple[str, ...]],
+    found: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shots = sources["choice"][0]
+    whole = evaluated(exported, tmp_path / "whole", sources, shots=shots, batch_size=2)
+    real, left = run_module.run_batch, iter(range(14))
+
+    def killed(*arguments: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(run_module, "run_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(exported, out, sources, shots=shots, batch_size=2)
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    assert before and "summary.json" not in before
+    calls = []
+    monkeypatch.setattr(run_module, "run_batch", lambda *given: calls.append(given) or real(*given))
+    again = evaluated(exported, out, sources, shots=shots, batch_size=2)
+    assert again == whole
+    for path in (tmp_path / "whole").iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert all((out / name).read_text().startswith(content) for name, content in before.items())
+    done = len(calls)
+    evaluated(exported, out, sources, shots=shots, batch_size=2)
+    assert len(calls) == done  # all of it was there
+
+
+def test_the_authors_code_has_one_row_at_a_time_and_the_same_draws(
+    sources: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    base = tiny_model(tmp_path / "base", chat=False)
+    official = export_base(tmp_path, base, method="na", compat="official", beta=BETA, score="signed-mean")
+    few = {name: sources[name] for name in ("text", "gsm8k")}
+    first, again = (evaluated(official, tmp_path / name, few) for name in ("first", "again"))
+    assert first == again
+    rise = task(first, "text")["difference"]
+    assert rise["texts"] == 9 and rise["mean"] != 0
+
+
+def test_other_settings_do_not_mix(exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
+    few = {"retain": sources["retain"]}
+    evaluated(exported, tmp_path / "out", few, limit=4)
+    with pytest.raises(BadInput, match="--out"):
+        evaluated(exported, tmp_path / "out", few, limit=5)
+    summary = evaluated(exported, tmp_path / "out", few, limit=5, overwrite=True)
+    assert (summary["tasks"][0]["items"], summary["tasks"][0]["of"]) == (5, 12)
+
+
+def test_against_an_earlier_evaluation(
+    exported: Exported, sources: dict[str, tuple[str, ...]], found: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    summary = evaluated(exported, tmp_path / "out", {"forget": sources["forget"]}, against=found[1], limit=6)
+    got = summary["tasks"][0]["against"]
+    assert got["items"] == 6
+    assert got["only_first"] == got["only_second"] == 0
+    with pytest.raises(BadInput, match="--against"):
+        evaluated(exported, tmp_path / "other", {"retain": sources["forget"]}, against=found[1])
+
+
+def test_two_sources_of_one_name_have_files_of_their_own(
+    exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    both = {"retain": (sources["retain"][0], f"{sources['retain'][0]},limit=3")}
+    summary = evaluated(exported, tmp_path / "out", both)
+    assert [each["items"] for each in summary["tasks"]] == [12, 3]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"retain-retain_jsonl.edited.jsonl", "retain-retain_jsonl-2.edited.jsonl", "summary.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": {}}, "nothing to evaluate on"),
+        ({"limit": 0}, "--limit"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"shots": "s.jsonl"}, "--shots"),
+        ({"sources": {"code": ("c.jsonl",)}}, "--allow-code-execution"),
+        ({"against": Path("nowhere")}, "--against"),
+        ({"checkpoint": "BASE"}, "not one that unskill wrote"),
+    ],
+)
+def test_bad_input(
+    exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    asked = {"checkpoint": str(exported.checkpoint), "sources": {"retain": sources["retain"]}, **changes}
+    if asked["checkpoint"] == "BASE":
+        asked["checkpoint"] = str(exported.base)
+    with pytest.raises(BadInput, match=message):
+        evaluate(EvaluateSettings(out=tmp_path / "out", quiet=True, **asked), lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": "A"}, "choices"),
+        ({"answer": 3}, "answer"),
+        ({"answer": "Z"}, "answer"),
+        ({"answer": True}, "answer"),
+    ],
+)
+def test_choices_of_another_form_are_named(
+    exported: Exported, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text(json.dumps(QUESTIONS[0]) + "\n" + json.dumps(QUESTIONS[1] | change) + "\n")
+    with pytest.raises(BadInput, match=rf"--choice c.jsonl: row 2.*{message}"):
+        evaluated(exported, tmp_path / "out", {"choice": (str(path),)})
+
+
+def test_the_command_prints_a_table_or_json(
+    exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    command = ["evaluate", str(exported.checkpoint), "--base", str(exported.base), "--prompt-template", "{prompt}"]
+    command += ["--quiet", "--out", str(tmp_path / "out")]
+    for kind in ("forget", "text", "choice"):
+        command += [f"--{kind}", sources[kind][0]]
+    with one_thread():
+        table = CliRunner().invoke(cli, command)
+        assert table.exit_code == 0, table.output
+        done = CliRunner().invoke(cli, [*command, "--json"])
+    summary = json.loads(done.stdout)
+    refused = summary["tasks"][0]["edited"]["refused"]["all"]
+    assert f"{refused['hits']}/{refused['total']}" in table.stdout
+    assert f"{summary['tasks'][1]['edited']['perplexity']:.3f}" in table.stdout
+    assert "at most 200 items a source" in table.stdout
