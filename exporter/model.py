@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,15 +40,14 @@ class LoadedModel:
 
 def find_base(model: str) -> Base:
     """Locate MODEL, a folder or a Hub id. Raises BadInput where something an export needs is not there."""
-    base = find_files(model, "MODEL")
-    check_config(base.config, base.name)
-    return base
+    return find_files(model, "MODEL", check_config)
 
 
-def find_files(model: str, what: str, code: bool = False) -> Base:
-    """Locate the files of a model of any family, a folder or a Hub id.
+def find_files(model: str, what: str, check: Callable[[dict[str, Any], str], None], code: bool = False) -> Base:
+    """Locate the files of a model, a folder or a Hub id.
 
-    what: the argument's name, for errors; code: with the modeling code of a checkpoint.
+    what: the argument's name, for errors; check: raises BadInput where a config.json, with the model's name, is not
+    that of a model that can be used; code: with the modeling code of a checkpoint.
 
     Raises BadInput where there is no config.json, tokenizer.json or safetensors file.
     """
@@ -56,6 +56,7 @@ def find_files(model: str, what: str, code: bool = False) -> Base:
         folder, revision = download(model, what, code)
     name = model if revision else folder.resolve().name
     config = read_json(folder / "config.json", name, what)
+    check(config, name)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{what} {name} has no tokenizer.json: a fast tokenizer is needed")
     return Base(folder, name, revision, config, find_shards(folder, name, what))

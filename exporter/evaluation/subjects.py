@@ -58,12 +58,14 @@ class Subject:
 
 def load_edited(name: str, dtype: str, device: str) -> Subject:
     """The checkpoint, with its own modeling code. Raises BadInput where it is none, or does not load."""
-    files = find_files(name, "CHECKPOINT", code=True)
-    settings = files.config.get("unskill")
-    if not isinstance(settings, dict):
-        raise BadInput(f"CHECKPOINT {files.name} is not one that unskill wrote: config.json has no unskill object")
+    files = find_files(name, "CHECKPOINT", check_checkpoint, code=True)
     model, tokenizer = load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True)
-    return Subject(EDITED, files.name, model, tokenizer, settings, identity_of(files))
+    return Subject(EDITED, files.name, model, tokenizer, files.config["unskill"], identity_of(files))
+
+
+def check_checkpoint(config: dict[str, Any], name: str) -> None:
+    if not isinstance(config.get("unskill"), dict):
+        raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
 
 
 def load_base(name: str, dtype: str, device: str) -> Subject:
