@@ -12,6 +12,7 @@ import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.reporting.command import report_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
 
 
@@ -319,6 +320,9 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 
     print_evaluation(summary, Console(width=None if sys.stdout.isatty() else 160))
     click.echo(f"\nResults by item: {settings.out}")
+
+
+cli.add_command(report_command)
 
 
 def settings_of(

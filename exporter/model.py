@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def find_files(model: str, what: str, check: Callable[[dict[str, Any], str], Non
     """
     folder, revision = Path(model), None
     if not folder.is_dir():
-        folder, revision = download(model, what, code)
+        folder, revision = download(model, what, [*HUB_FILES, *(["*.py"] if code else [])])
     name = model if revision else folder.resolve().name
     config = read_json(folder / "config.json", name, what)
     check(config, name)
@@ -62,11 +62,12 @@ def find_files(model: str, what: str, check: Callable[[dict[str, Any], str], Non
     return Base(folder, name, revision, config, find_shards(folder, name, what))
 
 
-def download(model: str, what: str, code: bool) -> tuple[Path, str]:
+def download(model: str, what: str, patterns: Sequence[str]) -> tuple[Path, str]:
+    """A Hub model's files of these names: their folder, and the commit. Raises BadInput where it cannot be reached."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=[*HUB_FILES, *(["*.py"] if code else [])]))
+        folder = Path(snapshot_download(model, allow_patterns=list(patterns)))
     # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached") from error

@@ -81,8 +81,12 @@ def repair(out: Path) -> list[str]:
     return remarks
 
 
-def check_target(out: Path, overwrite: bool, needed_bytes: int) -> None:
+def check_target(
+    out: Path, overwrite: bool, needed_bytes: int, what: str = "checkpoint", marker: str = "config.json"
+) -> None:
     """Refuse, before any long work, an OUT that could not be written or must not be replaced. Call `repair` first.
+
+    what, marker: what --overwrite may replace, and the file by which that is known.
 
     BadInput: OUT exists without --overwrite; with it OUT is neither empty nor a checkpoint (no config.json), or a
     mount point; its parent is missing or not writable. RunFailed: fewer than `needed_bytes` are free.
@@ -93,13 +97,13 @@ def check_target(out: Path, overwrite: bool, needed_bytes: int) -> None:
         if not overwrite:
             raise BadInput(f"{out} exists: choose another folder or give --overwrite")
         if not target.is_dir():
-            raise BadInput(f"{out} is not a folder: --overwrite replaces checkpoint folders only")
+            raise BadInput(f"{out} is not a folder: --overwrite replaces {what} folders only")
         if target.is_mount():
             raise BadInput(f"{out} is a mount point, which cannot be replaced: name a folder inside it")
         if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
             raise BadInput(f"{out} is not writable")
-        if not (target / "config.json").is_file() and any(target.iterdir()):
-            raise BadInput(f"{out} is not a checkpoint (it has no config.json): --overwrite will not replace it")
+        if not (target / marker).is_file() and any(target.iterdir()):
+            raise BadInput(f"{out} is not a {what} (it has no {marker}): --overwrite will not replace it")
     if not parent.is_dir():
         raise BadInput(f"{out}: the folder {parent} does not exist")
     if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):

@@ -1,0 +1,314 @@
+"""Figures as Vega-Lite charts, by their kind. Colours are Okabe and Ito's, and never alone: dashes and shapes too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import altair as alt
+
+from exporter.reporting.figure import Figure
+from exporter.reporting.key_space import ANSWERS, EVERYDAY_PROMPTS, EXPECTED, FORGET, MEASURED, OTHERS, RETAIN, UNSEEN
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ((1, 0), (8, 3), (2, 2), (8, 3, 2, 3), (4, 2), (12, 4))
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# The same prompts look the same in every figure; other series take these places in their order.
+PLACES = {FORGET: 0, RETAIN: 1, EVERYDAY_PROMPTS: 2, ANSWERS: 3, OTHERS: 4, UNSEEN: 5, MEASURED: 0, EXPECTED: 1}
+
+HEIGHT, PNG_WIDTH = 300, 680
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
+
+
+Drawn = alt.LayerChart | alt.FacetChart
+"""What Altair says a layered chart is; none here is in facets."""
+
+
+def theme(ink: str, faint: str, grid: str, background: str) -> dict[str, Any]:
+    """A Vega-Lite config. Text has at least the contrast 4.5 : 1 that WCAG asks for."""
+    return {
+        "background": background,
+        "font": FONT,
+        "padding": 6,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 12,
+            "titleFontSize": 12.5,
+            "titleFontWeight": "normal",
+            "gridColor": grid,
+            "domainColor": faint,
+            "tickColor": faint,
+            "titlePadding": 8,
+        },
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 12,
+            "orient": "bottom",
+            "direction": "horizontal",
+            "columns": 3,
+            "symbolSize": 110,
+            "symbolStrokeWidth": 2,
+            "labelLimit": 260,
+        },
+        "title": {"color": ink, "fontSize": 15, "anchor": "start", "offset": 12},
+        "text": {"color": ink, "fontSize": 12},
+        "rule": {"color": ink},
+    }
+
+
+THEMES = {
+    "light": theme("#1f2328", "#6e7781", "#e4e7eb", "#ffffff"),
+    "dark": theme("#e6edf3", "#8b949e", "#2d333b", "#14181d"),
+}
+
+
+def chart(figure: Figure) -> dict[str, Any]:
+    """The Vega-Lite specification of a figure, as wide as what it stands in; its rows are the data set "rows"."""
+    drawn = CHARTS[figure.kind](figure)
+    specification = drawn.properties(width="container", height=height(figure)).to_dict()
+    specification["datasets"] = {"rows": figure.rows, "rules": figure.rules}
+    specification["autosize"] = {"type": "fit-x", "contains": "padding"}
+    specification["description"] = f"{figure.title}. {figure.caption}"
+    del specification["config"]  # of altair; the page and the PNG bring their own
+    return specification
+
+
+def for_png(figure: Figure) -> dict[str, Any]:
+    """The same with its title, on white, for a model card."""
+    specification = chart(figure) | {"title": figure.title, "config": THEMES["light"]}
+    return specification | {"width": PNG_WIDTH}
+
+
+def height(figure: Figure) -> int:
+    return 60 + 44 * len({row["prompts"] for row in figure.rows}) if figure.kind == "matrix" else HEIGHT
+
+
+def series_of(figure: Figure) -> list[str]:
+    return list(dict.fromkeys(row["series"] for row in figure.rows))
+
+
+def channels(figure: Figure, *, shapes: bool) -> dict[str, Any]:
+    """How series are told apart: by colour and dash, and where there are marks by shape."""
+    names = series_of(figure)
+    if all(name in PLACES for name in names):
+        places = [PLACES[name] for name in names]
+    else:
+        places = [place % len(COLOURS) for place in range(len(names))]
+
+    def scale(values: Sequence[Any]) -> alt.Scale:
+        return alt.Scale(domain=names, range=[values[place] for place in places])
+
+    legend = alt.Legend(title=None, symbolType="stroke") if not shapes else alt.Legend(title=None)
+    found: dict[str, Any] = {
+        "color": alt.Color("series:N", scale=scale(COLOURS), sort=None, legend=legend),
+        "strokeDash": alt.StrokeDash("series:N", scale=scale(DASHES), sort=None, legend=legend),
+    }
+    if shapes:
+        found["shape"] = alt.Shape("series:N", scale=scale(SHAPES), sort=None, legend=legend)
+    return found
+
+
+def lines(figure: Figure, x: alt.X, y: alt.Y, tooltip: Sequence[alt.Tooltip], *, step: bool = False) -> Drawn:
+    """One line for each series, with marks unless it goes by steps, and the figure's rules."""
+    base = alt.Chart(alt.NamedData("rows"))
+    told = channels(figure, shapes=not step)
+    line = base.mark_line(strokeWidth=2.2, interpolate="step-after" if step else "linear", clip=True).encode(
+        x=x, y=y, color=told["color"], strokeDash=told["strokeDash"], tooltip=list(tooltip)
+    )
+    layers: list[alt.Chart] = [line]
+    if not step:
+        layers.append(
+            base.mark_point(filled=True, size=55, opacity=1).encode(
+                x=x, y=y, color=told["color"], shape=told["shape"], tooltip=list(tooltip)
+            )
+        )
+    return alt.layer(*layers, *rules(figure, x, y))
+
+
+def rules(figure: Figure, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """A labelled line at each of the figure's rules: upright, or with "across" level."""
+    layers: list[alt.Chart] = []
+    for place, rule in enumerate(figure.rules):
+        base = alt.Chart(alt.NamedData("rules")).transform_filter(f"datum.label === {quoted(rule['label'])}")
+        across = rule.get("across", False)
+        field = alt.Y("value:Q") if across else alt.X("value:Q")
+        encoded = {"y": field} if across else {"x": field}
+        layers.append(base.mark_rule(strokeWidth=1.4, strokeDash=[5, 4], opacity=0.8).encode(**encoded))
+        if across:
+            text = base.mark_text(align="left", dx=5, baseline="middle").encode(
+                y=field, x=alt.value("width"), text="label:N"
+            )
+        else:
+            # Above the plot, where no line of data is.
+            text = base.mark_text(align="center", dy=-6 - 14 * place, baseline="bottom").encode(
+                x=field, y=alt.value(0), text="label:N"
+            )
+        layers.append(text)
+    return layers
+
+
+def quoted(text: str) -> str:
+    """Text as a literal of a Vega expression."""
+    return "'" + "".join(letter if letter not in "\\'" else f"\\{letter}" for letter in text) + "'"
+
+
+PER_CENT = alt.Axis(format=".0%")
+SHARE_SCALE = alt.Scale(domain=[0, 1])
+
+
+def layer_axis(figure: Figure) -> alt.X:
+    last = max(row["layer"] for row in figure.rows)
+    return alt.X(
+        "layer:Q",
+        title="layer",
+        axis=alt.Axis(format="d", tickMinStep=1, grid=False),
+        scale=alt.Scale(domain=[0, max(1, last)], nice=False, padding=12),
+    )
+
+
+def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
+    """Tooltips of (field with its type, title, format)."""
+    return [alt.Tooltip(name, title=title, format=form or alt.Undefined) for name, title, form in fields]
+
+
+SERIES, LAYER = ("series:N", "prompts", ""), ("layer:Q", "layer", "d")
+
+
+def over_alpha(figure: Figure) -> Drawn:
+    values = [row["alpha"] for row in figure.rows]
+    # Scores of harmless prompts reach to hundreds of deviations; those of the forget set are around ten.
+    scale = alt.Scale(type="log" if min(values) > 0 else "linear", domain=[min(values), max(values)], nice=False)
+    return lines(
+        figure,
+        alt.X(
+            "alpha:Q",
+            title="alpha: half side of the hypercube, in deviations",
+            scale=scale,
+            axis=alt.Axis(format="~g", tickCount=8),
+        ),
+        alt.Y("share:Q", title="prompts inside", axis=PER_CENT, scale=SHARE_SCALE),
+        tips(SERIES, ("alpha:Q", "alpha", ".3f"), ("share:Q", "inside", ".1%"), ("n:Q", "prompts in all", "d")),
+        step=True,
+    )
+
+
+def share_by_layer(figure: Figure) -> Drawn:
+    return lines(
+        figure,
+        layer_axis(figure),
+        alt.Y("share:Q", title="prompts inside", axis=PER_CENT, scale=SHARE_SCALE),
+        tips(
+            SERIES,
+            LAYER,
+            ("share:Q", "inside", ".1%"),
+            ("hits:Q", "prompts", "d"),
+            ("total:Q", "of", "d"),
+            ("low:Q", "95 % interval from", ".1%"),
+            ("high:Q", "to", ".1%"),
+            ("alpha:Q", "alpha", ".2f"),
+        ),
+    )
+
+
+def separation(figure: Figure) -> Drawn:
+    low = min(0.9, *(row["share"] for row in figure.rows))
+    return lines(
+        figure,
+        layer_axis(figure),
+        alt.Y("share:Q", title="area under the ROC curve", scale=alt.Scale(domain=[low, 1], nice=True)),
+        tips(SERIES, LAYER, ("share:Q", "area", ".4f")),
+    )
+
+
+def by_layer(field: str, title: str, *, zero: bool, form: str) -> Callable[[Figure], Drawn]:
+    def draw(figure: Figure) -> Drawn:
+        return lines(
+            figure,
+            layer_axis(figure),
+            alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=zero, nice=True)),
+            tips(SERIES, LAYER, (f"{field}:Q", title, form)),
+        )
+
+    return draw
+
+
+def trade_off(figure: Figure) -> Drawn:
+    return lines(
+        figure,
+        alt.X(
+            "beta:Q",
+            title="beta: share of neurons changed, in %",
+            scale=alt.Scale(type="log", nice=False, padding=14),
+            axis=alt.Axis(format="~g", values=sorted({row["beta"] for row in figure.rows}), grid=False),
+        ),
+        alt.Y("ratio:Q", title="perplexity, times the base's", scale=alt.Scale(zero=False, nice=True)),
+        tips(
+            ("series:N", "score", ""),
+            ("beta:Q", "beta, %", "~g"),
+            ("ratio:Q", "perplexity, times", ".4f"),
+            ("forget_rise:Q", "forget rise, nats", "+.4f"),
+            ("retain_rise:Q", "retain rise, nats", "+.4f"),
+            ("everyday_rise:Q", "everyday rise, nats", "+.4f"),
+            ("upper:Q", "upper end, nats", "+.4f"),
+        ),
+    )
+
+
+def bars(figure: Figure) -> Drawn:
+    bar = (
+        alt.Chart(alt.NamedData("rows"))
+        .mark_bar(color=COLOURS[0], binSpacing=1)
+        .encode(
+            x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+            y=alt.Y("neurons:Q", title="neurons", axis=alt.Axis(tickMinStep=1, format="~s")),
+            tooltip=tips(("layer:O", "layer", ""), ("neurons:Q", "neurons", "d"), ("share:Q", "of the layer", ".1%")),
+        )
+    )
+    return alt.layer(bar)
+
+
+def matrix(figure: Figure) -> Drawn:
+    order = list(dict.fromkeys(row["prompts"] for row in figure.rows))
+    columns = list(dict.fromkeys(row["by"] for row in figure.rows))
+    base = (
+        alt.Chart(alt.NamedData("rows"))
+        .transform_calculate(label="datum.hits + ' of ' + datum.total")
+        .encode(
+            x=alt.X(
+                "by:N",
+                sort=columns,
+                title="inside the hypercubes of",
+                axis=alt.Axis(labelAngle=0, orient="top", labelLimit=120),
+            ),
+            y=alt.Y("prompts:N", sort=[*columns, *order], title=None, axis=alt.Axis(labelLimit=130)),
+            tooltip=tips(("prompts:N", "prompts", ""), ("by:N", "inside", ""), ("share:Q", "share", ".1%")),
+        )
+    )
+    # One hue, light to dark: legible without colours, and the number stands in every cell.
+    shade = alt.Color(
+        "share:Q",
+        scale=alt.Scale(domain=[0, 1], range=["#eaf3fa", "#0072B2"]),
+        legend=alt.Legend(title="share inside", format=".0%", gradientLength=160),
+    )
+    cells = base.mark_rect(stroke="#8b949e", strokeWidth=0.5).encode(color=shade)
+    text = base.mark_text(fontSize=13).encode(
+        text="label:N",
+        color=alt.condition("datum.share > 0.55", alt.value("#ffffff"), alt.value("#1f2328")),
+    )
+    return alt.layer(cells, text)
+
+
+CHARTS: dict[str, Callable[[Figure], Drawn]] = {
+    "alpha": over_alpha,
+    "layers": share_by_layer,
+    "separation": separation,
+    "volume": by_layer("log10_side", "mean log10 of the side length", zero=False, form=".3f"),
+    "gaussian": by_layer("distance", "Kolmogorov-Smirnov distance", zero=True, form=".3f"),
+    "median": by_layer("score", "median score, deviations", zero=True, form=".2f"),
+    "trade_off": trade_off,
+    "neurons": bars,
+    "matrix": matrix,
+}

@@ -1,0 +1,95 @@
+"""All numbers of a report as one JSON object, from what a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter import __version__
+from exporter.packaged import EVERYDAY
+from exporter.reporting.figure import Figure, Row
+from exporter.reporting.key_space import key_space_figures, nearest, rate_rows
+from exporter.reporting.neurons import effect_rows, neuron_figures
+from exporter.reporting.stored import Stored, StoredSkill
+from exporter.summary import neurons_line, promise
+
+
+def collect(stored: Stored) -> dict[str, Any]:
+    """Everything that the page shows, without paths and prompt texts.
+
+    "skills" has for each skill its tables and "figures"; "matrix" is a figure too, or null with a single skill. A
+    figure is an object of id, kind, title, caption, rows and rules (see `Figure`).
+    """
+    summary, names = stored.summary, [skill.name for skill in stored.skills]
+    matrix = matrix_figure(stored)
+    return {
+        "unskill": __version__,
+        "checkpoint": stored.name,
+        "written_by": summary["unskill"],
+        "model": summary["model"],
+        "revision": summary["revision"],
+        "dtype": summary["dtype"],
+        "seed": summary["seed"],
+        "draws": summary["draws"],
+        "compat": summary["compat"],
+        "formats": summary["formats"],
+        "refusal": stored.unskill.get("refusal"),
+        "neurons_changed": summary["neurons_changed"],
+        "matrix": matrix.as_json() if matrix else None,
+        "skills": [skill_numbers(stored, skill, number, names) for number, skill in enumerate(stored.skills, start=1)],
+    }
+
+
+def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[str]) -> dict[str, Any]:
+    found = skill.summary
+    figures: list[Figure] = []
+    numbers: dict[str, Any] = {
+        "name": skill.name,
+        "method": found["method"],
+        "works": found["works"],
+        "parts": found["parts"],
+        "sources": [{name: each[name] for name in ("flag", "label", "prompts")} for each in found["sources"]],
+        "key_space": None,
+        "neurons": None,
+    }
+    if found["key_space"]:
+        figures += key_space_figures(skill, number, names)
+        numbers["key_space"] = {
+            "promise": promise(stored.summary, found),
+            "layer": found["key_space"]["layer"],
+            "alpha": found["key_space"]["alpha"],
+            "rates": rate_rows(found["key_space"]),
+            "nearest": nearest(skill),
+        }
+    if found["neurons"]:
+        figures += neuron_figures(skill, number)
+        numbers["neurons"] = {"line": neurons_line(found), "texts": effect_rows(found["neurons"])}
+    return numbers | {"figures": [figure.as_json() for figure in figures]}
+
+
+def matrix_figure(stored: Stored) -> Figure | None:
+    """Which skill's hypercubes hold which skill's prompts; None with one skill, or none that is refused."""
+    blocking = [skill for skill in stored.skills if skill.summary["key_space"]]
+    if len(stored.skills) < 2 or not blocking:
+        return None
+    rows: list[Row] = []
+    for column in blocking:
+        found = column.summary["key_space"]
+        for row in stored.skills:
+            if row is column:
+                own = [formats["all"] for formats in found["blocked"].values()]
+                counts = sum(each["hits"] for each in own), sum(each["total"] for each in own)
+                rows.append(cell(row.name, column.name, *counts))
+            elif other := found["false_blocks"].get(f"skill {row.name}"):
+                rows.append(cell(row.name, column.name, other["all"]["hits"], other["all"]["total"]))
+        if everyday := found["false_blocks"].get(EVERYDAY):
+            rows.append(cell("everyday prompts", column.name, everyday["all"]["hits"], everyday["all"]["total"]))
+    caption = (
+        "Share of each row's prompts whose last token is inside the hypercubes of each column's skill, and their "
+        "number. Report part: prompts that nothing was fitted or chosen on. All but the diagonal should be 0; an "
+        "empty cell has no prompts, where a skill's retain set has those of the other."
+    )
+    return Figure("matrix", "matrix", "Which skill's hypercubes hold which prompts", caption, rows)
+
+
+def cell(prompts: str, by: str, hits: int, total: int) -> Row:
+    return {"prompts": prompts, "by": by, "hits": hits, "total": total, "share": hits / total if total else 0.0}

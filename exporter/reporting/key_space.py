@@ -1,0 +1,258 @@
+"""Key Space Detection in figures: shares inside over alpha, the layers, the hypercubes' size, the Gaussian check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from scipy.stats import kstest, t
+
+from exporter.calibration import rate
+from exporter.formats import PLAIN
+from exporter.packaged import EVERYDAY
+from exporter.reporting.figure import Figure, Row, figure_id, prompts
+from exporter.reporting.stored import Floats, Records, StoredSkill
+
+FORGET, UNSEEN = "forget set", "forget set, unseen formats"
+RETAIN, EVERYDAY_PROMPTS, OTHERS, ANSWERS = "retain set", "everyday prompts", "other skills", "harmless, over answers"
+MEASURED, EXPECTED = "measured", "independent Gaussians"
+
+NEAREST = 8
+"""Prompts that are listed on each side of the boundary."""
+REPORT = "Report part: prompts that nothing was fitted or chosen on."
+
+
+def key_space_figures(skill: StoredSkill, number: int, names: list[str]) -> list[Figure]:
+    """All figures of one skill's hypercubes. names: of all skills, by which the others' prompts are known."""
+    found = skill.summary["key_space"]
+    series = scores_by_series(skill, names)
+    chosen = {"value": found["layer"], "label": f"layer {found['layer']}, taken"}
+    return [
+        alpha_figure(skill, number, series),
+        layer_figure(skill, number, series, chosen),
+        separation_figure(number, series, chosen),
+        volume_figure(skill, number, chosen),
+        *gaussian_figures(skill, number, chosen),
+    ]
+
+
+def scores_by_series(skill: StoredSkill, names: list[str]) -> dict[str, Floats]:
+    """Scores (n, layers) of the report part by whose prompts they are, without empty ones."""
+    tensors, records = skill.tensors, skill.prompts
+    sources = [record["source"] for record in records["retain.report"]]
+    others = {f"skill {name}" for name in names}
+    retain = tensors["scores.retain.report.prompt"]
+    unseen = [record["format"] != PLAIN for record in records["forget.report.unseen"]]
+    series = {
+        FORGET: tensors["scores.forget.report"],
+        UNSEEN: tensors["scores.forget.report.unseen"][unseen],
+        RETAIN: retain[[source != EVERYDAY and source not in others for source in sources]],
+        EVERYDAY_PROMPTS: retain[[source == EVERYDAY for source in sources]],
+        OTHERS: retain[[source in others for source in sources]],
+        ANSWERS: tensors["scores.retain.report.answer"],
+    }
+    return {name: scores for name, scores in series.items() if len(scores)}
+
+
+def alpha_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats]) -> Figure:
+    found = skill.summary["key_space"]
+    layer, alpha = found["layer"], found["alpha"]["value"]
+    everything = [alpha, *(value for scores in series.values() for value in scores[:, layer])]
+    low, high = min(everything) / 1.1, max(everything) * 1.1
+    rows: list[Row] = []
+    for name, scores in series.items():
+        for value, share in distribution(scores[:, layer], low, high):
+            rows.append({"series": name, "alpha": value, "share": share, "n": len(scores)})
+    caption = (
+        f"Share of prompts whose last token's key vector is inside a hypercube of layer {layer} with half sides of "
+        f"alpha deviations: the distribution of their scores. {counted(series)}. {REPORT} The line is the alpha of "
+        "the checkpoint. A good one has the forget set to its left and all else to its right."
+    )
+    if UNSEEN in series:
+        caption += " Unseen formats: system prompts and exchanges, against hypercubes fitted without them."
+    if ANSWERS in series:
+        caption += (
+            " Over answers: the least score from the prompt's last token through the greedy answer (retain, everyday "
+            "and other skills' prompts together)."
+        )
+    title = f"Share of prompts inside the hypercube over alpha, layer {layer}"
+    rules = [{"value": alpha, "label": f"alpha {alpha:.3g}"}]
+    return Figure(figure_id(number, "alpha"), "alpha", title, caption, rows, rules)
+
+
+def distribution(scores: Floats, low: float, high: float) -> list[tuple[float, float]]:
+    """The empirical distribution of scores (n,), as the corners of its steps from low to high."""
+    values, counts = np.unique(scores, return_counts=True)
+    shares = np.cumsum(counts) / len(scores)
+    return [(low, 0.0), *zip(values.tolist(), shares.tolist(), strict=True), (high, 1.0)]
+
+
+def counted(series: Mapping[str, Floats]) -> str:
+    return ", ".join(f"{name}: {len(scores)}" for name, scores in series.items()).capitalize()
+
+
+def layer_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
+    rows: list[Row] = []
+    for name, scores in series.items():
+        for layer in skill.summary["key_space"]["layers"]:
+            hits = int((scores[:, layer["layer"]] <= layer["alpha"]).sum())
+            found = rate(hits, len(scores))
+            about = {"series": name, "layer": layer["layer"], "alpha": layer["alpha"], "share": hits / len(scores)}
+            rows.append(about | asdict(found))
+    caption = (
+        "Share of prompts inside the hypercubes at each layer, each layer with the alpha that it would get. "
+        f"{counted(series)}. {REPORT} The forget set should be at the top and all else at the bottom. The layer was "
+        "taken by the choose part, which these prompts are not of."
+    )
+    title = "Share of prompts inside the hypercube by layer"
+    return Figure(figure_id(number, "layers"), "layers", title, caption, rows, [chosen])
+
+
+def separation_figure(number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
+    """How well the scores of one layer part forget prompts from others, whatever alpha is."""
+    rows: list[Row] = []
+    forget = series[FORGET]
+    others = {name: scores for name, scores in series.items() if name not in (FORGET, UNSEEN)}
+    for name, scores in others.items():
+        for layer in range(forget.shape[1]):
+            rows.append({"series": name, "layer": layer, "share": lower_share(forget[:, layer], scores[:, layer])})
+    caption = (
+        "Share of pairs of a forget prompt and another one in which the forget prompt is nearer to the middle of its "
+        "hypercube (area under the ROC curve of the scores): 1 parts them whole, 0.5 is chance. No alpha is in it. "
+        f"{counted({FORGET: forget, **others})}. {REPORT}"
+    )
+    return Figure(figure_id(number, "separation"), "separation", "Separation by layer", caption, rows, [chosen])
+
+
+def lower_share(ours: Floats, theirs: Floats) -> float:
+    """Share of all pairs in which ours is less than theirs; ties count half."""
+    ordered = np.sort(theirs)
+    below, upto = np.searchsorted(ordered, ours, "left"), np.searchsorted(ordered, ours, "right")
+    return float(1 - (below + upto).sum() / (2 * len(ours) * len(theirs)))
+
+
+def volume_figure(skill: StoredSkill, number: int, chosen: Row) -> Figure:
+    found = skill.summary["key_space"]
+    alphas = np.array([row["alpha"] for row in found["layers"]])
+    rows: list[Row] = []
+    for name in found["hypercubes"]:
+        sides = np.log10(2 * alphas[:, None] * skill.tensors[f"ksd.{name}.deviation"])
+        for layer, value in enumerate(sides.mean(1).tolist()):
+            rows.append({"series": f"{name} prompts", "layer": layer, "log10_side": value})
+    dimensions = skill.tensors[f"ksd.{found['hypercubes'][0]}.deviation"].shape[1]
+    caption = (
+        "Volume of the hypercubes: log10 of the side length 2 · alpha · deviation, in units of the key vector, mean "
+        f"over its {dimensions} dimensions (so log10 of the volume divided by {dimensions}), with the alpha that each "
+        "layer would get. One line for each hypercube: prompts of each format have their own. Fit and calibrate part."
+    )
+    return Figure(figure_id(number, "volume"), "volume", "Volume of the hypercube by layer", caption, rows, [chosen])
+
+
+def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figure]:
+    """Scores of prompts that are not of the fit against what independent Gaussians would give."""
+    tensors, records = skill.tensors, skill.prompts
+    scores = np.concatenate([tensors["scores.forget.calibrate"], tensors["scores.forget.report"]])
+    drawn = [*records["forget.calibrate"], *records["forget.report"]]
+    hypercubes = skill.summary["key_space"]["hypercubes"]
+    dimensions = tensors[f"ksd.{hypercubes[0]}.deviation"].shape[1]
+    fitted = fit_counts(records["forget.fit"], drawn, hypercubes)
+    if min(fitted) < 3 or not len(scores):
+        return []
+    shares = gaussian_share(scores, fitted[:, None], dimensions)
+    expected = expected_median(fitted, dimensions)
+    critical = 1.358 / np.sqrt(len(scores))
+    distances, medians = [], []
+    for layer in range(scores.shape[1]):
+        distance = float(kstest(shares[:, layer], "uniform").statistic)
+        distances.append({"series": MEASURED, "layer": layer, "distance": distance})
+        medians.append({"series": MEASURED, "layer": layer, "score": float(np.median(scores[:, layer]))})
+        medians.append({"series": EXPECTED, "layer": layer, "score": expected})
+    of = f"{prompts(len(scores), 'forget prompt')} of the calibrate and report parts"
+    known = int(min(fitted))
+    rest = (
+        "Alpha does not rest on this assumption: it is taken from the scores themselves. Independent Gaussians stand "
+        f"for {dimensions} key dimensions with the fitted means and deviations, and for what {known} or more "
+        "fitted prompts know of these."
+    )
+    rule = {"value": float(critical), "label": "chance", "across": True}
+    return [
+        Figure(
+            figure_id(number, "gaussian"),
+            "gaussian",
+            "Are keys Gaussian? Distance by layer",
+            "Greatest distance between the distribution of the scores and that of independent Gaussians "
+            f"(Kolmogorov-Smirnov, 0 to 1), {of}. If they were such, it would be under the dashed line 19 times of "
+            f"20. {rest}",
+            distances,
+            [rule],
+        ),
+        Figure(
+            figure_id(number, "median"),
+            "median",
+            "Are keys Gaussian? Median score by layer",
+            f"Median of the scores, the largest of all dimensions' deviations from the mean, {of}, and the median "
+            f"that independent Gaussians would give. Above it keys have heavier tails. {rest}",
+            medians,
+            [chosen],
+        ),
+    ]
+
+
+def fit_counts(fit: Records, drawn: Records, hypercubes: list[str]) -> Floats:
+    """How many prompts the hypercube was fitted on that belongs to each prompt's format: (n,)."""
+    counts = {name: sum(record["format"] == name for record in fit) for name in hypercubes}
+    return np.array([counts.get(record["format"], len(fit)) or len(fit) for record in drawn], dtype=np.float64)
+
+
+def gaussian_share(scores: Floats, fitted: Floats, dimensions: int) -> Floats:
+    """Chance that the largest of so many independent standardised deviations is at most the score.
+
+    A new value less the mean of n fitted ones, over their deviation, is sqrt(1 + 1/n) times Student's t of n - 1.
+    """
+    beyond = 2 * t.sf(scores / np.sqrt(1 + 1 / fitted), fitted - 1)
+    return np.asarray(np.exp(dimensions * np.log1p(-np.minimum(beyond, 1 - 1e-15))), dtype=np.float64)
+
+
+def expected_median(fitted: Floats, dimensions: int) -> float:
+    """The median of the largest deviation, for prompts as they were drawn: the mean over them."""
+    beyond = -np.expm1(np.log(0.5) / dimensions)
+    return float(np.mean(t.isf(beyond / 2, fitted - 1) * np.sqrt(1 + 1 / fitted)))
+
+
+def rate_rows(found: Mapping[str, Any]) -> list[Row]:
+    """Everything that was counted on the report part, with exact 95 % intervals."""
+    rows: list[Row] = []
+    for what, key in (
+        ("forget set", "blocked"),
+        ("forget set, unseen formats", "blocked_in_unseen_formats"),
+        ("false blocks", "false_blocks"),
+        ("false blocks over answers", "false_blocks_over_answers"),
+    ):
+        for source, formats in found[key].items():
+            rows += [{"what": what, "source": source, "format": name} | rate for name, rate in formats.items()]
+    rows += [
+        {"what": "known limit", "source": "forget set", "format": name} | rate
+        for name, rate in found["limits"].items()
+    ]
+    return rows
+
+
+def nearest(skill: StoredSkill) -> dict[str, list[Row]]:
+    """The prompts of the report part nearest to the boundary, "inside" and "outside", nearest first."""
+    found = skill.summary["key_space"]
+    layer, alpha = found["layer"], found["alpha"]["value"]
+    rows: list[Row] = []
+    for side, name, part in (
+        ("forget", "scores.forget.report", "forget.report"),
+        ("harmless", "scores.retain.report.prompt", "retain.report"),
+    ):
+        for record, score in zip(skill.prompts[part], skill.tensors[name][:, layer].tolist(), strict=True):
+            known = {key: record[key] for key in ("source", "row", "sha256", "format")}
+            rows.append({"side": side, **known, "score": score, "ratio": score / alpha})
+    ordered = sorted(rows, key=lambda row: (abs(np.log(max(row["ratio"], 1e-300))), row["sha256"]))
+    return {
+        "inside": [row for row in ordered if row["score"] <= alpha][:NEAREST],
+        "outside": [row for row in ordered if row["score"] > alpha][:NEAREST],
+    }

@@ -1,0 +1,87 @@
+"""Neuron Adjust and Selective Pruning in figures: the trade-off over beta, and where the neurons are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.neuron_choice import CHOOSE_FORGET, CHOOSE_RETAIN
+from exporter.reporting.figure import Figure, Row, figure_id
+from exporter.reporting.stored import StoredSkill
+
+
+def neuron_figures(skill: StoredSkill, number: int) -> list[Figure]:
+    return [*trade_off_figures(skill, number), place_figure(skill, number)]
+
+
+def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
+    """What was tried: forgetting and its cost over beta."""
+    found = skill.summary["neurons"]
+    trials = [{"series": trial["score"], **{name: trial[name] for name in TRIAL}} for trial in found["trials"]]
+    forget = [{**trial, "ratio": math.exp(trial["forget_rise"])} for trial in trials]
+    upper = [{**trial, "ratio": math.exp(trial["upper"])} for trial in trials]
+    taken = {"value": found["beta"], "label": f"{found['beta']:g} %, taken"}
+    limit = {"value": math.exp(found["max_retain_loss"]), "label": "limit", "across": True}
+    texts = {side: len(skill.prompts[f"texts.{side}.choose"]) for side in ("forget", "retain", "everyday")}
+    of = (
+        f"Choose part: {min(texts['forget'], CHOOSE_FORGET)} forget, {min(texts['retain'], CHOOSE_RETAIN)} retain and "
+        f"{min(texts['everyday'], CHOOSE_RETAIN)} everyday texts, by which score and beta were chosen; one mark for "
+        "each trial. Beta is the share of the model's neurons that are changed; taken were "
+        f"{found['beta']:g} % by {found['score']}."
+    )
+    return [
+        Figure(
+            figure_id(number, "forget-texts"),
+            "trade_off",
+            "Neurons: what forget texts lose over beta",
+            f"Perplexity of forget texts against the base model, higher is more forgotten. {of}",
+            forget,
+            [taken],
+        ),
+        Figure(
+            figure_id(number, "retain-texts"),
+            "trade_off",
+            "Neurons: what other texts lose over beta",
+            "Perplexity of retain or everyday texts against the base model, whichever lose more: upper end of the "
+            f"90 % interval over texts. The limit is --max-retain-loss, {found['max_retain_loss']:g} nats per token. "
+            f"{of}",
+            upper,
+            [taken, limit],
+        ),
+    ]
+
+
+TRIAL = ("beta", "forget_rise", "retain_rise", "everyday_rise", "upper")
+
+
+def place_figure(skill: StoredSkill, number: int) -> Figure:
+    """In which layers the neurons are."""
+    found = skill.summary["neurons"]
+    layers, width = skill.tensors["na.forget.mean"].shape
+    rows: list[Row] = []
+    for layer in range(layers):
+        count = found["layers"].get(str(layer), 0)
+        rows.append({"layer": layer, "neurons": count, "share": count / width})
+    what = "zeroed" if skill.summary["method"] == "sp" else "adjusted"
+    caption = (
+        f"{found['neurons']} of {layers * width} neurons are {what}: the top {found['beta']:g} % by {found['score']}. "
+        f"Each layer has {width}."
+    )
+    return Figure(figure_id(number, "neurons"), "neurons", f"Where the {what} neurons are", caption, rows)
+
+
+def effect_rows(found: Mapping[str, Any]) -> list[Row]:
+    """Perplexity of the report part's texts before and after, all skills' neurons changed."""
+    return [
+        {
+            "texts": name,
+            "of": each["texts"],
+            "tokens": each["tokens"],
+            "base": math.exp(each["base_loss"]),
+            "changed": math.exp(each["base_loss"] + each["rise"]),
+            "ratio": each["perplexity_ratio"],
+            "upper": math.exp(each["upper"]),
+        }
+        for name, each in found["texts"].items()
+    ]

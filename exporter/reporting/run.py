@@ -1,0 +1,63 @@
+"""`unskill report` from its settings to the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import BadInput
+from exporter.staging import Staging, check_target, repair, write_errors
+
+# The page is about a megabyte, each PNG a twentieth of one.
+NEEDED_BYTES = 16 * 2**20
+EXTRA = ("altair", "vl_convert")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Settings of `unskill report`; the names are those of the flags."""
+
+    checkpoint: str
+    out: Path
+    forget: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+    """Write the report and return what is in its report.json.
+
+    Raises BadInput for a checkpoint, sources and a folder that cannot be used, RunFailed on a full disk.
+    """
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise BadInput(f"report needs the package {missing[0].replace('_', '-')}: pip install unskill[report]")
+    check_apart(settings)
+    for text in repair(settings.out):
+        remark(text)
+    check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
+
+    from exporter.reporting.collect import collect
+    from exporter.reporting.page import figures_of, render_json, render_page, render_png
+    from exporter.reporting.stored import read_stored
+
+    stored = read_stored(settings.checkpoint)
+    numbers = collect(stored)
+    files = {"report.json": render_json(numbers).encode(), "report.html": render_page(numbers).encode()}
+    files |= {f"figures/{figure.id}.png": render_png(figure) for figure in figures_of(numbers)}
+    with Staging(settings.out, overwrite=settings.overwrite) as staging:
+        (staging.path / "figures").mkdir()
+        for name, content in files.items():
+            with write_errors(staging.path / name):
+                (staging.path / name).write_bytes(content)
+        staging.commit()
+    return numbers
+
+
+def check_apart(settings: ReportSettings) -> None:
+    """Raise BadInput where replacing the folder would replace the checkpoint."""
+    checkpoint, out = Path(settings.checkpoint).resolve(), settings.out.resolve()
+    if Path(settings.checkpoint).is_dir() and (out == checkpoint or out in checkpoint.parents):
+        raise BadInput(f"--out {settings.out}: is the checkpoint's own folder, or holds it; name another")

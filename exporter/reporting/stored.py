@@ -1,0 +1,109 @@
+"""What a checkpoint holds of its own making: config.json and `reproduce/`, read without loading the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from exporter.errors import BadInput
+from exporter.model import download, read_json
+
+FILES = ("config.json", "reproduce/*.json", "reproduce/*.safetensors")
+Floats = NDArray[np.float64]
+Records = list[dict[str, Any]]
+
+SCORED = {
+    "scores.forget.calibrate": "forget.calibrate",
+    "scores.forget.report": "forget.report",
+    "scores.forget.report.unseen": "forget.report.unseen",
+    "scores.retain.report.prompt": "retain.report",
+    "scores.retain.report.answer": "retain.report",
+}
+"""The scores that figures are made of, and the part of `prompts.json` that has their rows."""
+
+
+@dataclass(frozen=True)
+class StoredSkill:
+    """One skill: its object in the summary, prompts by part, and statistics, (n, layers) or (layers, d_ff) float64."""
+
+    name: str
+    summary: Mapping[str, Any]
+    prompts: Mapping[str, Records]
+    tensors: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json."""
+
+    name: str
+    unskill: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    skills: tuple[StoredSkill, ...]
+
+
+def read_stored(checkpoint: str) -> Stored:
+    """Raises BadInput where CHECKPOINT is none of ours, or what it holds of its making is gone, altered or damaged."""
+    folder, name = Path(checkpoint), Path(checkpoint).resolve().name
+    if not folder.is_dir():
+        folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
+    unskill = read_json(folder / "config.json", name, "CHECKPOINT").get("unskill")
+    if not isinstance(unskill, dict):
+        raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
+    reproduce = folder / "reproduce"
+    if not reproduce.is_dir():
+        raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
+    hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
+    summary, prompts = (_unaltered(reproduce / file, hashes, name) for file in ("summary.json", "prompts.json"))
+    path = reproduce / "statistics.safetensors"
+    if not path.is_file():
+        raise BadInput(f"CHECKPOINT {name} has no {path.name}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"CHECKPOINT {name}: {path.name} cannot be read ({error})") from error
+    skills = []
+    for each in summary["skills"]:
+        prefix = f"{each['name']}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        skills.append(StoredSkill(each["name"], each, prompts[each["name"]], own))
+        _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
+    return Stored(name, unskill, summary, tuple(skills))
+
+
+def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON file as the export wrote it: what is in it then needs no further checks."""
+    content = read_json(path, name, "CHECKPOINT")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes.get(f"reproduce/{path.name}"):
+        raise BadInput(f"CHECKPOINT {name}: reproduce/{path.name} is not as the export wrote it (hashes.json)")
+    return content
+
+
+def _check(skill: StoredSkill, where: str) -> None:
+    """Raises BadInput where a statistic that figures need is missing, not finite, or of other prompts or layers."""
+    wanted: dict[str, tuple[int | None, ...]] = {}
+    found = skill.summary["key_space"]
+    if found:
+        layers = len(found["layers"])
+        wanted |= {name: (len(skill.prompts[part]), layers) for name, part in SCORED.items()}
+        wanted |= {f"ksd.{name}.deviation": (layers, None) for name in found["hypercubes"]}
+    if skill.summary["neurons"]:
+        sides = ("forget", "retain")
+        wanted |= {f"na.{side}.{what}": (None, None) for side in sides for what in ("mean", "deviation")}
+    for name, shape in wanted.items():
+        tensor = skill.tensors.get(name)
+        if tensor is None:
+            raise BadInput(f"{where} has no {skill.name}.{name}")
+        fits = tensor.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits or tensor.dtype != np.float64 or not np.isfinite(tensor).all():
+            raise BadInput(f"{where}: {skill.name}.{name} does not belong to this export's prompts and layers")

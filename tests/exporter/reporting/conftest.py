@@ -1,0 +1,63 @@
+"""A tiny checkpoint of three skills: one adjusted and refused, one refused, one pruned; and reports of checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.export import export
+from exporter.recipe import merged_settings
+from exporter.reporting.run import ReportSettings, report
+from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
+
+THIRD = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
+
+
+@dataclass(frozen=True)
+class Several:
+    """A checkpoint, its base and the sources that it was made of."""
+
+    base: Path
+    checkpoint: Path
+    forget: Path
+    retain: Path
+    third: Path
+
+
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
+    folder = tmp_path_factory.mktemp("several")
+    base = tiny_model(folder / "base", chat=False)
+    forget, retain, third = (
+        write_prompts(folder / f"{name}.jsonl", texts)
+        for name, texts in (("sums", FORGET), ("letters", RETAIN), ("songs", THIRD))
+    )
+    skills = [
+        {"name": "sums", "method": "na+ksd", "score": "effect-size", "layer": 1, "forget": forget, "retain": retain},
+        {"name": "songs <b>", "method": "ksd", "forget": third, "retain": forget},
+        {"name": "letters", "method": "sp", "beta": 1.0, "forget": retain, "retain": forget},
+    ]
+    recipe = {
+        "everyday": False,
+        "skill": [{**skill, **{side: (str(skill[side]),) for side in ("forget", "retain")}} for skill in skills],
+    }
+    given = {"force": True, "quiet": True, "prompt_template": "{prompt}", "model": str(base)}
+    with one_thread():
+        export(merged_settings(recipe, {**given, "out": folder / "checkpoint"}), lambda text: None)
+    return Several(base, folder / "checkpoint", forget, retain, third)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
+    """reported(checkpoint, ...) is the folder of a new report, and what is in its report.json."""
+
+    def make(checkpoint: Path, **settings: Any) -> tuple[Path, dict[str, Any]]:
+        out = tmp_path_factory.mktemp("report") / "report"
+        with one_thread():
+            return out, report(ReportSettings(str(checkpoint), out, **settings), lambda text: None)
+
+    return make
