@@ -44,7 +44,7 @@ def test_make_targets_exist() -> None:
 
 def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
     asked = [command for command in commands() if command[0] == "unskill"]
-    assert {command[1] for command in asked} == {"export", "probe", "evaluate"}
+    assert {command[1] for command in asked} == {"export", "probe", "evaluate", "report"}
     assert any("--recipe" in command for command in asked)
     base = tiny_model(tmp_path / "tiny", max_position_embeddings=4096)  # packaged formats are long byte by byte
     for name, columns in SOURCES.items():
@@ -58,7 +58,9 @@ def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
     for command in asked:
         arguments = [str(base) if word == MODEL else word for word in command[1:]]
         # A tiny random model cannot keep everyday prompts apart, which is no matter of the command.
-        more = {"export": ["--force", "--no-everyday"], "probe": ["--no-everyday"], "evaluate": []}[command[1]]
+        more = {"export": ["--force", "--no-everyday"], "probe": ["--no-everyday"], "evaluate": [], "report": []}[
+            command[1]
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "exporter", *arguments, "--quiet", *more],
             cwd=tmp_path,

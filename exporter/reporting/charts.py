@@ -235,6 +235,21 @@ def by_layer(field: str, title: str, *, zero: bool, form: str) -> Callable[[Figu
     return draw
 
 
+def neuron_gaussian(figure: Figure) -> Drawn:
+    return lines(
+        figure,
+        layer_axis(figure),
+        alt.Y("distance:Q", title="Kolmogorov-Smirnov distance", scale=alt.Scale(zero=True, nice=True)),
+        tips(
+            ("series:N", "texts", ""),
+            LAYER,
+            ("distance:Q", "median", ".3f"),
+            ("high:Q", "nine of ten neurons below", ".3f"),
+            ("neurons:Q", "neurons", "d"),
+        ),
+    )
+
+
 def trade_off(figure: Figure) -> Drawn:
     return lines(
         figure,
@@ -308,6 +323,7 @@ CHARTS: dict[str, Callable[[Figure], Drawn]] = {
     "volume": by_layer("log10_side", "mean log10 of the side length", zero=False, form=".3f"),
     "gaussian": by_layer("distance", "Kolmogorov-Smirnov distance", zero=True, form=".3f"),
     "median": by_layer("score", "median score, deviations", zero=True, form=".2f"),
+    "neuron_gaussian": neuron_gaussian,
     "trade_off": trade_off,
     "neurons": bars,
     "matrix": matrix,

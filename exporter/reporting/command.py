@@ -14,13 +14,18 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default CHECKPOINT-report.")
 @click.option("--forget", multiple=True, metavar="SOURCE", help="A source of the export again: its prompts are shown.")
 @click.option("--retain", multiple=True, metavar="SOURCE", help="Likewise.")
+@click.option(
+    "--base", metavar="MODEL", help="What it was made of: answers before and after, Gaussian check of neurons."
+)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the folder, in one step, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout.")
-@click.option("--quiet", is_flag=True, help="No remarks.")
-def report_command(checkpoint: str, out: Path | None, as_json: bool, quiet: bool, **flags: Any) -> None:
+@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Write report.html, report.json and figures/*.png of CHECKPOINT (folder or Hub id), by the numbers that it holds.
 
-    The page needs no network. Prompts are in it only where their sources are given again.
+    The page needs no network. Prompts are in it only where their sources are given again, answers only where the base
+    model is given too.
 
     \b
     unskill report OUT --forget maths.jsonl,column=question
@@ -29,7 +34,7 @@ def report_command(checkpoint: str, out: Path | None, as_json: bool, quiet: bool
 
     beside = checkpoint.rstrip("/") if Path(checkpoint).is_dir() else checkpoint.split("/")[-1]
     settings = ReportSettings(checkpoint, out or Path(f"{beside}-report"), **flags)
-    numbers = report(settings, lambda text: None if quiet else click.echo(text, err=True))
+    numbers = report(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps(numbers, indent=2, ensure_ascii=False))
         return

@@ -24,7 +24,15 @@ class ReportSettings:
     out: Path
     forget: tuple[str, ...] = ()
     retain: tuple[str, ...] = ()
+    base: str | None = None
+    device: str = "cpu"
     overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for settings that no report can have."""
+        if self.base is not None and not (self.forget or self.retain):
+            raise BadInput("--base: is asked prompts of the export, so give --forget SOURCE or --retain SOURCE too")
 
 
 def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str, Any]:
@@ -40,11 +48,18 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
 
     from exporter.reporting.collect import collect
+    from exporter.reporting.given import add_texts, read_given
     from exporter.reporting.page import figures_of, render_json, render_page, render_png
     from exporter.reporting.stored import read_stored
 
     stored = read_stored(settings.checkpoint)
+    given = read_given(stored, settings.forget, settings.retain)
     numbers = collect(stored)
+    add_texts(numbers, given)
+    if settings.base is not None:
+        from exporter.reporting.models import add_models
+
+        add_models(numbers, stored, given, settings.checkpoint, settings.base, settings.device, settings.quiet)
     files = {"report.json": render_json(numbers).encode(), "report.html": render_page(numbers).encode()}
     files |= {f"figures/{figure.id}.png": render_png(figure) for figure in figures_of(numbers)}
     with Staging(settings.out, overwrite=settings.overwrite) as staging:

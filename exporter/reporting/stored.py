@@ -42,10 +42,12 @@ class StoredSkill:
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json."""
+    """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json;
+    `recipe`: the settings of the export."""
 
     name: str
     unskill: Mapping[str, Any]
+    recipe: Mapping[str, Any]
     summary: Mapping[str, Any]
     skills: tuple[StoredSkill, ...]
 
@@ -62,7 +64,9 @@ def read_stored(checkpoint: str) -> Stored:
     if not reproduce.is_dir():
         raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
     hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
-    summary, prompts = (_unaltered(reproduce / file, hashes, name) for file in ("summary.json", "prompts.json"))
+    recipe, summary, prompts = (
+        _unaltered(reproduce / f"{file}.json", hashes, name) for file in ("recipe", "summary", "prompts")
+    )
     path = reproduce / "statistics.safetensors"
     if not path.is_file():
         raise BadInput(f"CHECKPOINT {name} has no {path.name}")
@@ -76,7 +80,7 @@ def read_stored(checkpoint: str) -> Stored:
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         skills.append(StoredSkill(each["name"], each, prompts[each["name"]], own))
         _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
-    return Stored(name, unskill, summary, tuple(skills))
+    return Stored(name, unskill, recipe, summary, tuple(skills))
 
 
 def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from exporter.recipe import merged_settings
 from exporter.reporting.run import ReportSettings, report
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 
-THIRD = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
+# What a page must not run, in every prompt of a skill.
+HOSTILE = "</script><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
+THIRD = [text.replace("write a short letter to", "sing an old song for") + HOSTILE for text in RETAIN]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class Several:
     forget: Path
     retain: Path
     third: Path
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        return {"forget": (str(self.forget), str(self.third)), "retain": (str(self.retain),)}
 
 
 @pytest.fixture(scope="session")

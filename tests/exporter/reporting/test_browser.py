@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.exporter.reporting.conftest import Several
+from tests.exporter.reporting.conftest import HOSTILE, Several
 
 Reported = Callable[..., tuple[Path, dict[str, Any]]]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -46,6 +46,10 @@ def plotted(page: str) -> dict[str, Any]:
     return json.loads(html.unescape(found.group(1)))
 
 
+def markup(page: str) -> str:
+    return re.sub("<script.*?</script>", "", page, flags=re.DOTALL)
+
+
 def inverse(scale: dict[str, Any], position: float) -> float:
     """The value that a scale puts at a position, in pixels."""
     share = (position - scale["range"][0]) / (scale["range"][1] - scale["range"][0])
@@ -62,6 +66,7 @@ FIELDS = {
     "volume": ("layer", "log10_side"),
     "gaussian": ("layer", "distance"),
     "median": ("layer", "score"),
+    "neuron_gaussian": ("layer", "distance"),
     "trade_off": ("beta", "ratio"),
 }
 
@@ -69,9 +74,13 @@ FIELDS = {
 def test_what_is_drawn_is_what_report_json_says(
     several: Several, reported: Reported, browse: Callable[..., str]
 ) -> None:
-    out, _ = reported(several.checkpoint)
+    out, _ = reported(several.checkpoint, base=str(several.base), **several.sources)
     numbers = json.loads((out / "report.json").read_text())
-    drawn = plotted(browse(f"file://{out}/report.html#plotted", "--dump-dom", "--window-size=1000,900"))
+    page = browse(f"file://{out}/report.html#plotted", "--dump-dom", "--window-size=1000,900")
+    # Prompts are text, never markup.
+    assert "<title>checkpoint: report</title>" in page and "<img" not in markup(page)
+    assert html.escape(HOSTILE, quote=False) in page
+    drawn = plotted(page)
     figures = [numbers["matrix"], *(each for skill in numbers["skills"] for each in skill["figures"])]
     assert drawn.keys() == {figure["id"] for figure in figures}
     for figure in figures:
@@ -106,11 +115,11 @@ def test_light_and_dark(
     """The page's own background and that of its charts follow the reader's system, and text stands out from it."""
     out, numbers = reported(several.checkpoint)
     page = browse(f"file://{out}/report.html", "--dump-dom", *flags)
-    background, ink = ("rgb(20, 24, 29)", "#e6edf3") if flags else ("white|rgb(255, 255, 255)", "#1f2328")
-    charts = re.findall(r"<svg.*?</svg>", re.sub("<script.*?</script>", "", page, flags=re.DOTALL), re.DOTALL)
+    background, ink = ("rgb(20, 24, 29)", "#e6edf3") if flags else ("rgb(255, 255, 255)", "#1f2328")
+    charts = re.findall(r"<svg.*?</svg>", markup(page), re.DOTALL)
     assert len(charts) == figure_count(numbers)
     for chart in charts:
-        assert any(name in chart for name in background.split("|")) and ink in chart
+        assert f"background-color: {background}" in chart and ink in chart
     titles = re.findall(r"<h3>(.*?)</h3>", page)
     assert "Share of prompts inside the hypercube by layer" in titles
 

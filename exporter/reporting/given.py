@@ -1,0 +1,101 @@
+"""Sources of the export, given again: a checkpoint names its prompts by row and sha256 only, the texts are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from exporter.errors import BadInput
+from exporter.packaged import everyday_prompts
+from exporter.reporting.stored import Records, Stored
+from exporter.sources import Prompt, Source, load_prompts
+
+Key = tuple[int, str]
+"""Row and sha256 of a prompt, as `prompts.json` has them: the hash says that the text is the one meant."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Prompts whose texts are known again; none without sources."""
+
+    prompts: Mapping[Key, Prompt]
+
+    def __bool__(self) -> bool:
+        return bool(self.prompts)
+
+    def find(self, record: Mapping[str, Any]) -> Prompt | None:
+        return self.prompts.get((record["row"], record["sha256"]))
+
+    def known(self, records: Records) -> list[Prompt]:
+        """The prompts of these records whose texts are known, in their order."""
+        return [prompt for prompt in map(self.find, records) if prompt is not None]
+
+
+def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> Given:
+    """Read the sources, and with any of them the packaged everyday prompts.
+
+    A source that is given without column= and so on is read as the export read it. Raises BadInput where it was no
+    source of the export, or a row that the export took is now another.
+    """
+    prompts: dict[Key, Prompt] = {}
+    for flag, specs in (("--forget", forget), ("--retain", retain)):
+        for spec in specs:
+            found = [prompt for source in as_exported(stored, spec, flag) for prompt in load_prompts(source, flag)]
+            check_rows(stored, found, f"{flag} {found[0].source}")
+            prompts |= by_key(found)
+    if prompts:
+        prompts = by_key(everyday_prompts()) | prompts
+    return Given(prompts)
+
+
+def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:
+    return {(prompt.row, prompt.sha256): prompt for prompt in prompts}
+
+
+def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
+    """The source as it is given, or with the options of the export where it has none: one for each way of reading."""
+    source = Source.parse(spec, flag)
+    records = [each for skill in stored.skills for each in skill.summary["sources"] if each["flag"] == flag]
+    options = [each["options"] for each in records if plain(each["label"]) == source.label]
+    if not options:
+        names = ", ".join(dict.fromkeys(plain(each["label"]) for each in records)) or "none"
+        raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
+    if any(value is not None for name, value in asdict(source).items() if name != "location"):
+        return [source]
+    return list(dict.fromkeys(replace(source, **each) for each in options))
+
+
+def plain(label: str) -> str:
+    """A source's label less the number that a second file of the same name gets."""
+    return re.sub(r" #\d+$", "", label)
+
+
+def check_rows(stored: Stored, found: Sequence[Prompt], where: str) -> None:
+    """Raises BadInput where the rows are not those that the export read under this source's name."""
+    label, keys, rows = found[0].source, by_key(found), {prompt.row for prompt in found}
+    parts = [part for skill in stored.skills for part in skill.prompts.values()]
+    # Several files of one name are told apart by which of them has the rows.
+    labels: dict[str, set[Key]] = {}
+    for record in (record for part in parts for record in part):
+        if plain(record["source"]) == label:
+            labels.setdefault(record["source"], set()).add((record["row"], record["sha256"]))
+    best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
+    if not best & keys.keys():
+        raise BadInput(f"{where}: none of its rows is one that the export read (sha256); is it the same column?")
+    if changed := sorted(row for row, sha in best if row in rows and (row, sha) not in keys):
+        raise BadInput(f"{where}: row {changed[0]} is not what the export read (sha256); give the file as it was")
+
+
+def add_texts(numbers: dict[str, Any], given: Given) -> None:
+    """Put the texts into the lists of prompts; null where a source is not given."""
+    numbers["sources_given"] = bool(given)
+    if not given:
+        return
+    for skill in numbers["skills"]:
+        if skill["key_space"]:
+            for rows in skill["key_space"]["nearest"].values():
+                for row in rows:
+                    prompt = given.find(row)
+                    row["text"] = None if prompt is None else prompt.text

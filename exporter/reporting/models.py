@@ -1,0 +1,185 @@
+"""What only the models can tell, where they and the prompts are given: answers before and after, and whether the
+pre-activations of adjusted neurons are Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.special import ndtri
+
+from exporter.errors import BadInput
+from exporter.evaluation.generation import Generation
+from exporter.evaluation.items import Item
+from exporter.evaluation.records import Result
+from exporter.evaluation.subjects import BASE, Subject, identity_of, load_edited
+from exporter.evaluation.tasks import context_of, run_batch
+from exporter.formats import Formatter, Query
+from exporter.model import LoadedModel, context_length, find_base, load
+from exporter.packaged import EVERYDAY
+from exporter.probe import Prober
+from exporter.reporting.figure import Figure, Row, figure_id
+from exporter.reporting.given import Given
+from exporter.reporting.stored import Stored, StoredSkill
+from exporter.taps import pre_activation_taps
+from exporter.text_probe import counted_tokens
+from exporter.texts import as_texts
+
+ANSWERED = 3
+"""Prompts of each kind that are answered: of the forget set, the retain set and the everyday prompts."""
+TEXTS = 60
+"""Texts of each side that pre-activations are looked at on."""
+BINS = 64
+"""Places, equally likely under a Gaussian, between which its distribution is compared."""
+
+
+class Answers(Generation):
+    """The beginning of an answer, greedily; there is nothing to judge."""
+
+    kind: ClassVar[str] = "answers"
+    new_tokens: ClassVar[int] = 64
+
+    def prompt(self, item: Item) -> str:
+        return str(item.fields["prompt"])
+
+    def judge(self, item: Item, answer: str) -> Result:
+        return {}
+
+
+def add_models(
+    numbers: dict[str, Any], stored: Stored, given: Given, checkpoint: str, base: str, device: str, quiet: bool
+) -> None:
+    """Answer prompts of the report parts with the checkpoint and its base, and look at adjusted neurons.
+
+    Raises BadInput where the base is not what the checkpoint was made of, or one of them does not load.
+    """
+    dtype = stored.summary["dtype"]
+    found = find_base(base)
+    edited = load_edited(checkpoint, dtype, device)
+    asked = [questions(skill, given) for skill in stored.skills]
+    formatter = Formatter(
+        edited.tokenizer, template=stored.recipe["prompt_template"], formats="plain", max_length=context_of(edited)
+    )
+    tasks = [
+        Answers(skill.name, items, formatter, len(items)) for skill, items in zip(stored.skills, asked, strict=True)
+    ]
+    after = [answers(task, edited) for task in tasks]
+    places, sample = adjusted_places(edited), some_weights(edited.model)
+    del edited  # its memory, before the base takes as much
+    loaded = load(found, dtype, device)
+    if not (sample.shape == (other := some_weights(loaded.model)).shape and torch.equal(sample, other)):
+        raise BadInput(f"--base {found.name}: is not the model that {stored.name} was made of: other weights")
+    subject = Subject(BASE, found.name, loaded.model, loaded.tokenizer, {}, identity_of(found))
+    for number, (skill, task, entry, later) in enumerate(
+        zip(stored.skills, tasks, numbers["skills"], after, strict=True), start=1
+    ):
+        before = answers(task, subject)
+        entry["answers"] = [
+            {"source": item.source, "row": item.row, "prompt": task.prompt(item)}
+            | {"before": old["answer"], "after": new["answer"], "refused": new["refused"]}
+            for item, old, new in zip(task.items, before, later, strict=True)
+        ]
+        figure = neuron_gaussian(skill, number, loaded, given, places, Prober(loaded, None, quiet))
+        if figure is not None:
+            entry["figures"].append(figure.as_json())
+
+
+def questions(skill: StoredSkill, given: Given) -> list[Item]:
+    """Prompts of the report part: the first of the forget set, of the retain set and of the everyday prompts."""
+    retain = skill.prompts["retain.report"]
+    kinds = [
+        skill.prompts["forget.report"],
+        [record for record in retain if record["source"] != EVERYDAY and not record["source"].startswith("skill ")],
+        [record for record in retain if record["source"] == EVERYDAY],
+    ]
+    chosen = [prompt for records in kinds for prompt in given.known(records)[:ANSWERED]]
+    return [Item(prompt.source, prompt.row, {"prompt": prompt.text}) for prompt in chosen]
+
+
+def answers(task: Answers, subject: Subject) -> list[Result]:
+    """One prompt at a time, so that no answer depends on what it is asked together with."""
+    found = []
+    for row in range(len(task.items)):
+        for _, results in run_batch(task, subject, [row]):
+            found += results
+    return found
+
+
+def adjusted_places(subject: Subject) -> dict[int, Tensor]:
+    """Numbers of the adjusted neurons of each layer that has any."""
+    core: Any = subject.model.base_model
+    found = {layer: module.mlp._buffers.get("unskill_na_index") for layer, module in enumerate(core.layers)}
+    return {layer: index.cpu() for layer, index in found.items() if index is not None and len(index)}
+
+
+def some_weights(model: Any) -> Tensor:
+    """Some of the weights, which no intervention changes."""
+    return torch.as_tensor(model.base_model.layers[-1].mlp.gate_proj.weight[:4]).detach().float().cpu().clone()
+
+
+def neuron_gaussian(
+    skill: StoredSkill, number: int, loaded: LoadedModel, given: Given, places: Mapping[int, Tensor], prober: Prober
+) -> Figure | None:
+    """How far the adjusted neurons' pre-activations are from the Gaussians that they are moved between."""
+    if skill.summary["method"] not in ("na", "na+ksd"):
+        return None
+    rows: list[Row] = []
+    counts = []
+    for side in ("forget", "retain"):
+        prompts = given.known(skill.prompts[f"texts.{side}.fit"])[:TEXTS]
+        texts = as_texts(loaded.tokenizer, prompts, f"--{side}", context_length(loaded.base.config))
+        if not texts:
+            continue
+        statistics = [torch.from_numpy(skill.tensors[f"na.{side}.{what}"]) for what in ("mean", "deviation")]
+        distances, tokens = gaussian_distances(prober, texts, places, *statistics)
+        counts.append(f"{len(texts)} {side} texts ({tokens} tokens)")
+        for layer, each in distances.items():
+            middle, high = torch.quantile(each, torch.tensor([0.5, 0.9], dtype=each.dtype)).tolist()
+            about = {"series": f"{side} texts", "layer": layer, "neurons": len(each)}
+            rows.append(about | {"distance": middle, "high": high})
+    if not rows:
+        return None
+    caption = (
+        "Neuron Adjust moves a pre-activation by the Gaussians of forget and retain texts. Greatest distance between "
+        "its distribution and the fitted Gaussian (Kolmogorov-Smirnov, 0 to 1), on the base model; median of the "
+        f"layer's adjusted neurons. Fit part: {' and '.join(counts)}."
+    )
+    title = "Are pre-activations Gaussian? Distance by layer"
+    return Figure(figure_id(number, "pre-activations"), "neuron_gaussian", title, caption, rows)
+
+
+def gaussian_distances(
+    prober: Prober, texts: Sequence[Query], places: Mapping[int, Tensor], mean: Tensor, deviation: Tensor
+) -> tuple[dict[int, Tensor], int]:
+    """Distance of each neuron's distribution from its Gaussian, by layer (neurons,), and the number of tokens.
+
+    places: neurons by layer; mean, deviation: (layers, d_ff) of the Gaussians.
+    """
+    edges = ndtri(torch.arange(1, BINS, dtype=torch.float64) / BINS)
+    below = {layer: torch.zeros(len(edges), len(index), dtype=torch.int64) for layer, index in places.items()}
+    tokens = 0
+
+    def run(rows: list[int]) -> tuple[int, dict[int, Tensor]]:
+        queries = [texts[row] for row in rows]
+        mask = counted_tokens(prober.pad(queries), prober.loaded.tokenizer.bos_token_id).bool()
+        seen: dict[int, Tensor] = {}
+
+        def receive(layer: int, values: Tensor) -> None:
+            if layer in places:
+                index = places[layer]
+                chosen = values[mask][:, index.to(values.device)].double().cpu()
+                standard = ((chosen - mean[layer, index]) / deviation[layer, index]).sort(0).values
+                seen[layer] = torch.searchsorted(standard.T.contiguous(), edges.repeat(len(index), 1), right=True).T
+
+        with pre_activation_taps(prober.loaded.model, receive):
+            prober.forward(queries)
+        return int(mask.sum()), seen
+
+    for count, seen in prober.batches(texts, run, "pre-activations", unit="text"):
+        tokens += count
+        for layer, each in seen.items():
+            below[layer] += each
+    expected = torch.arange(1, BINS, dtype=torch.float64)[:, None] / BINS
+    return {layer: (each / tokens - expected).abs().amax(0) for layer, each in below.items()}, tokens
