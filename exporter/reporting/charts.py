@@ -11,7 +11,7 @@ from exporter.reporting.figure import Figure
 from exporter.reporting.key_space import ANSWERS, EVERYDAY_PROMPTS, EXPECTED, FORGET, MEASURED, OTHERS, RETAIN, UNSEEN
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ((1, 0), (8, 3), (2, 2), (8, 3, 2, 3), (4, 2), (12, 4))
+DASHES = ((1, 0), (8, 3), (3, 2), (8, 3, 2, 3), (4, 2), (12, 4))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # The same prompts look the same in every figure; other series take these places in their order.
 PLACES = {FORGET: 0, RETAIN: 1, EVERYDAY_PROMPTS: 2, ANSWERS: 3, OTHERS: 4, UNSEEN: 5, MEASURED: 0, EXPECTED: 1}
@@ -164,7 +164,7 @@ def layer_axis(figure: Figure) -> alt.X:
     return alt.X(
         "layer:Q",
         title="layer",
-        axis=alt.Axis(format="d", tickMinStep=1, grid=False),
+        axis=alt.Axis(format="d", values=list(range(last + 1)), labelOverlap="greedy", grid=False),
         scale=alt.Scale(domain=[0, max(1, last)], nice=False, padding=12),
     )
 
@@ -251,6 +251,9 @@ def neuron_gaussian(figure: Figure) -> Drawn:
 
 
 def trade_off(figure: Figure) -> Drawn:
+    # The base model itself, at 1, and the limit are always in sight.
+    marks = [1.0, *(row["ratio"] for row in figure.rows), *(r["value"] for r in figure.rules if r.get("across"))]
+    low, high = min(marks), max(marks)
     return lines(
         figure,
         alt.X(
@@ -259,7 +262,7 @@ def trade_off(figure: Figure) -> Drawn:
             scale=alt.Scale(type="log", nice=False, padding=14),
             axis=alt.Axis(format="~g", values=sorted({row["beta"] for row in figure.rows}), grid=False),
         ),
-        alt.Y("ratio:Q", title="perplexity, times the base's", scale=alt.Scale(zero=False, nice=True)),
+        alt.Y("ratio:Q", title="perplexity, times the base's", scale=alt.Scale(domain=[low, high], nice=True)),
         tips(
             ("series:N", "score", ""),
             ("beta:Q", "beta, %", "~g"),

@@ -42,12 +42,27 @@ def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> 
     prompts: dict[Key, Prompt] = {}
     for flag, specs in (("--forget", forget), ("--retain", retain)):
         for spec in specs:
-            found = [prompt for source in as_exported(stored, spec, flag) for prompt in load_prompts(source, flag)]
-            check_rows(stored, found, f"{flag} {found[0].source}")
-            prompts |= by_key(found)
+            prompts |= read_again(stored, spec, flag)
     if prompts:
         prompts = by_key(everyday_prompts()) | prompts
     return Given(prompts)
+
+
+def read_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:
+    """The prompts of one source. Of several ways of reading it (skills may share a name) those count that fit."""
+    prompts: dict[Key, Prompt] = {}
+    errors = []
+    for source in as_exported(stored, spec, flag):
+        try:
+            found = load_prompts(source, flag)
+            check_rows(stored, found, flag)
+        except BadInput as error:
+            errors.append(error)
+        else:
+            prompts |= by_key(found)
+    if not prompts:
+        raise errors[0]
+    return prompts
 
 
 def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:
@@ -72,20 +87,25 @@ def plain(label: str) -> str:
     return re.sub(r" #\d+$", "", label)
 
 
-def check_rows(stored: Stored, found: Sequence[Prompt], where: str) -> None:
+def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
     """Raises BadInput where the rows are not those that the export read under this source's name."""
     label, keys, rows = found[0].source, by_key(found), {prompt.row for prompt in found}
-    parts = [part for skill in stored.skills for part in skill.prompts.values()]
-    # Several files of one name are told apart by which of them has the rows.
-    labels: dict[str, set[Key]] = {}
-    for record in (record for part in parts for record in part):
-        if plain(record["source"]) == label:
-            labels.setdefault(record["source"], set()).add((record["row"], record["sha256"]))
+    # Files of one name, in one skill or in several, are told apart by which of them has the rows.
+    labels: dict[tuple[str, str], set[Key]] = {}
+    for skill in stored.skills:
+        for part, records in skill.prompts.items():
+            if part.removeprefix("texts.").startswith(flag.removeprefix("--")):
+                for record in records:
+                    if plain(record["source"]) == label:
+                        wanted = labels.setdefault((skill.name, record["source"]), set())
+                        wanted.add((record["row"], record["sha256"]))
     best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
     if not best & keys.keys():
-        raise BadInput(f"{where}: none of its rows is one that the export read (sha256); is it the same column?")
+        raise BadInput(
+            f"{flag} {label}: none of its rows is one that the export read (sha256); is it the same column?"
+        )
     if changed := sorted(row for row, sha in best if row in rows and (row, sha) not in keys):
-        raise BadInput(f"{where}: row {changed[0]} is not what the export read (sha256); give the file as it was")
+        raise BadInput(f"{flag} {label}: row {changed[0]} is not what the export read (sha256); give it as it was")
 
 
 def add_texts(numbers: dict[str, Any], given: Given) -> None:

@@ -174,7 +174,12 @@ def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figur
     rest = (
         "Alpha does not rest on this assumption: it is taken from the scores themselves. Independent Gaussians stand "
         f"for {dimensions} key dimensions with the fitted means and deviations, and for what {known} or more "
-        "fitted prompts know of these."
+        "fitted prompts know of these"
+        + (
+            "; they are of the format that a prompt has, where a score is the least of all hypercubes."
+            if len(hypercubes) > 1
+            else "."
+        )
     )
     rule = {"value": float(critical), "label": "chance", "across": True}
     return [

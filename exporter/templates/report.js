@@ -27,7 +27,7 @@ function plotted() {
     const visit = (item, mark) => {
       if (item.items) item.items.forEach((each) => visit(each, item));
       else if (item.datum && ["line", "symbol", "rect"].includes(mark.marktype) && mark.role === "mark")
-        marks.push({ type: mark.marktype, x: item.x, y: item.y, width: item.width, height: item.height, datum: item.datum });
+        marks.push({ type: mark.marktype, x: item.x, y: item.y, datum: item.datum });
     };
     visit(view.scenegraph().root, null);
     const scales = {};

@@ -59,11 +59,16 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    """reported(checkpoint, ...) is the folder of a new report, and what is in its report.json."""
+    """reported(checkpoint, ...) is the folder of a report, and what is in its report.json; made once, unless fresh."""
+    made: dict[str, tuple[Path, dict[str, Any]]] = {}
 
-    def make(checkpoint: Path, **settings: Any) -> tuple[Path, dict[str, Any]]:
-        out = tmp_path_factory.mktemp("report") / "report"
-        with one_thread():
-            return out, report(ReportSettings(str(checkpoint), out, **settings), lambda text: None)
+    def make(checkpoint: Path, *, fresh: bool = False, **settings: Any) -> tuple[Path, dict[str, Any]]:
+        key = f"{checkpoint} {settings}"
+        if fresh or key not in made:
+            out = tmp_path_factory.mktemp("report") / "report"
+            with one_thread():
+                numbers = report(ReportSettings(str(checkpoint), out, quiet=True, **settings), lambda text: None)
+            made[key] = out, numbers
+        return made[key]
 
     return make

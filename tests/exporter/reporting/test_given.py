@@ -14,10 +14,12 @@ from scipy.stats import kstest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.errors import BadInput
+from exporter.export import export
+from exporter.recipe import merged_settings
 from exporter.reporting.run import ReportSettings, report
 from tests.exporter.reporting.conftest import HOSTILE, THIRD, Several
 from tests.exporter.reporting.test_report import figures, statistics
-from tests.tiny import FORGET, RETAIN, Exported, tiny_model, write_prompts
+from tests.tiny import FORGET, RETAIN, Exported, one_thread, tiny_model, write_prompts
 
 Reported = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -72,6 +74,31 @@ def test_altered_sources(several: Several, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--base: is asked prompts"):
         ask(base=str(several.base))
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_in_several_skills(tmp_path: Path) -> None:
+    """Each with a column of its own: what one skill read out of it is told from what another did."""
+    base = tiny_model(tmp_path / "base", chat=False)
+    specs = []
+    for folder, texts, column in (("a", FORGET, "question"), ("b", RETAIN, "text")):
+        (tmp_path / folder).mkdir()
+        specs.append(str(write_prompts(tmp_path / folder / "train.jsonl", texts, column)))
+    skills = [
+        {"name": "sums", "forget": (f"{specs[0]},column=question",), "retain": (f"{specs[1]},column=text",)},
+        {"name": "letters", "forget": (f"{specs[1]},column=text",), "retain": (f"{specs[0]},column=question",)},
+    ]
+    recipe = {"everyday": False, "skill": [skill | {"layer": 1, "alpha": 5.0} for skill in skills]}
+    given = {"force": True, "quiet": True, "prompt_template": "{prompt}", "model": str(base)}
+    with one_thread():
+        export(merged_settings(recipe, {**given, "out": tmp_path / "out"}), lambda text: None)
+        numbers = report(
+            ReportSettings(str(tmp_path / "out"), tmp_path / "report", forget=tuple(specs)), lambda text: None
+        )
+    for skill, (forget, harmless) in zip(numbers["skills"], ((FORGET, RETAIN), (RETAIN, FORGET)), strict=True):
+        rows = [row for rows in skill["key_space"]["nearest"].values() for row in rows]
+        assert rows
+        for row in rows:
+            assert row["text"] == (forget if row["side"] == "forget" else harmless)[row["row"] - 1]
 
 
 def test_answers_before_and_after(several: Several, reported: Reported) -> None:
@@ -136,7 +163,10 @@ def test_without_the_base_the_page_says_what_to_give(several: Several, reported:
 
 
 def test_the_same_bytes_with_models_too(several: Several, reported: Reported) -> None:
-    one, two = (reported(several.checkpoint, base=str(several.base), **several.sources)[0] for _ in range(2))
+    one, two = (
+        reported(several.checkpoint, fresh=fresh, base=str(several.base), **several.sources)[0]
+        for fresh in (False, True)
+    )
     for name in ("report.json", "report.html"):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
