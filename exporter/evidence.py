@@ -205,7 +205,9 @@ def score_parts(
 
 def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
     """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts."""
-    everyday = torch.tensor([query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose])
+    everyday = torch.tensor(
+        [query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose], dtype=torch.bool
+    )
     choices = layer_choices(
         evidence.choose,
         evidence.retain_choose,
