@@ -32,8 +32,10 @@ def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: An
     """
     from exporter.reporting.run import ReportSettings, report
 
-    beside = checkpoint.rstrip("/") if Path(checkpoint).is_dir() else checkpoint.split("/")[-1]
-    settings = ReportSettings(checkpoint, out or Path(f"{beside}-report"), **flags)
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
+    if folder.name in ("", ".."):  # beside the folder one is in, not inside it
+        folder = folder.resolve()
+    settings = ReportSettings(checkpoint, out or folder.with_name(f"{folder.name}-report"), **flags)
     numbers = report(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps(numbers, indent=2, ensure_ascii=False))

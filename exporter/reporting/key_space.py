@@ -32,7 +32,7 @@ def key_space_figures(skill: StoredSkill, number: int, names: list[str]) -> list
     return [
         alpha_figure(skill, number, series),
         layer_figure(skill, number, series, chosen),
-        separation_figure(number, series, chosen),
+        *separation_figures(number, series, chosen),
         volume_figure(skill, number, chosen),
         *gaussian_figures(skill, number, chosen),
     ]
@@ -110,8 +110,8 @@ def layer_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats], 
     return Figure(figure_id(number, "layers"), "layers", title, caption, rows, [chosen])
 
 
-def separation_figure(number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
-    """How well the scores of one layer part forget prompts from others, whatever alpha is."""
+def separation_figures(number: int, series: Mapping[str, Floats], chosen: Row) -> list[Figure]:
+    """How well a layer's scores part forget prompts from others, whatever alpha is; nothing where there are none."""
     rows: list[Row] = []
     forget = series[FORGET]
     others = {name: scores for name, scores in series.items() if name not in (FORGET, UNSEEN)}
@@ -123,7 +123,8 @@ def separation_figure(number: int, series: Mapping[str, Floats], chosen: Row) ->
         "hypercube (area under the ROC curve of the scores): 1 parts them whole, 0.5 is chance. No alpha is in it. "
         f"{counted({FORGET: forget, **others})}. {REPORT}"
     )
-    return Figure(figure_id(number, "separation"), "separation", "Separation by layer", caption, rows, [chosen])
+    figure = Figure(figure_id(number, "separation"), "separation", "Separation by layer", caption, rows, [chosen])
+    return [figure] if rows else []
 
 
 def lower_share(ours: Floats, theirs: Floats) -> float:

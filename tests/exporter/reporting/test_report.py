@@ -20,11 +20,13 @@ from scipy.stats import mannwhitneyu, norm
 
 from exporter.cli import cli
 from exporter.errors import BadInput
+from exporter.export import export
+from exporter.recipe import merged_settings
 from exporter.reporting.charts import CHARTS, COLOURS, DASHES, SHAPES, THEMES
 from exporter.reporting.key_space import expected_median, gaussian_share
 from exporter.reporting.run import ReportSettings, report
 from tests.exporter.reporting.conftest import Several
-from tests.tiny import FORGET, RETAIN, Exported
+from tests.tiny import FORGET, RETAIN, Exported, one_thread, tiny_model, write_prompts
 
 Reported = Callable[..., tuple[Path, dict[str, Any]]]
 
@@ -186,6 +188,16 @@ def test_what_a_checkpoint_does_not_have_is_left_out(
     assert "All skills" not in page and ("Nearest to the boundary" in page) == (method == "ksd")
 
 
+def test_without_any_harmless_prompts(tmp_path: Path, reported: Reported) -> None:
+    base, forget = tiny_model(tmp_path / "base", chat=False), write_prompts(tmp_path / "f.jsonl", FORGET)
+    given = {"model": str(base), "out": tmp_path / "out", "forget": (str(forget),), "everyday": False, "quiet": True}
+    with one_thread():
+        export(merged_settings({}, {**given, "layer": 1, "alpha": 5.0, "force": True}), lambda text: None)
+    _, numbers = reported(tmp_path / "out")
+    assert {row["series"] for row in figures(numbers)["alpha"]["rows"]} == {"forget set"}
+    assert "separation" not in figures(numbers)
+
+
 def test_the_folder(several: Several, reported: Reported) -> None:
     out, numbers = reported(several.checkpoint)
     assert json.loads((out / "report.json").read_text()) == numbers
@@ -271,7 +283,7 @@ def test_text_stands_out_from_both_backgrounds() -> None:
         assert all(contrast(colour, theme["background"]) > 2 for colour in COLOURS)
 
 
-def test_the_command(several: Several, tmp_path: Path) -> None:
+def test_the_command(several: Several, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkpoint"
     shutil.copytree(several.checkpoint, copy)
     done = CliRunner().invoke(cli, ["report", f"{copy}/", "--json"])
@@ -285,6 +297,10 @@ def test_the_command(several: Several, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "report.html" in done.stdout
     assert not (default / "figures" / "old.png").exists()
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    shutil.rmtree(default)
+    monkeypatch.chdir(copy)
+    done = CliRunner().invoke(cli, ["report", ".", "--quiet"])
+    assert done.exit_code == 0 and (default / "report.html").is_file()
 
 
 def damaged(several: Several, folder: Path) -> Path:
