@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, TextStreamer, pipeline
 
 @check
 def tokenizer(case: Case):
-    base = AutoTokenizer.from_pretrained(case.base)
+    base = AutoTokenizer.from_pretrained(case.base, trust_remote_code=True)
     tokenizer = case.tokenizer
     texts = [*case.blocked, *case.answered]
     if case.refuses:
@@ -100,7 +100,9 @@ def text_generation_pipeline(case: Case):
     ours = pipeline("text-generation", model=str(case.checkpoint), trust_remote_code=True)
     dtype = str(ours.model.dtype).removeprefix("torch.")
     theirs = pipeline(
-        "text-generation", model=case.load_base(dtype), tokenizer=AutoTokenizer.from_pretrained(case.base)
+        "text-generation",
+        model=case.load_base(dtype),
+        tokenizer=AutoTokenizer.from_pretrained(case.base, trust_remote_code=True),
     )
     for text in [*case.blocked[:2], *case.answered[:2]]:
         written = []

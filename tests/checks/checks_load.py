@@ -73,7 +73,7 @@ def tokenizer_without_trust(case: Case):
     """A tokenizer runs no code of the checkpoint."""
     with contextlib.redirect_stdout(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(case.checkpoint)
-    base = AutoTokenizer.from_pretrained(case.base)
+    base = AutoTokenizer.from_pretrained(case.base, trust_remote_code=True)
     assert not case.refuses or tokenizer.decode([case.refusal]) == case.message
     for text in [*case.blocked, *case.answered]:
         ids = [each(text)["input_ids"] for each in (tokenizer, case.tokenizer, base)]
