@@ -128,14 +128,9 @@ def program_of(item: Item, code: str) -> str:
     if "test_list" in fields:
         # The set-up may use what the code defines (MBPP 367), as the tests do.
         return "\n".join([code, fields.get("test_setup_code") or "", *fields["test_list"]])
-    # A model may go on after the given lines instead of writing them again.
-    if f"def {fields['entry_point']}" not in code:
-        code = fields["prompt"] + code
-    else:
-        code = imports_of(fields["prompt"]) + code
+    # A model may go on after the given lines, or write the function again; what stands before it (imports, functions
+    # that it is to undo) is needed in both cases.
+    head = f"def {fields['entry_point']}("
+    given = fields["prompt"]
+    code = given[: given.rindex(head)] + code if head in code and head in given else given + code
     return f"{code}\n\n{fields['test']}\n\ncheck({fields['entry_point']})\n"
-
-
-def imports_of(prompt: str) -> str:
-    """What stands before the first definition of a HumanEval prompt: the imports that its types need."""
-    return prompt[: prompt.index("def ")] if "def " in prompt else ""

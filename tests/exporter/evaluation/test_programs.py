@@ -42,6 +42,15 @@ def test_programs_pass_by_their_tests_alone(item: Item, answer: str, passed: boo
     assert sandbox.run(program_of(item, code_of(answer))).passed is passed
 
 
+def test_functions_that_come_with_the_prompt_are_there() -> None:
+    """HumanEval 38: the function to be written undoes another one, which the tests call."""
+    prompt = 'def double(x):\n    return 2 * x\n\n\ndef halve(x):\n    """Undoes double."""\n'
+    test = "def check(candidate):\n    assert candidate(double(4)) == 4\n"
+    item = Item("humaneval", 38, {"prompt": prompt, "test": test, "entry_point": "halve"})
+    for answer in ("    return x // 2", "```python\ndef halve(x):\n    return x // 2\n```"):
+        assert sandbox.run(program_of(item, code_of(answer))).passed
+
+
 @pytest.mark.parametrize("item", [MBPP, HUMANEVAL])
 def test_an_endless_loop_is_no_answer(item: Item) -> None:
     outcome = sandbox.run(program_of(item, "while True:\n    pass\n"), sandbox.Limits(seconds=1.0))
