@@ -80,12 +80,22 @@ sources = options(
         help="Kinds of everyday prompts that belong to the skill.",
     ),
 )
-running = options(
-    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
+prompt_template = click.option(
+    "--prompt-template",
+    default="auto",
+    show_default=True,
+    metavar="auto|chat|TEXT",
+    help="How prompts are formatted; {prompt} in TEXT is replaced.",
+)
+machine = options(
     click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Probe in this dtype."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the model."),
     click.option("--device", default="cpu", show_default=True),
     click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True),
+)
+running = options(
+    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
+    machine,
     click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
     click.option("--quiet", is_flag=True, help="No progress bars and remarks."),
@@ -154,13 +164,7 @@ running = options(
     help="What unskill probe found for the same model and prompts.",
 )
 @click.option("--refusal", default=DEFAULT_REFUSAL, show_default=True, help="The answer to the skill.")
-@click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced.",
-)
+@prompt_template
 @click.option(
     "--formats",
     type=click.Choice(("mixed", "plain")),
@@ -274,13 +278,7 @@ def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: b
     type=click.Path(path_type=Path),
     help="Folder of an earlier evaluation, with which the checkpoint is compared.",
 )
-@click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced.",
-)
+@prompt_template
 @click.option(
     "--formats",
     type=click.Choice(("plain", "mixed")),
@@ -288,10 +286,7 @@ def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: b
     show_default=True,
     help="mixed: --forget and --retain also under system prompts and as a second turn.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True)
+@machine
 @click.option("--overwrite", is_flag=True, help="Begin anew instead of going on with what is in the folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress bars and remarks.")

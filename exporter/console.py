@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from exporter.summary import neurons_line, promise
+from exporter.summary import neurons_line, promise, rate_rows
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -79,21 +79,11 @@ def text_table(skill: Mapping[str, Any]) -> Table:
 
 
 def rate_table(skill: Mapping[str, Any]) -> Table:
-    found = skill["key_space"]
     table = Table(title="Report parts: prompts that nothing was fitted or chosen on", title_justify="left")
     for name in ("what", "source", "format", "blocked", "of", "95 % interval"):
         table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
-    for title, key in (
-        ("forget set", "blocked"),
-        ("the same, unseen formats", "blocked_in_unseen_formats"),
-        ("false blocks", "false_blocks"),
-        ("false blocks over answers", "false_blocks_over_answers"),
-    ):
-        for source, formats in found[key].items():
-            for name, each in formats.items():
-                table.add_row(title, source, name, *cells(each))
-    for name, each in found["limits"].items():
-        table.add_row("known limit", "forget set", name, *cells(each))
+    for row in rate_rows(skill["key_space"]):
+        table.add_row(row["what"], row["source"], row["format"], *cells(row))
     return table
 
 

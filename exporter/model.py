@@ -102,6 +102,12 @@ def read_json(path: Path, name: str, what: str) -> dict[str, Any]:
     return content
 
 
+def check_checkpoint(config: dict[str, Any], name: str) -> None:
+    """Raises BadInput where a config.json is not that of a checkpoint that unskill wrote."""
+    if not isinstance(config.get("unskill"), dict):
+        raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
+
+
 def load(base: Base, dtype: str, device: str) -> LoadedModel:
     """Load the base model for probing. dtype: "auto" (the checkpoint's own) or a torch dtype name.
 

@@ -39,8 +39,7 @@ class Prober:
     pad_id: int = field(init=False)
 
     def __post_init__(self) -> None:
-        pad = self.loaded.tokenizer.pad_token_id
-        self.pad_id = pad if pad is not None else eos_ids(self.loaded.model, self.loaded.base.name)[0]
+        self.pad_id = pad_id_of(self.loaded.tokenizer, self.loaded.model, self.loaded.base.name)
 
     @property
     def layers(self) -> int:
@@ -149,14 +148,7 @@ class Prober:
             self.loaded.model.base_model(**inputs, position_ids=positions, use_cache=False)
 
     def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
-        width = max(len(query.ids) for query in queries)
-        pads = [width - len(query.ids) for query in queries]
-        ids = [[self.pad_id] * pad + list(query.ids) for pad, query in zip(pads, queries, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        return {
-            "input_ids": torch.tensor(ids, device=self.device),
-            "attention_mask": torch.tensor(mask, device=self.device),
-        }
+        return padded([query.ids for query in queries], self.pad_id, "left", self.device)
 
     def batches(
         self,
@@ -187,6 +179,23 @@ class Prober:
                 yield result
                 order = order[len(rows) :]
                 bar.update(len(rows))
+
+
+def pad_id_of(tokenizer: Any, model: Any, name: str) -> int:
+    """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
+    pad: int | None = tokenizer.pad_token_id
+    return pad if pad is not None else eos_ids(model, name)[0]
+
+
+def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
+    """Token ids and mask (rows, positions), padded on the left or the right."""
+    width = max(len(row) for row in ids)
+    rows, mask = [], []
+    for row in ids:
+        pads, real = [pad_id] * (width - len(row)), list(row)
+        rows.append(pads + real if side == "left" else real + pads)
+        mask.append([0] * len(pads) + [1] * len(real) if side == "left" else [1] * len(real) + [0] * len(pads))
+    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -104,6 +104,14 @@ class SkillSettings:
         return number
 
 
+def check_running(batch_size: int | None, dtype: str) -> None:
+    """Raises BadInput for a batch size or dtype that no command can have."""
+    if batch_size is not None and batch_size < 1:
+        raise BadInput(f"--batch-size: {batch_size} is not 1 or more")
+    if dtype not in DTYPES:
+        raise BadInput(f"--dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
+
+
 @dataclass(frozen=True)
 class ExportSettings:
     """Settings of `unskill export`: the skills, and what holds for all of them."""
@@ -136,10 +144,7 @@ class ExportSettings:
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise BadInput(f"--batch-size: {self.batch_size} is not 1 or more")
-        if self.dtype not in DTYPES:
-            raise BadInput(f"--dtype: '{self.dtype}' is not one of {', '.join(DTYPES)}")
+        check_running(self.batch_size, self.dtype)
         if self.draws not in DRAWS:
             raise BadInput(f"--draws: '{self.draws}' is not one of {', '.join(DRAWS)}")
         if self.compat is not None and self.compat not in COMPATS:

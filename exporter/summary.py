@@ -181,3 +181,21 @@ def neurons_line(skill: Mapping[str, Any]) -> str:
         text += f"NOT BORNE: retain or everyday texts lose more than --max-retain-loss {found['max_retain_loss']}. "
     ratios = [f"{name} x{each['perplexity_ratio']:.3f}" for name, each in found["texts"].items()]
     return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."
+
+
+def rate_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Everything that was counted on the report part, with exact 95 % intervals."""
+    rows: list[dict[str, Any]] = []
+    for what, key in (
+        ("forget set", "blocked"),
+        ("forget set, unseen formats", "blocked_in_unseen_formats"),
+        ("false blocks", "false_blocks"),
+        ("false blocks over answers", "false_blocks_over_answers"),
+    ):
+        for source, formats in found[key].items():
+            rows += [{"what": what, "source": source, "format": name} | rate for name, rate in formats.items()]
+    rows += [
+        {"what": "known limit", "source": "forget set", "format": name} | rate
+        for name, rate in found["limits"].items()
+    ]
+    return rows

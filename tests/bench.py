@@ -42,7 +42,7 @@ from exporter import checkpoint, evidence, key_space
 from exporter.evaluation import subjects as evaluated
 from exporter.evaluation.items import Item
 from exporter.evaluation.scoring import Choices, Perplexity
-from exporter.evaluation.tasks import Task, padded
+from exporter.evaluation.tasks import Task
 from exporter.export import export
 from exporter.model import find_base
 from exporter.probe import Prober
@@ -308,7 +308,7 @@ def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
     shared = choices.shared[""]
     for what, task, start in (("perplexity", Perplexity("", texts, len(texts)), 0), ("choices", choices, shared)):
         batches = task.batches(None)
-        inputs = [padded(ours, [task.ids[row][start:] for row in rows], "right")["input_ids"] for rows in batches]
+        inputs = [ours.pad([task.ids[row][start:] for row in rows], "right")["input_ids"] for rows in batches]
         prefix = torch.tensor([choices.ids[0][:start]], dtype=torch.int64)
 
         @torch.inference_mode()

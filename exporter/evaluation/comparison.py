@@ -51,8 +51,8 @@ def share(results: Sequence[Result], name: str) -> dict[str, Any]:
 def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> dict[str, Any]:
     """How the edited model differs from the base, as "difference"; nothing where not both were run.
 
-    Over the same items, paired. Right or wrong: counts of items and the exact McNemar test. Texts: rise of the token loss in nats over those that
-    have no blocked position, with its 95 % interval over texts.
+    Over the same items, paired. Right or wrong: counts of items and the exact McNemar test. Texts: rise of the token
+    loss in nats over those that have no blocked position, with its 95 % interval over texts.
     """
     if BASE not in results or EDITED not in results:
         return {}

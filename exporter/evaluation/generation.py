@@ -14,7 +14,7 @@ from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of, exact_match, f1, last_number
 from exporter.evaluation.records import Result
 from exporter.evaluation.subjects import Subject
-from exporter.evaluation.tasks import Task, context_of, padded
+from exporter.evaluation.tasks import Task, context_of
 from exporter.formats import Formatter
 from exporter.refusal_states import eos_ids
 
@@ -41,7 +41,7 @@ class Generation(Task):
         """What is to be said of an answer; "correct" is the metric of the field."""
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = padded(subject, [self.ids[row] for row in rows], "left")
+        inputs = subject.pad([self.ids[row] for row in rows], "left")
         eos, context = eos_ids(subject.model, subject.name), context_of(subject)
         room = self.new_tokens if context is None else context - inputs["input_ids"].shape[1]
         greedy = GenerationConfig(
@@ -66,7 +66,7 @@ class Generation(Task):
 class Sums(Generation):
     """GSM8K: the last number of the answer against that of the reference."""
 
-    kind: ClassVar[str] = "gsm8k"
+    kind = "gsm8k"
     new_tokens: ClassVar[int] = 256
 
     def prompt(self, item: Item) -> str:
@@ -80,7 +80,7 @@ class Sums(Generation):
 class Questions(Generation):
     """Questions on a passage (SQuAD, XQuAD): exact match and F1."""
 
-    kind: ClassVar[str] = "qa"
+    kind = "qa"
     new_tokens: ClassVar[int] = 32
 
     def prompt(self, item: Item) -> str:
@@ -107,7 +107,7 @@ def references_of(answers: Any) -> list[str]:
 class Programs(Generation):
     """MBPP and HumanEval: pass@1, whether the program that was written first passes all tests, in the sandbox."""
 
-    kind: ClassVar[str] = "code"
+    kind = "code"
     new_tokens: ClassVar[int] = 384
 
     def prompt(self, item: Item) -> str:

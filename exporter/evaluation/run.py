@@ -21,7 +21,7 @@ from exporter.evaluation.scoring import Refusals
 from exporter.evaluation.subjects import BASE, EDITED, Subject, load_base, load_edited
 from exporter.evaluation.tasks import Task, context_of, run_batch
 from exporter.formats import PLAIN, Formatter
-from exporter.settings import DTYPES
+from exporter.settings import check_running
 from exporter.sources import read_template
 from exporter.staging import write_errors
 
@@ -53,10 +53,7 @@ class EvaluateSettings:
             raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
         if self.limit is not None and self.limit < 1:
             raise BadInput(f"--limit: {self.limit} is not 1 or more")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise BadInput(f"--batch-size: {self.batch_size} is not 1 or more")
-        if self.dtype not in DTYPES:
-            raise BadInput(f"--dtype: '{self.dtype}' is not one of {', '.join(DTYPES)}")
+        check_running(self.batch_size, self.dtype)
         if self.shots and not self.sources.get("choice"):
             raise BadInput("--shots: are solved examples for --choice, which is not given")
         if self.sources.get("code") and not self.allow_code_execution:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -13,7 +13,7 @@ from exporter.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
 from exporter.evaluation.subjects import Subject
-from exporter.evaluation.tasks import Task, batched, padded
+from exporter.evaluation.tasks import Task, batched
 from exporter.formats import Query
 
 LETTERS = "ABCDEFGHIJ"
@@ -25,13 +25,12 @@ class Refusals(Task):
     """Whether a prompt is refused: R is what follows its last token."""
 
     def __init__(self, kind: str, label: str, queries: Sequence[Query], found: int) -> None:
-        self.kind = kind  # type: ignore[misc]  # forget or retain
-        self.label, self.found = label, found
+        self.kind, self.label, self.found = kind, label, found
         self.items, self.ids = [query.prompt for query in queries], [query.ids for query in queries]
         self.formats = [query.format for query in queries]
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = padded(subject, [self.ids[row] for row in rows], "left")
+        inputs = subject.pad([self.ids[row] for row in rows], "left")
         positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
             logits = subject.model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1).logits
@@ -42,14 +41,14 @@ class Refusals(Task):
 class Perplexity(Task):
     """The loss of a text's tokens but the first, each given those before."""
 
-    kind: ClassVar[str] = "text"
+    kind = "text"
 
     def __init__(self, label: str, queries: Sequence[Query], found: int) -> None:
         self.label, self.found = label, found
         self.items, self.ids = [query.prompt for query in queries], [query.ids for query in queries]
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = padded(subject, [self.ids[row] for row in rows], "right")
+        inputs = subject.pad([self.ids[row] for row in rows], "right")
         with torch.inference_mode():
             # Causal, and padded on the right: no real token sees a pad, so no mask is needed.
             logits = subject.model(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1]
@@ -73,7 +72,7 @@ class Choices(Task):
     """Multiple choice in the form of MMLU: five solved examples of the same subject, the question, and which letter
     the model expects. The examples are read once for all questions of a subject."""
 
-    kind: ClassVar[str] = "choice"
+    kind = "choice"
 
     def __init__(self, label: str, items: Sequence[Item], shots: Sequence[Item], tokenizer: Any, found: int) -> None:
         self.label, self.found, self.items = label, found, items
@@ -113,7 +112,7 @@ class Choices(Task):
         about = self.subjects[rows[0]]
         shared = self.shared[about]
         rests = [self.ids[row][shared:] for row in rows]
-        inputs = padded(subject, rests, "right")["input_ids"]
+        inputs = subject.pad(rests, "right")["input_ids"]
         # The positions after which the tokens of a letter are expected, (rows, scored); the last tells letters apart.
         ends = torch.tensor([len(rest) for rest in rests]).unsqueeze(-1) - torch.arange(self.scored, 0, -1)
         kept, places = torch.unique(ends, return_inverse=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from exporter.errors import BadInput
-from exporter.model import Base, find_base, find_files, load_files
-from exporter.refusal_states import eos_ids
+from exporter.model import Base, check_checkpoint, find_base, find_files, load_files
+from exporter.probe import pad_id_of, padded
 
 BASE, EDITED = "base", "edited"
 
@@ -39,12 +39,15 @@ class Subject:
 
     @property
     def pad_id(self) -> int:
-        found = self.tokenizer.pad_token_id
-        return cast("int", found if found is not None else eos_ids(self.model, self.name)[0])
+        return pad_id_of(self.tokenizer, self.model, self.name)
 
     @property
     def device(self) -> torch.device:
         return cast("torch.device", self.model.device)
+
+    def pad(self, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
+        """Token ids and mask (rows, positions), padded on the left or the right."""
+        return padded(ids, self.pad_id, side, self.device)
 
     def refused(self, logits: Tensor) -> Tensor:
         """Which rows of logits (..., vocabulary) are those of a blocked position: (...) bool, on the CPU.
@@ -61,11 +64,6 @@ def load_edited(name: str, dtype: str, device: str) -> Subject:
     files = find_files(name, "CHECKPOINT", check_checkpoint, code=True)
     model, tokenizer = load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True)
     return Subject(EDITED, files.name, model, tokenizer, files.config["unskill"], identity_of(files))
-
-
-def check_checkpoint(config: dict[str, Any], name: str) -> None:
-    if not isinstance(config.get("unskill"), dict):
-        raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
 
 
 def load_base(name: str, dtype: str, device: str) -> Subject:

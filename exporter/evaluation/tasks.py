@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from exporter.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
@@ -28,7 +27,7 @@ class Task(ABC):
         found: Number of items before the sample was drawn.
     """
 
-    kind: ClassVar[str]
+    kind: str
     tokens: ClassVar[int] = 1024
     """Tokens of a batch, pads included, where --batch-size is auto."""
 
@@ -80,17 +79,6 @@ def run_batch(task: Task, subject: Subject, rows: Sequence[int]) -> Iterator[tup
         yield from run_batch(task, subject, rows[half:])
     else:
         yield rows, results
-
-
-def padded(subject: Subject, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
-    """Token ids and mask (rows, positions), padded on the left or the right."""
-    width = max(len(row) for row in ids)
-    tokens = torch.full((len(ids), width), subject.pad_id)
-    mask = torch.zeros(len(ids), width, dtype=torch.int64)
-    for row, found in enumerate(ids):
-        place = slice(width - len(found), width) if side == "left" else slice(0, len(found))
-        tokens[row, place], mask[row, place] = torch.tensor(found), 1
-    return {"input_ids": tokens.to(subject.device), "attention_mask": mask.to(subject.device)}
 
 
 def context_of(subject: Subject) -> int | None:

@@ -7,10 +7,10 @@ from typing import Any
 from exporter import __version__
 from exporter.packaged import EVERYDAY
 from exporter.reporting.figure import Figure, Row
-from exporter.reporting.key_space import key_space_figures, nearest, rate_rows
+from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, neuron_figures
 from exporter.reporting.stored import Stored, StoredSkill
-from exporter.summary import neurons_line, promise
+from exporter.summary import neurons_line, promise, rate_rows
 
 
 def collect(stored: Stored) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from scipy.stats import kstest, t
@@ -225,24 +224,6 @@ def expected_median(fitted: Floats, dimensions: int) -> float:
     """The median of the largest deviation, for prompts as they were drawn: the mean over them."""
     beyond = -np.expm1(np.log(0.5) / dimensions)
     return float(np.mean(t.isf(beyond / 2, fitted - 1) * np.sqrt(1 + 1 / fitted)))
-
-
-def rate_rows(found: Mapping[str, Any]) -> list[Row]:
-    """Everything that was counted on the report part, with exact 95 % intervals."""
-    rows: list[Row] = []
-    for what, key in (
-        ("forget set", "blocked"),
-        ("forget set, unseen formats", "blocked_in_unseen_formats"),
-        ("false blocks", "false_blocks"),
-        ("false blocks over answers", "false_blocks_over_answers"),
-    ):
-        for source, formats in found[key].items():
-            rows += [{"what": what, "source": source, "format": name} | rate for name, rate in formats.items()]
-    rows += [
-        {"what": "known limit", "source": "forget set", "format": name} | rate
-        for name, rate in found["limits"].items()
-    ]
-    return rows
 
 
 def nearest(skill: StoredSkill) -> dict[str, list[Row]]:

@@ -38,7 +38,7 @@ BINS = 64
 class Answers(Generation):
     """The beginning of an answer, greedily; there is nothing to judge."""
 
-    kind: ClassVar[str] = "answers"
+    kind = "answers"
     new_tokens: ClassVar[int] = 64
 
     def prompt(self, item: Item) -> str:

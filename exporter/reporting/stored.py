@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from exporter.errors import BadInput
-from exporter.model import download, read_json
+from exporter.model import check_checkpoint, download, read_json
 
 FILES = ("config.json", "reproduce/*.json", "reproduce/*.safetensors")
 Floats = NDArray[np.float64]
@@ -57,9 +57,8 @@ def read_stored(checkpoint: str) -> Stored:
     folder, name = Path(checkpoint), Path(checkpoint).resolve().name
     if not folder.is_dir():
         folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
-    unskill = read_json(folder / "config.json", name, "CHECKPOINT").get("unskill")
-    if not isinstance(unskill, dict):
-        raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
+    config = read_json(folder / "config.json", name, "CHECKPOINT")
+    check_checkpoint(config, name)
     reproduce = folder / "reproduce"
     if not reproduce.is_dir():
         raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
@@ -80,7 +79,7 @@ def read_stored(checkpoint: str) -> Stored:
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         skills.append(StoredSkill(each["name"], each, prompts[each["name"]], own))
         _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
-    return Stored(name, unskill, recipe, summary, tuple(skills))
+    return Stored(name, config["unskill"], recipe, summary, tuple(skills))
 
 
 def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
