@@ -35,12 +35,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     Raises BadInput where the file cannot be read, is no TOML, or has a key or value that no recipe has.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"--recipe: {path} cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadInput(f"--recipe {path.name}: is not TOML ({error})") from error
+    content = read_toml(path, "--recipe")
     tables = content.pop("skill", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise BadInput(f"--recipe {path.name}: write each skill as a table of its own under [[skill]]")
@@ -50,6 +45,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         where = f"{path.name}, skill {table.get('name', number)}"
         skills.append({key: _value(value, key, SKILL_KEYS, where) for key, value in table.items()})
     return {**values, "skill": skills} if skills else values
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a TOML file holds; what: its name on the command line.
+
+    Raises BadInput where it cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{what}: {path} cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{what} {path.name}: is not TOML ({error})") from error
 
 
 def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportSettings:

@@ -67,8 +67,11 @@ def counted_tokens(inputs: dict[str, Tensor], bos_id: int | None) -> Tensor:
     return mask * ~((inputs["input_ids"] == bos_id) & (mask.cumsum(-1) == 1))
 
 
-def text_losses(prober: Prober, texts: Sequence[Query], what: str) -> TextLosses:
-    """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of."""
+def text_losses(prober: Prober, texts: Sequence[Query], what: str, starts: Sequence[int] | None = None) -> TextLosses:
+    """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of.
+
+    starts: of each text, the first token that counts, to look at answers alone; None for all but the first."""
+    first = torch.ones(len(texts), dtype=torch.long) if starts is None else torch.tensor(starts).clamp(min=1)
     total, tokens = (torch.zeros(len(texts), dtype=torch.float64) for _ in range(2))
     model: Any = prober.loaded.model
 
@@ -84,9 +87,9 @@ def text_losses(prober: Prober, texts: Sequence[Query], what: str) -> TextLosses
                     for row, target in zip(logits, targets, strict=True)
                 ]
             )
-        real = inputs["attention_mask"][:, :-1]  # left-padded: where a token is real, so is the next
-        total[rows] = (each.double() * real).sum(-1).cpu()
-        tokens[rows] = real.double().sum(-1).cpu()
+        counts = positions[:, 1:] >= first[rows, None].to(positions.device)  # pads are at position 0 too
+        total[rows] = (each.double() * counts).sum(-1).cpu()
+        tokens[rows] = counts.double().sum(-1).cpu()
 
     for _ in prober.batches(texts, run, what, PROBE_TOKENS, unit="text"):
         pass
