@@ -65,3 +65,18 @@ def as_texts(
     if prompts and not queries:
         raise BadInput(f"{flag}: every text is a single token for this model's tokenizer")
     return queries
+
+
+def answer_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Query]) -> list[int]:
+    """Of each text the first token of its answer, by which answers are looked at alone; its length where there is no
+    answer, or none within its first tokens."""
+    starts = []
+    for query in texts:
+        prompt, answer = query.prompt.text, query.prompt.answer
+        if answer is None:
+            starts.append(len(query.ids))
+            continue
+        offsets = tokenizer(f"{prompt}\n{answer}", return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        places = [place for place, (_, end) in enumerate(offsets[: len(query.ids)]) if end > len(prompt) + 1]
+        starts.append(places[0] if places else len(query.ids))
+    return starts

@@ -50,7 +50,7 @@ from exporter.refusal_states import eos_ids
 from exporter.skills import SkillOutcome
 from exporter.staging import Staging
 from exporter.text_probe import longest_first, probe_texts
-from exporter.texts import as_texts
+from exporter.texts import answer_starts, as_texts
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
@@ -306,7 +306,8 @@ def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
     shots = [Item("", row, item.fields | {"question": RETAIN[row]}) for row, item in enumerate(items[:5])]
     choices = Choices("", items, shots, tokenizer, len(items))
     shared = choices.shared[""]
-    for what, task, start in (("perplexity", Perplexity("", texts, len(texts)), 0), ("choices", choices, shared)):
+    perplexity = Perplexity("", texts, answer_starts(tokenizer, texts), len(texts))
+    for what, task, start in (("perplexity", perplexity, 0), ("choices", choices, shared)):
         batches = task.batches(None)
         inputs = [ours.pad([task.ids[row][start:] for row in rows], "right")["input_ids"] for rows in batches]
         prefix = torch.tensor([choices.ids[0][:start]], dtype=torch.int64)

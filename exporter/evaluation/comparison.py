@@ -15,6 +15,10 @@ from exporter.evaluation.subjects import BASE, EDITED
 from exporter.evaluation.tasks import Task
 
 
+DROP = 0.5
+"""A text is dropped where the mean token loss of its answer rises by so many nats: perplexity x1.65."""
+
+
 def summarised(task: Task, results: Sequence[Result]) -> dict[str, Any]:
     """Figures of one model. Rates with their exact 95 % intervals; of texts the perplexity of those without a blocked
     position, as the loss at one is without meaning."""
@@ -44,7 +48,11 @@ def summarised(task: Task, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def share(results: Sequence[Result], name: str) -> dict[str, Any]:
-    found = rate(sum(bool(result[name]) for result in results), len(results))
+    return counts(sum(bool(result[name]) for result in results), len(results))
+
+
+def counts(hits: int, total: int) -> dict[str, Any]:
+    found = rate(hits, total)
     return asdict(found) | {"rate": found.rate if found.total else None}
 
 
@@ -52,7 +60,8 @@ def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> 
     """How the edited model differs from the base, as "difference"; nothing where not both were run.
 
     Over the same items, paired. Right or wrong: counts of items and the exact McNemar test. Texts: rise of the token
-    loss in nats over those that have no blocked position, with its 95 % interval over texts.
+    loss in nats over those that have no blocked position, with its 95 % interval over texts; "dropped": how many
+    answers are lost, of the texts that have one.
     """
     if BASE not in results or EDITED not in results:
         return {}
@@ -68,6 +77,8 @@ def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> 
         tokens = [one["tokens"] for one, _ in both]
         rise = loss_rise([one["loss"] for one, _ in both], [other["loss"] for _, other in both], tokens, seed)
         ratios = {f"ratio_{name}" if name != "mean" else "ratio": math.exp(v) for name, v in asdict(rise).items()}
-        return {"difference": {"texts": len(both)} | asdict(rise) | ratios}
+        answers = [pair for pair in both if pair[0]["answer_tokens"]]
+        lost = sum((other["answer_loss"] - one["answer_loss"]) >= DROP * one["answer_tokens"] for one, other in answers)
+        return {"difference": {"texts": len(both), "dropped": counts(lost, len(answers))} | asdict(rise) | ratios}
     name = "refused" if isinstance(task, Refusals) else "correct"
     return {"difference": asdict(flips([each[name] for each in first], [each[name] for each in second]))}

@@ -13,7 +13,7 @@ from exporter.evaluation.tasks import Task, context_of
 from exporter.formats import Formatter
 from exporter.sources import Prompt, Source, load_prompts
 from exporter.splits import deduplicate
-from exporter.texts import as_texts
+from exporter.texts import answer_starts, as_texts
 
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("question", "choices", "answer"), ("subject",)),
@@ -70,7 +70,8 @@ def make_task(subject: Subject, formatter: Formatter, read: Read) -> Task:
     if read.kind in ("forget", "retain"):
         return Refusals(read.kind, read.label, formatter.format(read.prompts, flag), read.found)
     if read.kind == "text":
-        return Perplexity(read.label, as_texts(subject.tokenizer, read.prompts, flag, context), read.found)
+        texts = as_texts(subject.tokenizer, read.prompts, flag, context)
+        return Perplexity(read.label, texts, answer_starts(subject.tokenizer, texts), read.found)
     task: Task
     if read.kind == "choice":
         task = Choices(read.label, read.items, read.shots, subject.tokenizer, read.found)

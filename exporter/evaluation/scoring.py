@@ -39,12 +39,13 @@ class Refusals(Task):
 
 
 class Perplexity(Task):
-    """The loss of a text's tokens but the first, each given those before."""
+    """The loss of a text's tokens but the first, each given those before; and of its answer's alone, from the tokens
+    `starts` on."""
 
     kind = "text"
 
-    def __init__(self, label: str, queries: Sequence[Query], found: int) -> None:
-        self.label, self.found = label, found
+    def __init__(self, label: str, queries: Sequence[Query], starts: Sequence[int], found: int) -> None:
+        self.label, self.found, self.starts = label, found, starts
         self.items, self.ids = [query.prompt for query in queries], [query.ids for query in queries]
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
@@ -53,8 +54,8 @@ class Perplexity(Task):
             # Causal, and padded on the right: no real token sees a pad, so no mask is needed.
             logits = subject.model(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1]
             found = []
-            for row, places, ids in zip(logits, inputs["attention_mask"][:, 1:], inputs["input_ids"], strict=True):
-                count = int(places.sum())
+            for place, row, ids in zip(rows, logits, inputs["input_ids"], strict=True):
+                count, before = len(self.ids[place]) - 1, max(0, self.starts[place] - 1)
                 # Row by row: float32 copies of all logits would take twice their memory.
                 losses = F.cross_entropy(row[:count].float(), ids[1 : count + 1], reduction="none").double().cpu()
                 blocked = subject.refused(row[:count])
@@ -62,6 +63,8 @@ class Perplexity(Task):
                     {
                         "loss": finite(float(losses[~blocked].sum()), self),
                         "tokens": int((~blocked).sum()),
+                        "answer_loss": float(losses[before:][~blocked[before:]].sum()),
+                        "answer_tokens": int((~blocked[before:]).sum()),
                         "blocked_positions": int(blocked.sum()),
                     }
                 )

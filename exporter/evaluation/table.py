@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from exporter.evaluation.comparison import DROP
 from exporter.evaluation.subjects import BASE, EDITED
 
 MEASURES = {
@@ -29,7 +30,7 @@ def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
         title=f"{summary[EDITED]}{beside}, {summary['dtype']}: {limit}, seed {summary['seed']}",
         title_justify="left",
         caption="in brackets: 95 % intervals; p: exact McNemar test of right against wrong, item by item; refused "
-        "answers are wrong ones",
+        f"answers are wrong ones; answers lost: token loss up by {DROP} nats or more",
         caption_justify="left",
     )
     for name in ("task", "source", "measure"):
@@ -86,4 +87,6 @@ def difference(task: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         return f"-{found['only_first']} +{found['only_second']}, p = {found['p_value']:.2g}"
     if not found.get("texts"):
         return "-"
-    return f"x{found['ratio']:.3f} [{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]"
+    dropped = found["dropped"]
+    lost = f", {dropped['hits']}/{dropped['total']} answers lost" if dropped["total"] else ""
+    return f"x{found['ratio']:.3f} [{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]{lost}"

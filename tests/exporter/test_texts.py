@@ -7,7 +7,7 @@ import pytest
 from exporter.errors import BadInput
 from exporter.sources import Prompt
 from exporter.splits import split_forget, split_retain
-from exporter.texts import TEXT_TOKENS, as_texts, forget_texts, retain_texts
+from exporter.texts import TEXT_TOKENS, answer_starts, as_texts, forget_texts, retain_texts
 from tests.tiny import tiny_tokenizer
 
 PROMPTS = [Prompt(f"prompt {number}", "source", number) for number in range(200)]
@@ -46,3 +46,16 @@ def test_prompt_line_break_answer() -> None:
     assert len(as_texts(tokenizer, prompts[2:3], "--forget", 20)[0].ids) == 20
     with pytest.raises(BadInput, match="--retain"):
         as_texts(tokenizer, prompts[3:], "--retain", None)
+
+
+def test_answers_start_after_the_line_break() -> None:
+    tokenizer = tiny_tokenizer()
+    prompts = [
+        Prompt("How many?", "source", 1, answer="Two."),
+        Prompt("How many?", "source", 2),
+        Prompt("word " * 500, "source", 3, answer="beyond what is read"),
+    ]
+    queries = as_texts(tokenizer, prompts, "--forget", None)
+    starts = answer_starts(tokenizer, queries)
+    assert tokenizer.decode(queries[0].ids[starts[0] :]) == "Two."
+    assert starts[1:] == [len(queries[1].ids), TEXT_TOKENS]

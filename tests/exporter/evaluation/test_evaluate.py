@@ -211,6 +211,26 @@ def test_the_authors_code_has_one_row_at_a_time_and_the_same_draws(
     assert rise["texts"] == 9 and rise["mean"] != 0
 
 
+def test_an_answer_is_lost_where_its_own_loss_rises(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", chat=False)
+    adjusted = export_base(tmp_path, base, method="na", beta=BETA, score="effect-size")
+    rows = [{"prompt": FORGET[row], "answer": RETAIN[row][: 10 + row]} for row in range(20)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = task(evaluated(adjusted, tmp_path / "out", {"text": (f"{path},column=prompt,answer=answer",)}), "text")
+    models = [load(base), load(adjusted.checkpoint)]
+    lost = 0
+    for row in rows:
+        losses = []
+        for model, tokenizer in models:
+            own, ids = logits(model, tokenizer, f"{row['prompt']}\n{row['answer']}")
+            start = len(tokenizer(f"{row['prompt']}\n")["input_ids"])
+            losses.append(float(torch.nn.functional.cross_entropy(own[start - 1 : -1], ids[start:])))
+        lost += losses[1] - losses[0] >= 0.5
+    assert 0 < lost < 20
+    assert (found["difference"]["dropped"]["hits"], found["difference"]["dropped"]["total"]) == (lost, 20)
+
+
 def test_other_settings_do_not_mix(exported: Exported, sources: dict[str, tuple[str, ...]], tmp_path: Path) -> None:
     few = {"retain": sources["retain"]}
     evaluated(exported, tmp_path / "out", few, limit=4)
