@@ -67,12 +67,18 @@ def counted_tokens(inputs: dict[str, Tensor], bos_id: int | None) -> Tensor:
     return mask * ~((inputs["input_ids"] == bos_id) & (mask.cumsum(-1) == 1))
 
 
-def text_losses(prober: Prober, texts: Sequence[Query], what: str, starts: Sequence[int] | None = None) -> TextLosses:
-    """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of.
+def text_losses(prober: Prober, texts: Sequence[Query], what: str) -> TextLosses:
+    """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of."""
+    return losses_from(prober, texts, what, [[1] * len(texts)])[0]
 
-    starts: of each text, the first token that counts, to look at answers alone; None for all but the first."""
-    first = torch.ones(len(texts), dtype=torch.long) if starts is None else torch.tensor(starts).clamp(min=1)
-    total, tokens = (torch.zeros(len(texts), dtype=torch.float64) for _ in range(2))
+
+def losses_from(
+    prober: Prober, texts: Sequence[Query], what: str, starts: Sequence[Sequence[int]]
+) -> tuple[TextLosses, ...]:
+    """The same of parts of the texts, in one pass: for each of `starts`, of each text the tokens from there on (from
+    1 at least)."""
+    first = torch.tensor(starts).view(len(starts), len(texts)).clamp(min=1)
+    total, tokens = (torch.zeros(len(starts), len(texts), dtype=torch.float64) for _ in range(2))
     model: Any = prober.loaded.model
 
     def run(rows: list[int]) -> None:
@@ -87,12 +93,13 @@ def text_losses(prober: Prober, texts: Sequence[Query], what: str, starts: Seque
                     for row, target in zip(logits, targets, strict=True)
                 ]
             )
-        counts = positions[:, 1:] >= first[rows, None].to(positions.device)  # pads are at position 0 too
-        total[rows] = (each.double() * counts).sum(-1).cpu()
-        tokens[rows] = counts.double().sum(-1).cpu()
+        # Left-padded, and a pad has position 0: none counts.
+        counts = positions[:, 1:].cpu() >= first[:, rows].unsqueeze(-1)
+        total[:, rows] = (each.double().cpu() * counts).sum(-1)
+        tokens[:, rows] = counts.double().sum(-1)
 
     for _ in prober.batches(texts, run, what, PROBE_TOKENS, unit="text"):
         pass
     if not torch.isfinite(total).all():
         raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
-    return TextLosses(total, tokens)
+    return tuple(TextLosses(*each) for each in zip(total, tokens, strict=True))

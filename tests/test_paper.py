@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
+from examples.paper.__main__ import entry
+from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,17 +26,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, recipe: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def run(place: Path, recipe: str, *flags: str) -> int:
     (place / "recipe.toml").write_text(f'model = "{place / "tiny"}"\n{recipe}', encoding="utf-8")
-    command = [sys.executable, "-m", "examples.paper", str(place / "recipe.toml"), "--data", str(place)]
-    command += ["--out", str(place / "out"), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    with one_thread():
+        return entry([str(place / "recipe.toml"), "--data", str(place), "--out", str(place / "out"), *flags])
 
 
 def results(place: Path, recipe: str, *flags: str) -> dict[str, Any]:
-    done = run(place, recipe, *flags)
-    assert done.returncode == 0, done.stderr
+    assert run(place, recipe, *flags) == 0
     return json.loads((place / "out" / "results.json").read_text(encoding="utf-8"))
 
 
@@ -79,8 +76,49 @@ def test_an_experiment_is_the_same_twice(place: Path) -> None:
         (("forget.jsonl", "nothing.jsonl"), "skills.one"),
     ],
 )
-def test_bad_recipes_are_one_line(place: Path, change: tuple[str, str], expected: str) -> None:
-    done = run(place, MEMBERSHIP.replace(*change))
-    assert done.returncode == 2
-    line = done.stderr.strip().splitlines()[-1]
+def test_bad_recipes_are_one_line(
+    place: Path, change: tuple[str, str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(place, MEMBERSHIP.replace(*change)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ") and expected in line
+
+
+def test_the_command_as_the_readme_has_it(place: Path) -> None:
+    (place / "recipe.toml").write_text("experiment = 1", encoding="utf-8")
+    command = [sys.executable, "-m", "examples.paper", str(place / "recipe.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_ablation_measures_every_method_at_every_beta(place: Path) -> None:
+    write_texts(place / "texts.jsonl", FORGET, RETAIN)
+    recipe = """
+experiment = "ablation"
+title = "tiny"
+forget = ["texts.jsonl,column=prompt,answer=answer"]
+retain = ["retain.jsonl,column=prompt"]
+everyday = false
+forget_test = "texts.jsonl,column=prompt,answer=answer"
+limit = 8
+scores = ["signed-mean", "effect-size"]
+betas = [1, 20]
+[others]
+letters = "retain.jsonl,column=prompt"
+"""
+    found = results(place, recipe)["results"]
+    trials = {(trial["series"], trial["beta"]): trial for trial in found["trials"]}
+    assert len(trials) == 4 * 2
+    for beta in (1, 20):
+        assert trials["Neuron Adjust, effect-size", beta]["neurons"] == 3 * 64 * beta // 100
+        for trial in (each for (_, at), each in trials.items() if at == beta):
+            assert trial["texts"]["forget"]["dropped"]["total"] == 8
+            assert trial["texts"]["letters"]["dropped"]["total"] == 0
+    pruned = trials["Selective Pruning, magnitude-ratio", 20]["texts"]
+    assert pruned["forget"]["rise"] != trials["Selective Pruning, magnitude-ratio", 1]["texts"]["forget"]["rise"]
+    assert (place / "out" / "beta-1.png").is_file()
+
+
+def write_texts(path: Path, prompts: list[str], answers: list[str]) -> None:
+    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -6,6 +6,7 @@ python -m examples.paper examples/paper/recipes/clustering.toml --data DIR
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -35,10 +36,16 @@ def main(recipe: Path, data: Path, out: Path | None, **given: str | int | None) 
     click.echo(f"\nWrote {out}")
 
 
-if __name__ == "__main__":
+def entry(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 2 wrong usage or bad input, in one line."""
     try:
-        main(standalone_mode=False)
+        main(arguments, standalone_mode=False)
     except (click.ClickException, UnskillError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {message}", err=True)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

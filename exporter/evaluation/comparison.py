@@ -14,7 +14,6 @@ from exporter.evaluation.scoring import Perplexity, Refusals
 from exporter.evaluation.subjects import BASE, EDITED
 from exporter.evaluation.tasks import Task
 
-
 DROP = 0.5
 """A text is dropped where the mean token loss of its answer rises by so many nats: perplexity x1.65."""
 
@@ -78,7 +77,9 @@ def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> 
         rise = loss_rise([one["loss"] for one, _ in both], [other["loss"] for _, other in both], tokens, seed)
         ratios = {f"ratio_{name}" if name != "mean" else "ratio": math.exp(v) for name, v in asdict(rise).items()}
         answers = [pair for pair in both if pair[0]["answer_tokens"]]
-        lost = sum((other["answer_loss"] - one["answer_loss"]) >= DROP * one["answer_tokens"] for one, other in answers)
+        lost = sum(
+            (other["answer_loss"] - one["answer_loss"]) >= DROP * one["answer_tokens"] for one, other in answers
+        )
         return {"difference": {"texts": len(both), "dropped": counts(lost, len(answers))} | asdict(rise) | ratios}
     name = "refused" if isinstance(task, Refusals) else "correct"
     return {"difference": asdict(flips([each[name] for each in first], [each[name] for each in second]))}
