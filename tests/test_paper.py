@@ -122,3 +122,35 @@ letters = "retain.jsonl,column=prompt"
 def write_texts(path: Path, prompts: list[str], answers: list[str]) -> None:
     rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_head_to_head_tunes_exports_and_judges(place: Path) -> None:
+    write_texts(place / "texts.jsonl", FORGET, RETAIN)
+    items = [{"subject": "sums", "question": f"{n}?", "choices": ["1", "2"], "answer": n % 2} for n in range(8)]
+    (place / "mmlu.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    recipe = """
+experiment = "head_to_head"
+title = "tiny"
+forget = ["texts.jsonl,column=prompt,answer=answer"]
+retain = ["retain.jsonl,column=prompt"]
+everyday = false
+forget_test = "texts.jsonl,column=prompt,answer=answer"
+choice = "mmlu.jsonl"
+limit = 12
+target = 0.7
+methods = ["ksd", "na", "sp"]
+betas = [1, 60]
+[others]
+letters = "retain.jsonl,column=prompt"
+"""
+    first = results(place, recipe)
+    found = {row["method"]: row for row in first["results"]["methods"]}
+    assert list(found) == ["Key Space Detection", "Neuron Adjust", "Selective Pruning"]
+    ksd, pruned = ({task["task"]: task for task in found[name]["tasks"]} for name in list(found)[::2])
+    assert ksd["text"]["difference"]["ratio"] == 1 and ksd["choice"]["difference"]["p_value"] == 1
+    assert pruned["forget"]["edited"]["refused"]["all"]["hits"] == 0
+    # What evaluate finds in the written checkpoint agrees with what beta was tuned by, as far as anything was lost.
+    trials = {trial["beta"]: trial["lost"] for trial in found["Selective Pruning"]["tuned"]["trials"]}
+    assert set(trials) >= {1.0, 60.0} and max(trials.values()) > 0
+    assert (place / "out" / "timings.md").is_file()
+    assert results(place, recipe) == first

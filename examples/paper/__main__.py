@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from examples.paper.experiment import read_experiment
-from exporter.errors import UnskillError
+from exporter.errors import BadInput, UnskillError
 
 
 @click.command()
@@ -37,13 +37,15 @@ def main(recipe: Path, data: Path, out: Path | None, **given: str | int | None) 
 
 
 def entry(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 done, 2 wrong usage or bad input, in one line."""
+    """The exit status: 0 done, 1 failed while running, 2 wrong usage or bad input; errors are one line."""
     try:
         main(arguments, standalone_mode=False)
-    except (click.ClickException, UnskillError) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"error: {message}", err=True)
-        return 2
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        return BadInput.exit_code
+    except UnskillError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
     return 0
 
 

@@ -102,12 +102,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Results:
-    """What an experiment found. `numbers`: everything of it, for results.json; no times of day, no paths."""
+    """What an experiment found. `numbers`: everything of it, for results.json, without times and paths, so that it is
+    the same twice; `timings`: in a file of their own."""
 
     settings: Experiment
     numbers: Mapping[str, Any]
     tables: Sequence[Table]
     figures: Sequence[Figure] = field(default_factory=tuple)
+    timings: Table | None = None
 
     def write(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -121,11 +123,13 @@ class Results:
         text = json.dumps(whole, indent=2, ensure_ascii=False, default=asdict) + "\n"
         (out / "results.json").write_text(text, encoding="utf-8")
         (out / "tables.md").write_text("\n\n".join(each.markdown() for each in self.tables) + "\n", encoding="utf-8")
+        if self.timings is not None:
+            (out / "timings.md").write_text(self.timings.markdown() + "\n", encoding="utf-8")
         for figure in self.figures:
             (out / f"{figure.id}.png").write_bytes(render_png(figure))
 
     def show(self, console: Console) -> None:
-        for each in self.tables:
+        for each in (*self.tables, *filter(None, [self.timings])):
             drawn = RichTable(title=each.title, title_justify="left", caption=each.note, caption_justify="left")
             for name in each.columns():
                 drawn.add_column(name)

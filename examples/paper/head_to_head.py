@@ -1,0 +1,196 @@
+"""Key Space Detection against Neuron Adjust, the authors' code and Selective Pruning at the same forgetting.
+
+Each method is tuned on training prompts until it forgets the same share of them, exported by `unskill export` and
+judged by `unskill evaluate` on test prompts: which are refused, whose reference answers are lost, what happens to
+other skills and to MMLU, and how long decoding takes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from examples.paper.experiment import Results, Table, counted
+from examples.paper.neurons import NAMES, SCORES, Method, Neurons, NeuronSettings, Texts, dropped, losses
+from examples.paper.speed import Speed, compare_speed
+from exporter.calibration import Rate
+from exporter.errors import RunFailed
+from exporter.evaluation.comparison import DROP
+from exporter.evaluation.run import EvaluateSettings, evaluate
+from exporter.model import find_base, load
+from exporter.reporting.figure import Row
+from exporter.texts import answer_starts
+
+KSD = "Key Space Detection"
+# Bisections, in the logarithm of beta, between the last share of neurons that forgets too little and the next.
+BISECTIONS = 3
+
+
+class Settings(NeuronSettings):
+    """forget_test: prompts and reference answers of the skill; others: by their names those of other skills; choice,
+    shots: multiple choice in MMLU's form and its solved examples; limit: items of each of these; target: share of
+    forget prompts to be refused or lost; betas: per cent, tried upwards until that is reached."""
+
+    forget_test: str
+    others: dict[str, str]
+    choice: str | None = None
+    shots: str | None = None
+    limit: int = 200
+    target: float = 0.8
+    methods: tuple[Literal["ksd", "na", "official", "sp"], ...] = ("ksd", "na", "official", "sp")
+    betas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def run(settings: Settings) -> Results:
+    rows: list[Row] = []
+    speeds: dict[str, Speed] = {}
+    settings.out.mkdir(parents=True, exist_ok=True)
+    tuned = tune(settings)
+    for method in settings.methods:
+        flags = ["--method", "ksd", "--target-block-rate", str(settings.target)]
+        if method != "ksd":
+            flags = ["--method", "sp" if method == "sp" else "na", "--beta", str(tuned[method]["beta"])]
+            flags += [] if method == "sp" else ["--score", SCORES[method]]
+            flags += ["--compat", "official"] if method == "official" else []
+        name = KSD if method == "ksd" else NAMES[method]
+        out = settings.out / method
+        exported = export(settings, [*flags, "--force", "--overwrite"], out)
+        found = judge(settings, method)
+        rows.append({"method": name, "exported": exported, "tuned": tuned.get(method), "tasks": found["tasks"]})
+        speeds[name] = compare_speed(settings.model, str(out), settings.dtype, settings.device)
+    return report(settings, rows, speeds)
+
+
+def tune(settings: Settings) -> dict[str, Row]:
+    """For each method that changes neurons the least beta tried at which so many held-out answers are lost."""
+    methods: list[Method] = [method for method in settings.methods if method != "ksd"]
+    if not methods:
+        return {}
+    loaded = load(find_base(settings.model), settings.dtype, settings.device)
+    neurons = Neurons(settings, loaded)
+    queries = list(neurons.texts.forget["choose"])
+    texts = Texts(queries, answer_starts(loaded.tokenizer, queries))
+    before = losses(neurons.prober, texts, "base: held-out forget texts")
+
+    def lost(method: Method, beta: float) -> Rate:
+        what = f"{NAMES[method]}, {beta:g} %"
+        with neurons.changed(method, SCORES[method], beta) as (prober, _):
+            return dropped(before.answers, losses(prober, texts, what).answers)
+
+    found: dict[str, Row] = {}
+    for method in methods:
+        trials: dict[float, Rate] = {}
+        for beta in sorted(settings.betas):
+            trials[beta] = lost(method, beta)
+            if trials[beta].rate >= settings.target:
+                break
+        enough = [beta for beta, each in trials.items() if each.rate >= settings.target]
+        for _ in range(BISECTIONS if enough and len(trials) > 1 else 0):
+            low = max(beta for beta in trials if beta < min(enough))
+            middle = round(math.sqrt(low * min(enough)), 4)
+            trials[middle] = lost(method, middle)
+            if trials[middle].rate >= settings.target:
+                enough.append(middle)
+            elif low == middle:
+                break
+        best = min(enough) if enough else max(trials, key=lambda beta: trials[beta].rate)
+        found[method] = {
+            "beta": best,
+            "reached": bool(enough),
+            "trials": [{"beta": beta, "lost": each.rate} for beta, each in sorted(trials.items())],
+        }
+    return found
+
+
+def export(settings: Settings, flags: list[str], out: Any) -> dict[str, Any]:
+    """Write a checkpoint by the command. Raises RunFailed where that fails."""
+    command = [sys.executable, "-m", "exporter", "export", settings.model, str(out), *settings.flags(), *flags]
+    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RunFailed(f"unskill export {' '.join(flags)} ended with exit {done.returncode}")
+    skill: dict[str, Any] = json.loads(done.stdout)["skills"][0]
+    if skill["key_space"]:
+        found = skill["key_space"]
+        return {"what": f"layer {found['layer']}, alpha {found['alpha']['value']:.2f}", "works": skill["works"]}
+    found = skill["neurons"]
+    return {"what": f"{found['beta']:g} %, {found['neurons']} neurons by {found['score']}", "works": skill["works"]}
+
+
+def judge(settings: Settings, method: str) -> dict[str, Any]:
+    """The checkpoint beside its base on all test sources, by `unskill evaluate`."""
+    sources = [settings.place(spec) for spec in (settings.forget_test, *settings.others.values())]
+    asked = {"forget": (sources[0],), "retain": tuple(sources[1:]), "text": tuple(sources)}
+    if settings.choice is not None:
+        asked["choice"] = (settings.place(settings.choice),)
+    out = settings.out / f"{method}-evaluation"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    # The base is the same for all methods: what one evaluation has found of it, the next one goes on with.
+    for done in sorted(settings.out.glob("*-evaluation/*.base.jsonl")):
+        shutil.copy(done, out)
+    return evaluate(
+        EvaluateSettings(
+            str(settings.out / method),
+            out,
+            asked,
+            base=settings.model,
+            shots=settings.place(settings.shots) if settings.choice and settings.shots else None,
+            limit=settings.limit,
+            seed=settings.seed,
+            dtype=settings.dtype,
+            device=settings.device,
+            batch_size=settings.batch_size,
+        ),
+        lambda text: None,
+    )
+
+
+def report(settings: Settings, rows: list[Row], speeds: Mapping[str, Speed]) -> Results:
+    names = ["forget", *settings.others]
+    lines = []
+    for row in rows:
+        line = {"method": row["method"], "what": row["exported"]["what"]}
+        refusals = [task for task in row["tasks"] if task["task"] in ("forget", "retain")]
+        texts = [task for task in row["tasks"] if task["task"] == "text"]
+        for name, refused, text in zip(names, refusals, texts, strict=True):
+            line[f"{name}: refused"] = counted(as_rate(refused["edited"]["refused"]["all"]))
+            difference = text["difference"]
+            if difference["texts"]:
+                line[f"{name}: lost"] = counted(as_rate(difference["dropped"]))
+                line[f"{name}: perplexity"] = f"x{difference['ratio']:.3f}"
+        for task in row["tasks"]:
+            if task["task"] == "choice":
+                correct, difference = task["edited"]["correct"], task["difference"]
+                line["MMLU: right"] = f"{counted(as_rate(correct))}, refused {task['edited']['refused']['hits']}"
+                line["MMLU: base"] = f"{task['base']['correct']['hits']}/{task['base']['correct']['total']}"
+                line["flips"] = (
+                    f"-{difference['only_first']} +{difference['only_second']}, p {difference['p_value']:.2g}"
+                )
+        lines.append(line)
+    note = (
+        f"Tuned on training prompts to forget {settings.target:.0%} of them: refused, or the mean token loss of the "
+        f"reference answer up by {DROP} nats or more (lost). At most {settings.limit} test items a source, seed "
+        f"{settings.seed}, {settings.dtype}. In brackets: 95 % intervals; p: exact McNemar test against the base."
+    )
+    missed = [row["method"] for row in rows if row["tuned"] is not None and not row["tuned"]["reached"]]
+    if missed:
+        note += f" Not reached at any tried share of neurons: {', '.join(missed)}; the share that loses most is shown."
+    timings = [{"method": name} | speed.cells() for name, speed in speeds.items()]
+    tables = [Table(f"{settings.title}: methods at the same forgetting", turned(lines), note)]
+    speed = Table(f"{settings.title}: tokens per second against the base", timings, Speed.note())
+    return Results(settings, {"methods": rows}, tables, timings=speed)
+
+
+def turned(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows as columns, of which there are fewer."""
+    names = list(dict.fromkeys(name for line in lines for name in line if name != "method"))
+    return [{"": name} | {line["method"]: line.get(name, "-") for line in lines} for name in names]
+
+
+def as_rate(found: Mapping[str, Any]) -> Rate:
+    return Rate(found["hits"], found["total"], found["low"], found["high"])
