@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from examples.paper.__main__ import entry
+from examples.paper.experiment import read_experiment
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,3 +155,13 @@ letters = "retain.jsonl,column=prompt"
     assert set(trials) >= {1.0, 60.0} and max(trials.values()) > 0
     assert (place / "out" / "timings.md").is_file()
     assert results(place, recipe) == first
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    sorted((ROOT / "examples" / "paper" / "recipes").rglob("*.toml")),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_every_recipe_is_one(recipe: Path) -> None:
+    run, settings = read_experiment(recipe, Path(), Path("out"), {})
+    assert callable(run) and settings.title and settings.model
