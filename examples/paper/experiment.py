@@ -49,15 +49,18 @@ class Experiment(pydantic.BaseModel):
         beside = self.data / spec.split(",")[0]
         return str(self.data / spec) if beside.exists() else spec
 
-    def prompts(self, spec: str, key: str, wording: str | None = None) -> list[Prompt]:
+    def prompts(self, spec: str, key: str, wording: str | None = None, distinct: str | None = None) -> list[Prompt]:
         """The prompts of a source without repetitions; key: of the recipe, for errors.
 
-        wording: text in which `{column}` stands for the row's value and `{column:.500}` for its first 500 characters.
+        wording: text in which `{column}` stands for the row's value and `{column:.500}` for its first 500 characters;
+        distinct: column of it whose values are taken once, the first row of each.
         """
         if wording is None:
             return deduplicate(load_prompts(Source.parse(self.place(spec), key), key))
         names = list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(wording) if name))
         items = read_items(self.place(spec), key, names)
+        if distinct is not None:
+            items = list({item.fields[distinct]: item for item in reversed(items)}.values())
         return deduplicate([Prompt(wording.format(**item.fields), item.source, item.row) for item in items])
 
 

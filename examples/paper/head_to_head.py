@@ -40,6 +40,7 @@ class Settings(NeuronSettings):
     others: dict[str, str]
     choice: str | None = None
     shots: str | None = None
+    prompt_template: str = "auto"
     limit: int = 200
     target: float = 0.8
     methods: tuple[Literal["ksd", "na", "official", "sp"], ...] = ("ksd", "na", "official", "sp")
@@ -53,6 +54,7 @@ def run(settings: Settings) -> Results:
     tuned = tune(settings)
     for method in settings.methods:
         flags = ["--method", "ksd", "--target-block-rate", str(settings.target)]
+        flags += ["--prompt-template", settings.prompt_template]
         if method != "ksd":
             flags = ["--method", "sp" if method == "sp" else "na", "--beta", str(tuned[method]["beta"])]
             flags += [] if method == "sp" else ["--score", SCORES[method]]
@@ -141,6 +143,7 @@ def judge(settings: Settings, method: str) -> dict[str, Any]:
             base=settings.model,
             shots=settings.place(settings.shots) if settings.choice and settings.shots else None,
             limit=settings.limit,
+            prompt_template=settings.prompt_template,
             seed=settings.seed,
             dtype=settings.dtype,
             device=settings.device,

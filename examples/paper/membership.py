@@ -32,7 +32,7 @@ class Settings(Experiment):
 
     fit, calibrate, test: prompts of each part; target: share of a skill's prompts that alpha is to hold; everyday:
     the packaged prompts among the others; everyday_without: kinds of them that are one of the skills; wording: of the
-    skills' prompts, out of the columns of their sources (see `Experiment.prompts`).
+    skills' prompts, out of the columns of their sources, distinct: one of these (see `Experiment.prompts`).
     """
 
     skills: dict[str, str]
@@ -41,6 +41,7 @@ class Settings(Experiment):
     everyday_without: tuple[str, ...] = ()
     prompt_template: str = "auto"
     wording: str | None = None
+    distinct: str | None = None
     fit: int = 100
     calibrate: int = 50
     test: int = 50
@@ -85,7 +86,8 @@ def read_sets(settings: Settings, formatter: Formatter) -> dict[str, Parts]:
     sets = {}
     for key, sources in (("skills", settings.skills), ("others", settings.others)):
         for name, spec in sources.items():
-            prompts = settings.prompts(spec, f"{key}.{name}", settings.wording if key == "skills" else None)
+            wording = (settings.wording, settings.distinct) if key == "skills" else (None, None)
+            prompts = settings.prompts(spec, f"{key}.{name}", *wording)
             sizes = (settings.fit if key == "skills" else 0, settings.calibrate, settings.test)
             if len(prompts) < sum(sizes):
                 raise BadInput(f"{key}.{name}: {len(prompts)} different prompts, {sum(sizes)} are needed")
