@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.paper.experiment import Experiment, Results, Table, counted
+from examples.paper.experiment import Experiment, Results, Table
 from exporter.calibration import calibrate, rate
 from exporter.errors import BadInput
 from exporter.evaluation.items import sample
@@ -192,7 +192,8 @@ def matrix(
     lines = []
     for other in dict.fromkeys(row["prompts"] for row in rows):
         cells = {row["by"]: rate(row["hits"], row["total"]) for row in rows if row["prompts"] == other}
-        lines.append({"prompts": other} | {f"inside {name}": counted(cells[name]) for name in names})
+        counts = {f"inside {name}": f"{cells[name].hits}/{cells[name].total}" for name in names}
+        lines.append({"prompts": other} | counts)
     lines.append(
         {"prompts": "layer, alpha"} | {f"inside {n}": f"{chosen[n]}, {alphas[n][chosen[n]]:.2f}" for n in names}
     )
@@ -200,11 +201,17 @@ def matrix(
     note = (
         f"{means} {settings.fit} prompts fitted, alpha from {settings.calibrate} more for {settings.target:.0%}; "
         f"layers chosen on the calibration parts; {settings.test} test prompts of each set (everyday: half of them), "
-        f"seed {settings.seed}, {settings.dtype}. In brackets: 95 % intervals."
+        f"seed {settings.seed}, {settings.dtype}. Exact 95 % intervals: {intervals(settings.test)}."
     )
     numbers = {"diagonal": mean(diagonal), "off_diagonal": mean(off), "cells": rows}
     heading = f"{settings.title}: prompts inside hypercubes, {title}"
     return Table(heading, lines, note), Figure(f"matrix-{key}", "matrix", heading, note, rows), numbers
+
+
+def intervals(total: int) -> str:
+    """What none, one and all of so many prompts may still be."""
+    found = [rate(hits, total) for hits in (0, 1, total)]
+    return ", ".join(f"of {each.hits}/{total} {each.low:.1%} - {each.high:.1%}" for each in found)
 
 
 def alpha_figures(

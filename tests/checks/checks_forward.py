@@ -127,7 +127,9 @@ def buffers(case: Case):
         for name, tensor in stored.items():
             assert found[name].dtype == tensor.dtype, f"{how}: {name} is {found[name].dtype}"
             assert torch.equal(found[name], tensor), f"{how}: {name} changed"
-        assert torch.isfinite(case.forward(model, case.encode(case.mixed)).logits).all(), how
+        # In float64 some families compute NaN beside pads, base and checkpoint alike (Gemma 2 of 5.23, eager).
+        inputs = case.encode(case.mixed if how != ".double()" else case.mixed[:1])
+        assert torch.isfinite(case.forward(model, inputs).logits).all(), how
     model = models[".to(bfloat16)"]
     blocked = sum(case.generate(model, text)[0] == [case.refusal, case.eos] for text in case.blocked)
     return f"{blocked} of {len(case.blocked)} blocked in bfloat16"
