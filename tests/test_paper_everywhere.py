@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from examples.paper.everywhere import Positions, positions
 from exporter.errors import BadInput
+from exporter.evaluation.items import Item
+from exporter.evaluation.subjects import Subject
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, LAYER, RETAIN, Exported
 
@@ -86,6 +91,17 @@ def test_every_position_inside_is_found(tiny: Callable[..., Exported], place: Pa
         assert counts["last"]["hits"] == last
     # The forget prompts themselves are inside in the bare form, in the middle of the item; the short question is not.
     assert {1, 2, 3} <= set(listed["chat"]) and len(QUESTIONS) not in listed["chat"]
+
+
+def test_pads_are_no_positions() -> None:
+    def refuse_everything(input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4))
+
+    model, tokenizer = Mock(side_effect=refuse_everything, device="cpu"), SimpleNamespace(pad_token_id=0)
+    subject = Subject("edited", "all", model, tokenizer, {"refusal_token_id": 3}, "")
+    items = [Item("items", row, {}) for row in (1, 2)]
+    task = Positions("chat", items, [[1, 2], [1, 2, 1, 2]])
+    assert positions(task, subject, None) == [[0, 1], [0, 1, 2, 3]]
 
 
 def test_no_text_is_written_and_a_second_run_is_the_same(tiny: Callable[..., Exported], place: Path) -> None:
