@@ -34,7 +34,8 @@ BISECTIONS = 3
 class Settings(NeuronSettings):
     """forget_test: prompts and reference answers of the skill; others: by their names those of other skills; choice,
     shots: multiple choice in MMLU's form and its solved examples; limit: items of each of these; target: share of
-    forget prompts to be refused or lost; betas: per cent, tried upwards until that is reached."""
+    forget prompts to be refused or lost; betas: per cent, tried upwards until that is reached on `tuned_on` held-out
+    training texts."""
 
     forget_test: str
     others: dict[str, str]
@@ -43,6 +44,7 @@ class Settings(NeuronSettings):
     prompt_template: str = "auto"
     limit: int = 200
     target: float = 0.8
+    tuned_on: int = 80
     methods: tuple[Literal["ksd", "na", "official", "sp"], ...] = ("ksd", "na", "official", "sp")
     betas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -75,7 +77,7 @@ def tune(settings: Settings) -> dict[str, Row]:
         return {}
     loaded = load(find_base(settings.model), settings.dtype, settings.device)
     neurons = Neurons(settings, loaded)
-    queries = list(neurons.texts.forget["choose"])
+    queries = list(neurons.texts.forget["choose"])[: settings.tuned_on]
     texts = Texts(queries, answer_starts(loaded.tokenizer, queries))
     before = losses(neurons.prober, texts, "base: held-out forget texts")
 
