@@ -16,10 +16,10 @@ SIMILAR = 0.75
 """Jaccard index of the words from which two prompts count as nearly the same.
 
 Measured on GSM8K, MBPP, HumanEval, XQuAD (questions) and the everyday prompts: between two sets that do not belong
-together the nearest prompts are at 0.41, between 1,000 GSM8K questions for training and the 1,319 for tests at 0.58, but
-for one pair at 0.87 that is the same sum with other names. With one word of a prompt replaced by another, all GSM8K
-questions stay above 0.89, 99 of 100 MBPP prompts above 0.77, and 9 of 10 XQuAD questions, of some ten words, at 0.75.
-Pairs of words instead of words part the two less: 0.35, and 0.81, 0.64 and 0.60."""
+together the nearest prompts are at 0.41, between 1,000 GSM8K questions for training and the 1,319 for tests at 0.58,
+but for one pair at 0.87 that is the same sum with other names. With one word of a prompt replaced by another, all
+GSM8K questions stay above 0.89, 99 of 100 MBPP prompts above 0.77, and 9 of 10 XQuAD questions, of some ten words, at
+0.75. Pairs of words instead of words part the two less: 0.35, and 0.81, 0.64 and 0.60."""
 NUMBERS_APART = 3
 """Words that a prompt must have for its numbers not to matter: "12 + 7" and "3 * 4" are different prompts."""
 
