@@ -143,5 +143,8 @@ def test_what_most_retain_prompts_have_too_is_no_frame() -> None:
     (found,) = frames_lacked(forget, begun)
     assert found.frame == Frame(end=("\n", "A", ":"))
     assert not list(frames_lacked(forget, prompts([f"Q: see {text}\nA:" for text in QUESTIONS], "r")))
+    # More than half of them is most.
+    assert [each.frame.start for each in frames_lacked(forget, [*bare[:6], *begun[:5]])] == [("Q", ":", " ")]
+    assert [each.frame.start for each in frames_lacked(forget, [*bare[:5], *begun[:6]])] == [()]
     # Without any there is nothing to tell apart.
     assert not list(frames_lacked(forget, []))

@@ -46,6 +46,10 @@ def test_others(one: str, other: str) -> None:
     assert not compare(prompts([one]), prompts([other]))
 
 
+def test_numbers_do_not_matter_beside_words() -> None:
+    assert compare(prompts(["Please add 12, 7 and 30 to 45"]), prompts(["Please add 1, 99 and 4 to 2"]))
+
+
 def test_a_frame_of_both_sets_says_nothing() -> None:
     frame = "Read the question with care, think about it step by step, and give the answer in one line. Question: {}"
     inner = ["cats", "the moon", "seven rivers", "old songs", "bread", "tin", "ice cream", "bees", "rain", "Emma"]
