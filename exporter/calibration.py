@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from scipy.stats import beta, binomtest
@@ -15,6 +16,8 @@ from exporter.errors import BadInput
 from exporter.formats import Query
 
 CONFIDENCE = 0.9
+MOST_SCORES = 2**60
+"""More than any target below 1 needs: float64 has none above 1 - 2^-53."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Rate:
     def rate(self) -> float:
         return self.hits / self.total if self.total else math.nan
 
+    def as_json(self) -> dict[str, float | None]:
+        return {**asdict(self), "rate": self.rate if self.total else None}
+
 
 def rate(hits: int, total: int) -> Rate:
     if not total:
@@ -86,9 +92,19 @@ def rank_for(n: int, target: float, confidence: float = CONFIDENCE) -> int | Non
     None where even the largest score does not do.
     """
     for k in range(1, n + 1):
-        if beta.sf(target, k, n - k + 1) >= confidence:
+        if covers(k, n, target, confidence):
             return k
     return None
+
+
+def covers(k: int, n: int, target: float, confidence: float = CONFIDENCE) -> bool:
+    """Whether the k-th smallest of n scores covers `target` of the source with `confidence`."""
+    return bool(beta.sf(target, k, n - k + 1) >= confidence)
+
+
+def scores_for(target: float) -> int:
+    """The least number of scores of which the largest covers `target` with CONFIDENCE."""
+    return 1 + bisect_left(range(1, MOST_SCORES), True, key=lambda n: covers(n, n, target))
 
 
 def calibrate(scores: Tensor, target: float) -> Alpha:

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from exporter.model import Base
 from exporter.settings import ExportSettings
-from exporter.summary import neurons_line, promise
+from exporter.summary import neurons_line, promise, warning_lines
 
 TAGS = ["unlearning", "skill-unlearning", "custom_code", "unskill", "arxiv:2503.21730"]
 METHOD_TAGS = {
@@ -43,5 +43,6 @@ def render_card(base: Base, settings: ExportSettings, summary: dict[str, Any]) -
         summary=summary,
         promise=promise,
         neurons_line=neurons_line,
+        warnings=warning_lines(summary),
     )
     return str(card)

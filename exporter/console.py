@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from exporter.summary import neurons_line, promise, rate_rows
+from exporter.summary import neurons_line, promise, rate_rows, warning_lines
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     several = len(summary["skills"]) > 1
     for skill in summary["skills"]:
         if several:
-            console.rule(f"skill {skill['name']}", align="left")
+            console.rule(escape(f"skill {skill['name']}"), align="left")
         if skill["neurons"]:
             console.print(neurons_line(skill), highlight=False)
             console.print(trial_table(skill))
@@ -27,10 +28,14 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
             console.print(layer_table(skill["key_space"]))
     if several and any(skill["key_space"] for skill in summary["skills"]):
         console.print(cross_table(summary))
+    if summary["shared_neurons"]:
+        console.print(shared_table(summary))
     if summary["base_model_class"]:
         closed = summary["base_model_class"]["closed"]
         what = "refuses too" if closed else "raises: no refusal state was found for it"
         console.print(f"AutoModel (engines with their own head) {what}.", highlight=False)
+    for line in warning_lines(summary):
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def trial_table(skill: Mapping[str, Any]) -> Table:
@@ -83,7 +88,7 @@ def rate_table(skill: Mapping[str, Any]) -> Table:
     for name in ("what", "source", "format", "blocked", "of", "95 % interval"):
         table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
     for row in rate_rows(skill["key_space"]):
-        table.add_row(row["what"], row["source"], row["format"], *cells(row))
+        table.add_row(row["what"], escape(row["source"]), row["format"], *cells(row))
     return table
 
 
@@ -93,9 +98,9 @@ def cross_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title="Which skill blocks what, report parts, last token of the prompt", title_justify="left")
     table.add_column("prompts")
     for skill in blocking:
-        table.add_column(f"by {skill['name']}", justify="right")
+        table.add_column(escape(f"by {skill['name']}"), justify="right")
     for row in summary["skills"]:
-        table.add_row(f"skill {row['name']}", *(cross_cell(skill, row["name"]) for skill in blocking))
+        table.add_row(escape(f"skill {row['name']}"), *(cross_cell(skill, row["name"]) for skill in blocking))
     table.add_row("everyday", *(cross_cell(skill, None) for skill in blocking))
     return table
 
@@ -108,6 +113,25 @@ def cross_cell(skill: Mapping[str, Any], other: str | None) -> str:
         return f"{sum(each['hits'] for each in parts)}/{sum(each['total'] for each in parts)}"
     formats = found["false_blocks"].get("everyday" if other is None else f"skill {other}")
     return f"{formats['all']['hits']}/{formats['all']['total']}" if formats else "-"
+
+
+def shared_table(summary: Mapping[str, Any]) -> Table:
+    """Neurons that two skills both change, by layer."""
+    table = Table(
+        title="Neurons that two skills both change",
+        title_justify="left",
+        caption="share: of the smaller of both sets; a shared neuron is moved by the skill that parts its texts more, "
+        "and is zero where one prunes it",
+        caption_justify="left",
+    )
+    table.add_column("skills")
+    for name in ("layer", "shared", "of", "share"):
+        table.add_column(name, justify="right")
+    for each in summary["shared_neurons"]:
+        whose = escape(" and ".join(each["skills"]))
+        for layer, row in {**each["layers"], "all": each}.items():
+            table.add_row(whose, layer, str(row["shared"]), str(row["smaller"]), f"{row['share']:.1%}")
+    return table
 
 
 def cells(each: Mapping[str, Any]) -> Iterable[str]:

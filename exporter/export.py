@@ -52,13 +52,18 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
         tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
         token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
 
+    from exporter.cautions import of_outcomes, of_prompts, shared_neurons
     from exporter.checkpoint import write_checkpoint
     from exporter.live import changed
-    from exporter.neuron_choice import measure_effects, single_rows, text_sets
+    from exporter.neuron_choice import effect, measure_effects, single_rows, text_sets
     from exporter.neuron_selection import united
     from exporter.probe import Prober
     from exporter.summary import summarise
 
+    cautions = of_prompts(skills)
+    for caution in cautions:
+        # Said at once, and again in the end: who reads it now need not wait.
+        remark(f"warning: {caution.message}")
     loaded = load(base, settings.dtype, settings.device)
     prober = Prober(loaded, settings.batch_size, settings.quiet)
     for each in skills:
@@ -75,7 +80,10 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
         after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = detect(plans, choices, prober, formatter, settings)
         states = refusal_states(prober, plans, token.id) if token else None
-    summary = summarise(settings, loaded, formatter, outcomes, changes, (before, after), states)
+    effects = {name: effect(before[name], after[name], settings.seed) for name in before}
+    shared = shared_neurons(outcomes)
+    cautions += of_outcomes(outcomes, effects, shared)
+    summary = summarise(settings, loaded, formatter, outcomes, changes, effects, states, shared, cautions)
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
         raise NothingSeparates(message(outcomes), summary)
@@ -168,6 +176,7 @@ def detect(
 ) -> list[SkillOutcome]:
     """The hypercubes of the skills that have any, on the model as it is while this runs."""
     from exporter.evidence import decide, gather, measure_limits
+    from exporter.frames import measure_frames
 
     blocking = [plan for plan in plans if plan.skill.blocks]
     found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
@@ -179,7 +188,8 @@ def detect(
         evidence = next(found)
         decision = decide(evidence, plan.skill)
         limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
-        outcomes.append(SkillOutcome(plan, choice, evidence, decision, limits))
+        frames = measure_frames(prober, formatter, evidence, decision)
+        outcomes.append(SkillOutcome(plan, choice, evidence, decision, limits, frames))
     return outcomes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from exporter import packaged
@@ -139,14 +139,24 @@ class Formatter:
             drawn, variants = self.draw(prompt)
             for format_ in self.formats_used if every else (drawn,):
                 variant = variants[format_]
-                ids = self.render(
-                    prompt.text,
-                    system=self._system_prompts[variant] if format_ == SYSTEM else None,
-                    history=self._exchanges[variant].messages() if format_ == SECOND_TURN else (),
-                )
+                ids = self._render_in(prompt.text, format_, variant)
                 if self._fits(ids, f"{flag} {prompt.source}: row {prompt.row}"):
                     queries.append(Query(prompt, format_, ids, variant))
         return queries
+
+    def like(self, query: Query, text: str) -> Query | None:
+        """Another text in the format and variant of a query; None where that is longer than `max_length`."""
+        ids = self._render_in(text, query.format, query.variant)
+        if self._max_length is not None and len(ids) > self._max_length:
+            return None
+        return replace(query, prompt=replace(query.prompt, text=text), ids=ids)
+
+    def _render_in(self, text: str, format_: str, variant: int) -> tuple[int, ...]:
+        return self.render(
+            text,
+            system=self._system_prompts[variant] if format_ == SYSTEM else None,
+            history=self._exchanges[variant].messages() if format_ == SECOND_TURN else (),
+        )
 
     def _fits(self, ids: Sequence[int], where: str) -> bool:
         """Whether a query has no more than `max_length` tokens. Raises BadInput for longer ones unless `skip_long`."""

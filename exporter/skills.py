@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from exporter.calibration import Rate
     from exporter.evidence import Decision, Evidence
+    from exporter.frames import FrameCheck
     from exporter.neuron_choice import NeuronChoice
 
 MINIMUM_FORGET, MINIMUM_FORGET_GIVEN = 60, 20
@@ -102,6 +103,7 @@ class SkillOutcome:
     evidence: Evidence | None = None
     decision: Decision | None = None
     limits: Mapping[str, Rate] = field(default_factory=dict)
+    frames: Sequence[FrameCheck] = ()
 
     @property
     def skill(self) -> SkillSettings:

@@ -6,6 +6,7 @@ Prompts are ordered by a hash of the seed and the prompt itself, so the order of
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,18 +98,35 @@ def split_forget(
     if len(items) < minimum:
         hint = " (20 do when --layer and --alpha are given)" if minimum > 20 else ""
         raise BadInput(f"--forget: {len(items)} different prompts are too few; at least {minimum} are needed{hint}")
-    n = len(items)
-    choose, report = round(CHOOSE * n), round(REPORT * n)
-    room = n - choose - report - round(FIT_AT_LEAST * n)
-    calibrate = max(round(CALIBRATE * n), min(calibrate_at_least, room))
+    fit, choose, calibrate, _ = part_sizes(len(items), calibrate_at_least)
     order = tuple(sorted(items, key=lambda item: _rank(item, seed)))
-    fit = n - choose - calibrate - report
     return ForgetParts(
         fit=order[:fit],
         choose=order[fit : fit + choose],
-        calibrate=order[fit + choose : n - report],
-        report=order[n - report :],
+        calibrate=order[fit + choose : fit + choose + calibrate],
+        report=order[fit + choose + calibrate :],
     )
+
+
+def part_sizes(n: int, calibrate_at_least: int = CALIBRATE_AT_LEAST) -> tuple[int, int, int, int]:
+    """Sizes of the parts of n forget prompts: fit, choose, calibrate, report."""
+    choose, report = round(CHOOSE * n), round(REPORT * n)
+    room = n - choose - report - round(FIT_AT_LEAST * n)
+    calibrate = max(round(CALIBRATE * n), min(calibrate_at_least, room))
+    return n - choose - calibrate - report, choose, calibrate, report
+
+
+def forget_prompts_for(calibrate: int) -> int:
+    """The least number of forget prompts from which on the calibration part always has `calibrate`."""
+
+    def enough(n: int) -> bool:
+        return part_sizes(n)[2] >= calibrate
+
+    # Enough by the share alone; below, as long as enlarging does it. Rounding makes that go up and down a little.
+    n = math.ceil(calibrate / CALIBRATE) + 1
+    while enough(n - 1):
+        n -= 1
+    return n
 
 
 def split_retain(items: Sequence[T], seed: int) -> RetainParts[T]:

@@ -9,15 +9,17 @@ from typing import Any
 
 from exporter import __version__
 from exporter.calibration import Rate
+from exporter.cautions import Caution, SharedNeurons, frame_figures
 from exporter.evidence import Decision, Evidence
 from exporter.formats import Formatter
+from exporter.frames import FrameCheck
 from exporter.model import LoadedModel
-from exporter.neuron_choice import NeuronChoice, TextEffect, effect
+from exporter.neuron_choice import NeuronChoice, TextEffect
 from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
 from exporter.settings import ExportSettings, SkillSettings
 from exporter.skills import SkillOutcome
-from exporter.trade_off import TextLosses, Trial
+from exporter.trade_off import Trial
 
 
 def summarise(
@@ -26,8 +28,10 @@ def summarise(
     formatter: Formatter,
     outcomes: Sequence[SkillOutcome],
     changes: NeuronChanges,
-    losses: tuple[Mapping[str, TextLosses], Mapping[str, TextLosses]],
+    effects: Mapping[str, TextEffect],
     states: RefusalStates | None,
+    shared: Sequence[SharedNeurons],
+    cautions: Sequence[Caution],
 ) -> dict[str, Any]:
     """Everything measured, as a JSON object without paths or prompt texts.
 
@@ -37,11 +41,9 @@ def summarise(
     `false_blocks_over_answers` about every position from there on through the greedy answer of the model without
     hypercubes; where there are several skills, the others' prompts are among them as "skill NAME".
     `blocked_in_unseen_formats` is about hypercubes that were fitted without the system prompt or exchange of the
-    prompt in question. `texts`: losses of the report parts' texts with all neurons of all skills changed, against the
-    base's.
+    prompt in question. `frames`: see `FrameCheck`. `texts`: losses of the report parts' texts with all neurons of all
+    skills changed, against the base's. "shared_neurons": see `SharedNeurons`; "warnings": see `Caution`.
     """
-    before, after = losses
-    effects = {name: effect(before[name], after[name], settings.seed) for name in before}
     return {
         "unskill": __version__,
         "model": loaded.base.name,
@@ -54,6 +56,8 @@ def summarise(
         "neurons_changed": changes.count(),
         "base_model_class": {"closed": states.closed, **states.measured} if states else None,
         "skills": [skill_summary(outcome, effects) for outcome in outcomes],
+        "shared_neurons": [each.as_json() for each in shared],
+        "warnings": [asdict(caution) for caution in cautions],
     }
 
 
@@ -63,7 +67,7 @@ def skill_summary(outcome: SkillOutcome, effects: Mapping[str, TextEffect]) -> d
     if outcome.neurons is not None:
         neurons = neurons_summary(skill, outcome.neurons, effects)
     if outcome.evidence is not None and outcome.decision is not None:
-        key_space = key_space_summary(skill, outcome.evidence, outcome.decision, outcome.limits)
+        key_space = key_space_summary(skill, outcome.evidence, outcome.decision, outcome.limits, outcome.frames)
     return {
         "name": skill.name,
         "method": skill.method,
@@ -99,7 +103,11 @@ def neurons_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping
 
 
 def key_space_summary(
-    skill: SkillSettings, evidence: Evidence, decision: Decision, limits: Mapping[str, Rate]
+    skill: SkillSettings,
+    evidence: Evidence,
+    decision: Decision,
+    limits: Mapping[str, Rate],
+    frames: Sequence[FrameCheck],
 ) -> dict[str, Any]:
     return {
         "hypercubes": list(evidence.keys.formats),
@@ -115,6 +123,7 @@ def key_space_summary(
         "false_blocks_over_answers": rates(decision.false_answers),
         "everyday_kinds_over_answers": rates(decision.kinds),
         "limits": rates(limits),
+        "frames": [frame_figures(check) for check in frames],
         "layers": [
             {
                 "layer": row.choice.layer,
@@ -143,7 +152,7 @@ def asdict_parts(parts: Any) -> dict[str, Sequence[Any]]:
 def rates(value: Any) -> Any:
     """The same nesting with every Rate as a JSON object."""
     if isinstance(value, Rate):
-        return {**asdict(value), "rate": value.rate if value.total else None}
+        return value.as_json()
     return {name: rates(inner) for name, inner in value.items()}
 
 
@@ -170,6 +179,14 @@ def promise(summary: Mapping[str, Any], skill: Mapping[str, Any]) -> str:
         f"at least {alpha['promise']:.1%} of further prompts from the same source and formats are blocked "
         f"({summary['dtype']}). No promise for other wordings."
     )
+
+
+def warning_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the export warns of, a sentence each, with the skill that it is about where there are several."""
+    several = len(summary["skills"]) > 1
+    # Early checkpoints have no warnings in their summary.
+    found = summary.get("warnings", [])
+    return [f"{each['skill']}: {each['message']}" if several and each["skill"] else each["message"] for each in found]
 
 
 def neurons_line(skill: Mapping[str, Any]) -> str:

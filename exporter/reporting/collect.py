@@ -10,7 +10,7 @@ from exporter.reporting.figure import Figure, Row
 from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, neuron_figures
 from exporter.reporting.stored import Stored, StoredSkill
-from exporter.summary import neurons_line, promise, rate_rows
+from exporter.summary import neurons_line, promise, rate_rows, warning_lines
 
 
 def collect(stored: Stored) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def collect(stored: Stored) -> dict[str, Any]:
         "formats": summary["formats"],
         "refusal": stored.unskill.get("refusal"),
         "neurons_changed": summary["neurons_changed"],
+        "warnings": warning_lines(summary),
         "matrix": matrix.as_json() if matrix else None,
         "skills": [skill_numbers(stored, skill, number, names) for number, skill in enumerate(stored.skills, start=1)],
     }

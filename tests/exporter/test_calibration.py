@@ -16,6 +16,7 @@ from exporter.calibration import (
     layer_choices,
     rank_for,
     rate,
+    scores_for,
 )
 from exporter.errors import BadInput
 from exporter.formats import Query
@@ -29,6 +30,19 @@ def test_rank_of_the_design() -> None:
 def test_45_prompts_are_the_fewest_that_promise_95_percent() -> None:
     assert rank_for(45, 0.95) == 45
     assert rank_for(44, 0.95) is None
+    assert scores_for(0.95) == 45
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.01, 0.995))
+def test_the_fewest_scores_that_promise_a_rate(target: float) -> None:
+    n = scores_for(target)
+    assert rank_for(n, target) == n
+    assert n == 1 or rank_for(n - 1, target) is None
+
+
+def test_a_rate_that_no_number_of_prompts_will_reach_ends() -> None:
+    assert scores_for(1 - 2**-53) > 10**16
 
 
 @settings(max_examples=40, deadline=None)

@@ -210,3 +210,17 @@ def test_prompt_without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formatter, "render", lambda *_, **__: ())
     with pytest.raises(BadInput, match="row 1 has no tokens"):
         formatter.format(prompts(1), "--forget")
+
+
+def test_another_text_in_the_format_of_a_query() -> None:
+    """As long as it may be, and no longer; only the text itself changes, whatever it would have been drawn for."""
+    queries = Formatter(tokenizer()).format(prompts(60), "--forget")
+    assert {query.format for query in queries} == set(FORMATS)
+    for query in queries:
+        bound = len(query.ids) + len(" really?") - 1
+        found = Formatter(tokenizer(), max_length=bound).like(query, query.prompt.text.replace("?", " really?"))
+        assert found is not None and (found.format, found.variant) == (query.format, query.variant)
+        assert (found.prompt.source, found.prompt.row) == (query.prompt.source, query.prompt.row)
+        before, after = (tokenizer().decode(list(each.ids)) for each in (query, found))
+        assert after == before.replace(query.prompt.text, found.prompt.text)
+        assert Formatter(tokenizer(), max_length=bound).like(query, query.prompt.text + " really?") is None

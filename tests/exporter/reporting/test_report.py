@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import itertools
 import json
 import math
@@ -219,6 +220,17 @@ def test_the_page_needs_nothing_from_elsewhere_and_tells_no_prompt(several: Seve
     for text in (page, (out / "report.json").read_text()):
         assert str(several.checkpoint.parent) not in text and str(Path.home()) + "/" not in text
         assert FORGET[0][10:] not in text and RETAIN[0][:30] not in text
+
+
+def test_warnings_of_the_export(several: Several, reported: Reported) -> None:
+    out, numbers = reported(several.checkpoint)
+    warnings = summary_of(several.checkpoint)["warnings"]
+    assert {each["skill"] for each in warnings} >= {"letters", "songs <b>"}
+    assert numbers["warnings"] == [
+        each["message"] if each["skill"] is None else f"{each['skill']}: {each['message']}" for each in warnings
+    ]
+    page = html.unescape((out / "report.html").read_text())
+    assert all(f'<p class="warn">{line}.</p>' in page for line in numbers["warnings"])
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(several: Several, reported: Reported) -> None:
