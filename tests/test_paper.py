@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,11 @@ letters = "retain.jsonl,column=prompt"
     trials = {trial["beta"]: trial["lost"] for trial in found["Selective Pruning"]["tuned"]["trials"]}
     assert set(trials) >= {1.0, 60.0} and max(trials.values()) > 0
     assert (place / "out" / "timings.md").is_file()
+    # What is kept of a method is not made again, and another one is measured beside it.
+    shutil.rmtree(place / "out" / "ksd")
+    more = results(place, recipe.replace('"sp"]', '"sp", "official"]'))["results"]["methods"]
+    assert more[:3] == first["results"]["methods"] and more[3]["method"] == "the authors' code"
+    shutil.rmtree(place / "out")
     assert results(place, recipe) == first
 
 

@@ -12,16 +12,19 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from examples.paper.experiment import Results, Table, counted
-from examples.paper.neurons import NAMES, SCORES, Method, Neurons, NeuronSettings, Texts, dropped, losses
+from examples.paper.neurons import NAMES, SCORES, Losses, Method, Neurons, NeuronSettings, Texts, dropped, losses
 from examples.paper.speed import Speed, compare_speed
 from exporter.calibration import Rate
 from exporter.errors import RunFailed
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.run import EvaluateSettings, evaluate
+from exporter.evaluation.subjects import identity_of
 from exporter.model import find_base, load
 from exporter.reporting.figure import Row
 from exporter.texts import answer_starts
@@ -50,65 +53,90 @@ class Settings(NeuronSettings):
 
 
 def run(settings: Settings) -> Results:
-    rows: list[Row] = []
-    speeds: dict[str, Speed] = {}
     settings.out.mkdir(parents=True, exist_ok=True)
-    tuned = tune(settings)
-    for method in settings.methods:
-        flags = ["--method", "ksd", "--target-block-rate", str(settings.target)]
-        flags += ["--prompt-template", settings.prompt_template]
-        if method != "ksd":
-            flags = ["--method", "sp" if method == "sp" else "na", "--beta", str(tuned[method]["beta"])]
-            flags += [] if method == "sp" else ["--score", SCORES[method]]
-            flags += ["--compat", "official"] if method == "official" else []
-        name = KSD if method == "ksd" else NAMES[method]
-        out = settings.out / method
-        exported = export(settings, [*flags, "--force", "--overwrite"], out)
-        found = judge(settings, method)
-        rows.append({"method": name, "exported": exported, "tuned": tuned.get(method), "tasks": found["tasks"]})
-        speeds[name] = compare_speed(settings.model, str(out), settings.dtype, settings.device)
-    return report(settings, rows, speeds)
+    kept, tuner = Kept(settings), Tuner(settings)
+    rows = [kept.get(method, partial(measure, settings, method, tuner)) for method in settings.methods]
+    return report(settings, rows)
 
 
-def tune(settings: Settings) -> dict[str, Row]:
-    """For each method that changes neurons the least beta tried at which so many held-out answers are lost."""
-    methods: list[Method] = [method for method in settings.methods if method != "ksd"]
-    if not methods:
-        return {}
-    loaded = load(find_base(settings.model), settings.dtype, settings.device)
-    neurons = Neurons(settings, loaded)
-    queries = list(neurons.texts.forget["choose"])[: settings.tuned_on]
-    texts = Texts(queries, answer_starts(loaded.tokenizer, queries))
-    before = losses(neurons.prober, texts, "base: held-out forget texts")
+class Kept:
+    """What is found of each method, in a file: an experiment that was interrupted goes on with the next method."""
 
-    def lost(method: Method, beta: float) -> Rate:
-        what = f"{NAMES[method]}, {beta:g} %"
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.out / "methods.json"
+        about = settings.model_dump(mode="json", exclude={"data", "out", "title", "methods"})
+        self._about = about | {"model": identity_of(find_base(settings.model))}
+        self._rows: dict[str, Row] = {}
+        if self._path.exists():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found["about"] == self._about:
+                self._rows = found["rows"]
+
+    def get(self, method: str, make: Callable[[], Row]) -> Row:
+        if method not in self._rows:
+            self._rows[method] = make()
+            text = json.dumps({"about": self._about, "rows": self._rows}, ensure_ascii=False)
+            self._path.write_text(text, encoding="utf-8")
+        return self._rows[method]
+
+
+def measure(settings: Settings, method: Any, tuner: Tuner) -> Row:
+    """A method tuned, exported and judged."""
+    tuned = None
+    flags = ["--method", "ksd", "--target-block-rate", str(settings.target)]
+    flags += ["--prompt-template", settings.prompt_template]
+    if method != "ksd":
+        tuned = tuner.tune(method)
+        flags = ["--method", "sp" if method == "sp" else "na", "--beta", str(tuned["beta"])]
+        flags += [] if method == "sp" else ["--score", SCORES[method]]
+        flags += ["--compat", "official"] if method == "official" else []
+    out = settings.out / method
+    exported = export(settings, [*flags, "--force", "--overwrite"], out)
+    speed = compare_speed(settings.model, str(out), settings.dtype, settings.device)
+    name = KSD if method == "ksd" else NAMES[method]
+    tasks = judge(settings, method)["tasks"]
+    return {"method": name, "exported": exported, "tuned": tuned, "tasks": tasks, "speed": asdict(speed)}
+
+
+class Tuner:
+    """Finds the least share of neurons at which as many held-out answers are lost as asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _held_out(self) -> tuple[Neurons, Texts, Losses]:
+        settings = self._settings
+        loaded = load(find_base(settings.model), settings.dtype, settings.device)
+        neurons = Neurons(settings, loaded)
+        queries = list(neurons.texts.forget["choose"])[: settings.tuned_on]
+        texts = Texts(queries, answer_starts(loaded.tokenizer, queries))
+        return neurons, texts, losses(neurons.prober, texts, "base: held-out forget texts")
+
+    def lost(self, method: Method, beta: float) -> float:
+        """Share of the held-out answers that are lost."""
+        neurons, texts, before = self._held_out
         with neurons.changed(method, SCORES[method], beta) as (prober, _):
-            return dropped(before.answers, losses(prober, texts, what).answers)
+            after = losses(prober, texts, f"{NAMES[method]}, {beta:g} %")
+        return dropped(before.answers, after.answers).rate
 
-    found: dict[str, Row] = {}
-    for method in methods:
-        trials: dict[float, Rate] = {}
-        for beta in sorted(settings.betas):
-            trials[beta] = lost(method, beta)
-            if trials[beta].rate >= settings.target:
+    def tune(self, method: Method) -> Row:
+        """The least beta tried that reaches the target; where none does, the one that loses most."""
+        target = self._settings.target
+        trials: dict[float, float] = {}
+        for beta in sorted(self._settings.betas):
+            trials[beta] = self.lost(method, beta)
+            if trials[beta] >= target:
                 break
-        enough = [beta for beta, each in trials.items() if each.rate >= settings.target]
+        enough = [beta for beta, share in trials.items() if share >= target]
         for _ in range(BISECTIONS if enough and len(trials) > 1 else 0):
-            low = max(beta for beta in trials if beta < min(enough))
-            middle = round(math.sqrt(low * min(enough)), 4)
-            trials[middle] = lost(method, middle)
-            if trials[middle].rate >= settings.target:
-                enough.append(middle)
-            elif low == middle:
-                break
-        best = min(enough) if enough else max(trials, key=lambda beta: trials[beta].rate)
-        found[method] = {
-            "beta": best,
-            "reached": bool(enough),
-            "trials": [{"beta": beta, "lost": each.rate} for beta, each in sorted(trials.items())],
-        }
-    return found
+            below = max(beta for beta in trials if beta < min(enough))
+            middle = round(math.sqrt(below * min(enough)), 4)
+            trials[middle] = self.lost(method, middle)
+            enough += [middle] if trials[middle] >= target else []
+        best = min(enough) if enough else max(trials, key=lambda beta: trials[beta])
+        found = [{"beta": beta, "lost": share} for beta, share in sorted(trials.items())]
+        return {"beta": best, "reached": bool(enough), "trials": found}
 
 
 def export(settings: Settings, flags: list[str], out: Any) -> dict[str, Any]:
@@ -155,7 +183,7 @@ def judge(settings: Settings, method: str) -> dict[str, Any]:
     )
 
 
-def report(settings: Settings, rows: list[Row], speeds: Mapping[str, Speed]) -> Results:
+def report(settings: Settings, rows: list[Row]) -> Results:
     names = ["forget", *settings.others]
     lines = []
     for row in rows:
@@ -185,10 +213,11 @@ def report(settings: Settings, rows: list[Row], speeds: Mapping[str, Speed]) -> 
     missed = [row["method"] for row in rows if row["tuned"] is not None and not row["tuned"]["reached"]]
     if missed:
         note += f" Not reached at any tried share of neurons: {', '.join(missed)}; the share that loses most is shown."
-    timings = [{"method": name} | speed.cells() for name, speed in speeds.items()]
+    timings = [{"method": row["method"]} | Speed(**row["speed"]).cells() for row in rows]
+    found = [{key: value for key, value in row.items() if key != "speed"} for row in rows]
     tables = [Table(f"{settings.title}: methods at the same forgetting", turned(lines), note)]
     speed = Table(f"{settings.title}: tokens per second against the base", timings, Speed.note())
-    return Results(settings, {"methods": rows}, tables, timings=speed)
+    return Results(settings, {"methods": found}, tables, timings=speed)
 
 
 def turned(lines: list[dict[str, str]]) -> list[dict[str, str]]:
