@@ -12,6 +12,7 @@ from typing import Any
 
 import pydantic
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from exporter.calibration import Rate
@@ -135,9 +136,9 @@ class Results:
         for each in (*self.tables, *filter(None, [self.timings])):
             drawn = RichTable(title=each.title, title_justify="left", caption=each.note, caption_justify="left")
             for name in each.columns():
-                drawn.add_column(name)
+                drawn.add_column(escape(name))
             for row in each.rows:
-                drawn.add_row(*(row.get(name, "") for name in each.columns()))
+                drawn.add_row(*(escape(row.get(name, "")) for name in each.columns()))
             console.print(drawn)
 
 
