@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput, RunFailed, first_line
 from exporter.families import Family, check_config, identify
+from exporter.first_calls import make_first_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,6 +148,7 @@ def load_files(
     if not tokenizer.is_fast:
         raise BadInput(f"{what} {base.name} has no fast tokenizer")
     model.requires_grad_(False)
+    make_first_calls()
     return model.eval(), tokenizer
 
 

@@ -16,6 +16,7 @@ ROOT = TESTS.parent
 # The checks are scripts for interpreters that know nothing of this project, but their parts can be used here too.
 sys.path.append(str(TESTS / "checks"))
 
+from exporter.first_calls import make_first_calls  # noqa: E402
 from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import Exported, tiny_export  # noqa: E402
 
@@ -28,6 +29,12 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(tmp_path_factory.mktemp("modules"))
     os.environ["HF_MODULES_CACHE"] = folder  # for the processes that tests start
     dynamic_module_utils.HF_MODULES_CACHE = folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_calls() -> None:
+    """Tests compare forwards bit by bit, of models that they load themselves too."""
+    make_first_calls()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import checks_adjust  # noqa: F401  (registers its checks)
 import checks_forward  # noqa: F401
 import checks_generate  # noqa: F401
 import checks_load  # noqa: F401
-from common import CHECKS, Case, run
+from common import CHECKS, Case, make_first_calls, run
 
 
 def main() -> int:
@@ -35,6 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     # A question whether to trust the code is answered by nobody: it must fail.
     sys.stdin = open(os.devnull)  # noqa: SIM115
+    make_first_calls()
     case = load_case(arguments.base, arguments.checkpoint, arguments.prompts)
     results = run([name for name in arguments.only if name not in arguments.skip], case)
     assert not {"exporter", "custom_modeling"} & sys.modules.keys()
