@@ -155,10 +155,17 @@ letters = "retain.jsonl,column=prompt"
     trials = {trial["beta"]: trial["lost"] for trial in found["Selective Pruning"]["tuned"]["trials"]}
     assert set(trials) >= {1.0, 60.0} and max(trials.values()) > 0
     assert (place / "out" / "timings.md").is_file()
+    drawn = {(row["prompts"], row["by"]): row["hits"] for row in first["figures"][0]["rows"]}
+    assert drawn["forget: refused", "Key Space Detection"] == ksd["forget"]["edited"]["refused"]["all"]["hits"]
+    texts = [task for task in found["Selective Pruning"]["tasks"] if task["task"] == "text"]
+    assert drawn["forget: lost", "Selective Pruning"] == texts[0]["difference"]["dropped"]["hits"]
+    assert drawn["MMLU: no longer right", "Key Space Detection"] == 0
+    assert (place / "out" / "methods.png").is_file()
     # What is kept of a method is not made again, and another one is measured beside it.
-    shutil.rmtree(place / "out" / "ksd")
+    (place / "out" / "ksd" / "kept").touch()
     more = results(place, recipe.replace('"sp"]', '"sp", "official"]'))["results"]["methods"]
     assert more[:3] == first["results"]["methods"] and more[3]["method"] == "the authors' code"
+    assert (place / "out" / "ksd" / "kept").is_file()
     shutil.rmtree(place / "out")
     assert results(place, recipe) == first
 

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from exporter.evaluation.comparison import DROP
 from exporter.evaluation.run import EvaluateSettings, evaluate
 from exporter.evaluation.subjects import identity_of
 from exporter.model import find_base, load
-from exporter.reporting.figure import Row
+from exporter.reporting.figure import Figure, Row
 from exporter.texts import answer_starts
 
 KSD = "Key Space Detection"
@@ -56,7 +55,12 @@ def run(settings: Settings) -> Results:
     settings.out.mkdir(parents=True, exist_ok=True)
     kept, tuner = Kept(settings), Tuner(settings)
     rows = [kept.get(method, partial(measure, settings, method, tuner)) for method in settings.methods]
-    return report(settings, rows)
+    # Last and together: the times of one machine in one state, measured anew where all else was kept.
+    speeds = [
+        compare_speed(settings.model, str(settings.out / method), settings.dtype, settings.device)
+        for method in settings.methods
+    ]
+    return report(settings, rows, speeds)
 
 
 class Kept:
@@ -92,10 +96,9 @@ def measure(settings: Settings, method: Any, tuner: Tuner) -> Row:
         flags += ["--compat", "official"] if method == "official" else []
     out = settings.out / method
     exported = export(settings, [*flags, "--force", "--overwrite"], out)
-    speed = compare_speed(settings.model, str(out), settings.dtype, settings.device)
     name = KSD if method == "ksd" else NAMES[method]
     tasks = judge(settings, method)["tasks"]
-    return {"method": name, "exported": exported, "tuned": tuned, "tasks": tasks, "speed": asdict(speed)}
+    return {"method": name, "exported": exported, "tuned": tuned, "tasks": tasks}
 
 
 class Tuner:
@@ -183,27 +186,22 @@ def judge(settings: Settings, method: str) -> dict[str, Any]:
     )
 
 
-def report(settings: Settings, rows: list[Row]) -> Results:
+def report(settings: Settings, rows: list[Row], speeds: list[Speed]) -> Results:
     names = ["forget", *settings.others]
     lines = []
     for row in rows:
         line = {"method": row["method"], "what": row["exported"]["what"]}
-        refusals = [task for task in row["tasks"] if task["task"] in ("forget", "retain")]
-        texts = [task for task in row["tasks"] if task["task"] == "text"]
-        for name, refused, text in zip(names, refusals, texts, strict=True):
+        for name, refused, text in zip(names, tasks_of(row, "forget", "retain"), tasks_of(row, "text"), strict=True):
             line[f"{name}: refused"] = counted(as_rate(refused["edited"]["refused"]["all"]))
             difference = text["difference"]
             if difference["texts"]:
                 line[f"{name}: lost"] = counted(as_rate(difference["dropped"]))
                 line[f"{name}: perplexity"] = f"x{difference['ratio']:.3f}"
-        for task in row["tasks"]:
-            if task["task"] == "choice":
-                correct, difference = task["edited"]["correct"], task["difference"]
-                line["MMLU: right"] = f"{counted(as_rate(correct))}, refused {task['edited']['refused']['hits']}"
-                line["MMLU: base"] = f"{task['base']['correct']['hits']}/{task['base']['correct']['total']}"
-                line["flips"] = (
-                    f"-{difference['only_first']} +{difference['only_second']}, p {difference['p_value']:.2g}"
-                )
+        for task in tasks_of(row, "choice"):
+            correct, difference = task["edited"]["correct"], task["difference"]
+            line["MMLU: right"] = f"{counted(as_rate(correct))}, refused {task['edited']['refused']['hits']}"
+            line["MMLU: base"] = f"{task['base']['correct']['hits']}/{task['base']['correct']['total']}"
+            line["flips"] = f"-{difference['only_first']} +{difference['only_second']}, p {difference['p_value']:.2g}"
         lines.append(line)
     note = (
         f"Tuned on training prompts to forget {settings.target:.0%} of them: refused, or the mean token loss of the "
@@ -213,11 +211,33 @@ def report(settings: Settings, rows: list[Row]) -> Results:
     missed = [row["method"] for row in rows if row["tuned"] is not None and not row["tuned"]["reached"]]
     if missed:
         note += f" Not reached at any tried share of neurons: {', '.join(missed)}; the share that loses most is shown."
-    timings = [{"method": row["method"]} | Speed(**row["speed"]).cells() for row in rows]
-    found = [{key: value for key, value in row.items() if key != "speed"} for row in rows]
+    timings = [{"method": row["method"]} | speed.cells() for row, speed in zip(rows, speeds, strict=True)]
     tables = [Table(f"{settings.title}: methods at the same forgetting", turned(lines), note)]
     speed = Table(f"{settings.title}: tokens per second against the base", timings, Speed.note())
-    return Results(settings, {"methods": found}, tables, timings=speed)
+    return Results(settings, {"methods": rows}, tables, [chart(settings, rows, note)], timings=speed)
+
+
+def chart(settings: Settings, rows: list[Row], note: str) -> Figure:
+    """What each method took: prompts refused, answers lost, choices that were right before."""
+    cells: list[Row] = []
+    for row in rows:
+        names = dict(zip(("forget", *settings.others), tasks_of(row, "forget", "retain"), strict=True))
+        found = {f"{name}: refused": task["edited"]["refused"]["all"] for name, task in names.items()}
+        for name, task in zip(names, tasks_of(row, "text"), strict=True):
+            found[f"{name}: lost"] = task["difference"].get("dropped")
+        for task in tasks_of(row, "choice"):
+            right, gone = task["base"]["correct"]["hits"], task["difference"]["only_first"]
+            found["MMLU: no longer right"] = {"hits": gone, "total": right}
+        for name, each in found.items():
+            if each and each["total"]:
+                counts = {"hits": each["hits"], "total": each["total"], "share": each["hits"] / each["total"]}
+                cells.append({"prompts": name, "by": row["method"]} | counts)
+    return Figure("methods", "methods", f"{settings.title}: what each method takes", note, cells)
+
+
+def tasks_of(row: Row, *kinds: str) -> list[Any]:
+    """What `unskill evaluate` found of a method, of these kinds of task."""
+    return [task for task in row["tasks"] if task["task"] in kinds]
 
 
 def turned(lines: list[dict[str, str]]) -> list[dict[str, str]]:

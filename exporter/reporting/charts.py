@@ -83,7 +83,7 @@ def for_png(figure: Figure) -> dict[str, Any]:
 
 
 def height(figure: Figure) -> int:
-    return 60 + 44 * len({row["prompts"] for row in figure.rows}) if figure.kind == "matrix" else HEIGHT
+    return 60 + 44 * len({row["prompts"] for row in figure.rows}) if figure.kind in ("matrix", "methods") else HEIGHT
 
 
 def series_of(figure: Figure) -> list[str]:
@@ -288,35 +288,40 @@ def bars(figure: Figure) -> Drawn:
     return alt.layer(bar)
 
 
-def matrix(figure: Figure) -> Drawn:
-    order = list(dict.fromkeys(row["prompts"] for row in figure.rows))
-    columns = list(dict.fromkeys(row["by"] for row in figure.rows))
-    base = (
-        alt.Chart(alt.NamedData("rows"))
-        .transform_calculate(label="datum.hits + ' of ' + datum.total")
-        .encode(
-            x=alt.X(
-                "by:N",
-                sort=columns,
-                title="inside the hypercubes of",
-                axis=alt.Axis(labelAngle=0, orient="top", labelLimit=120),
-            ),
-            y=alt.Y("prompts:N", sort=[*columns, *order], title=None, axis=alt.Axis(labelLimit=130)),
-            tooltip=tips(("prompts:N", "prompts", ""), ("by:N", "inside", ""), ("share:Q", "share", ".1%")),
+def cells(columns_are: str, share_is: str) -> Callable[[Figure], Drawn]:
+    """A chart of counts in rows and columns, shaded by their share."""
+
+    def draw(figure: Figure) -> Drawn:
+        order = list(dict.fromkeys(row["prompts"] for row in figure.rows))
+        columns = list(dict.fromkeys(row["by"] for row in figure.rows))
+        base = (
+            alt.Chart(alt.NamedData("rows"))
+            .transform_calculate(label="datum.hits + ' of ' + datum.total")
+            .encode(
+                x=alt.X(
+                    "by:N",
+                    sort=columns,
+                    title=columns_are,
+                    axis=alt.Axis(labelAngle=0, orient="top", labelLimit=120),
+                ),
+                y=alt.Y("prompts:N", sort=[*columns, *order], title=None, axis=alt.Axis(labelLimit=130)),
+                tooltip=tips(("prompts:N", "prompts", ""), ("by:N", columns_are, ""), ("share:Q", share_is, ".1%")),
+            )
         )
-    )
-    # One hue, light to dark: legible without colours, and the number stands in every cell.
-    shade = alt.Color(
-        "share:Q",
-        scale=alt.Scale(domain=[0, 1], range=["#eaf3fa", "#0072B2"]),
-        legend=alt.Legend(title="share inside", format=".0%", gradientLength=160),
-    )
-    cells = base.mark_rect(stroke="#8b949e", strokeWidth=0.5).encode(color=shade)
-    text = base.mark_text(fontSize=13).encode(
-        text="label:N",
-        color=alt.condition("datum.share > 0.55", alt.value("#ffffff"), alt.value("#1f2328")),
-    )
-    return alt.layer(cells, text)
+        # One hue, light to dark: legible without colours, and the number stands in every cell.
+        shade = alt.Color(
+            "share:Q",
+            scale=alt.Scale(domain=[0, 1], range=["#eaf3fa", "#0072B2"]),
+            legend=alt.Legend(title=share_is, format=".0%", gradientLength=160),
+        )
+        squares = base.mark_rect(stroke="#8b949e", strokeWidth=0.5).encode(color=shade)
+        text = base.mark_text(fontSize=13).encode(
+            text="label:N",
+            color=alt.condition("datum.share > 0.55", alt.value("#ffffff"), alt.value("#1f2328")),
+        )
+        return alt.layer(squares, text)
+
+    return draw
 
 
 CHARTS: dict[str, Callable[[Figure], Drawn]] = {
@@ -329,5 +334,6 @@ CHARTS: dict[str, Callable[[Figure], Drawn]] = {
     "neuron_gaussian": neuron_gaussian,
     "trade_off": trade_off,
     "neurons": bars,
-    "matrix": matrix,
+    "matrix": cells("inside the hypercubes of", "share inside"),
+    "methods": cells("method", "share"),
 }
