@@ -16,7 +16,7 @@ from tests.tiny import Exported
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-ITEMS, BATCH = 12, 2
+ITEMS, BATCH = 6, 2
 
 
 def test_killed_half_way_gives_the_same(real_export: Exported, tmp_path: Path) -> None:
@@ -25,9 +25,7 @@ def test_killed_half_way_gives_the_same(real_export: Exported, tmp_path: Path) -
             "question": f"{name} has {a} books and buys {b} more every week for {c} weeks. How many are there then?",
             "answer": f"{a} + {b} * {c} = {a + b * c}\n#### {a + b * c}",
         }
-        for name, a, b, c in zip(
-            ("Ann", "Ben", "Cem", "Dan") * 3, range(3, 15), range(2, 14), range(4, 16), strict=True
-        )
+        for name, a, b, c in zip(("Ann", "Ben", "Cem") * 2, range(3, 9), range(2, 8), range(4, 10), strict=True)
     ]
     source = tmp_path / "sums.jsonl"
     source.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
