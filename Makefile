@@ -66,7 +66,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "constraints.txt needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt $(TORCH)
-	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev,eval,paper]'
+	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev,eval,onnx,paper]'
 	touch $@
 
 $(WHEELS)/%-py3-none-any.whl: | $(READY)
