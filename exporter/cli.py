@@ -12,6 +12,7 @@ import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
 
@@ -185,8 +186,11 @@ running = options(
 @click.option(
     "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
 )
+@click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.pass_context
-def export_command(context: click.Context, /, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+def export_command(
+    context: click.Context, /, recipe: Path | None, as_json: bool, and_onnx: bool, **flags: Any
+) -> None:
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template;
@@ -199,11 +203,20 @@ def export_command(context: click.Context, /, recipe: Path | None, as_json: bool
     from exporter.export import export
 
     settings = settings_of(context, recipe, flags)
+    graph = None
+    if and_onnx:
+        from exporter.onnx.settings import settings_after
+
+        graph = settings_after(settings)
     try:
         summary = export(settings, remarks(settings.quiet))
     except NothingSeparates as error:
         show(error.summary, as_json)
         raise
+    if graph is not None:
+        from exporter.onnx.writing import write_onnx
+
+        summary["onnx"] = write_onnx(graph, remarks(settings.quiet)) | {"out": str(graph.out)}
     show(summary | {"out": str(settings.out)}, as_json)
 
 
@@ -318,6 +331,8 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 
 
 cli.add_command(report_command)
+cli.add_command(onnx_command)
+cli.add_command(build_ops_command)
 
 
 def settings_of(

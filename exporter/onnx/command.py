@@ -1,0 +1,82 @@
+"""The commands `unskill onnx` and `unskill build-ops`; like all of them they import nothing heavy before they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("onnx", short_help="A checkpoint as ONNX, with its interventions inside.")
+@click.argument("checkpoint")
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
+@click.option(
+    "--prompt-template",
+    default="auto",
+    show_default=True,
+    metavar="auto|chat|TEXT",
+    help="How they are formatted.",
+)
+@click.option(
+    "--dtype", type=click.Choice(("float32", "float16")), default="float32", show_default=True, help="Of the graph."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No remarks.")
+def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write CHECKPOINT (folder or Hub id) as ONNX to the folder OUT; default CHECKPOINT-onnx, beside it.
+
+    ONNX Runtime, transformers.js, onnxruntime-genai and optimum load the folder, without unskill. What was written is
+    compared with the checkpoint, and where the two differ nothing is kept.
+
+    \b
+    unskill onnx OUT --forget maths.jsonl,column=question
+    """
+    from exporter.onnx.settings import OnnxSettings
+
+    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
+    if folder.name in ("", ".."):  # beside the folder one is in, not inside it
+        folder = folder.resolve()
+    settings = OnnxSettings(checkpoint, out or folder.with_name(f"{folder.name}-onnx"), **flags)
+
+    from exporter.onnx.self_check import show_check
+    from exporter.onnx.writing import Disagrees, write_onnx
+
+    try:
+        summary = write_onnx(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    except Disagrees as error:
+        show_check(error.summary, as_json)
+        raise
+    show_check(summary | {"out": str(settings.out)}, as_json)
+
+
+@click.command("build-ops", short_help="Compile the kernels of the ONNX operators.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The shared object; by default one in the user's cache folder, where it is found again.",
+)
+@click.option("--cuda/--no-cuda", default=None, help="With CUDA kernels too; default: if there is an nvcc.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> None:
+    """Compile the kernels of the custom ONNX operators into one shared object for any ONNX Runtime from 1.16 on.
+
+    Needed is a C++17 compiler: CXX, g++ or clang++; for CUDA, nvcc on PATH or named by NVCC. Models run without the
+    kernels too, by the bodies of standard operators that they bring along.
+
+    \b
+    unskill build-ops --out libunskill_ops.so
+    """
+    from exporter.onnx.library import build_operators, find_nvcc
+
+    with_cuda = find_nvcc() is not None if cuda is None else cuda
+    library = build_operators(out, with_cuda)
+    if as_json:
+        found = {"out": str(library), "cuda": with_cuda, "bytes": library.stat().st_size}
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    kernels = "CPU and CUDA kernels" if with_cuda else "CPU kernels"
+    click.echo(f'Built {library}, {kernels}: SessionOptions().register_custom_ops_library("{library}")')

@@ -1,0 +1,133 @@
+"""A loaded checkpoint as an ONNX graph: token ids, mask, positions and cache in, logits and cache out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from transformers import DynamicCache
+
+from exporter.errors import RunFailed, first_line
+from exporter.onnx.operators import functions
+from exporter.onnx.symbolic import operators_for
+
+OPSET = 18
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+# Sizes to trace with: all different and none of them 1, which would be taken for a constant.
+BATCH, TOKENS, PAST = 2, 3, 5
+DATA_SUFFIX = "_data"
+"""What transformers.js appends to the name of a graph for that of its weights."""
+
+
+class WithFlatCache(torch.nn.Module):
+    """A causal language model whose cache goes in and out as a list: key of layer 0, value of layer 0, key of ..."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:
+        # Without the config: layers with a sliding window keep the whole cache too, and the mask does the sliding.
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers = output.past_key_values.layers
+        return output.logits, *(part for layer in layers for part in (layer.keys, layer.values))
+
+
+def cache_names(prefix: str, layers: int) -> list[str]:
+    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+
+
+def cache_shape(config: Any) -> tuple[int, int]:
+    """Heads and size of a head in the cache."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_key_value_heads, size
+
+
+def write_graph(model: Any, path: Path) -> None:
+    """Trace a checkpoint loaded on the CPU and write `path` (the graph) and `path`_data (its weights).
+
+    The graph's inputs are those of INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs
+    logits (batch, positions, vocabulary) and present.N.key|value.
+
+    Raises RunFailed where torch cannot trace the model.
+    """
+    config = model.config
+    layers = config.num_hidden_layers
+    heads, size = cache_shape(config)
+    past = [torch.zeros(BATCH, heads, PAST, size, dtype=model.dtype) for _ in range(2 * layers)]
+    ids = torch.zeros(BATCH, TOKENS, dtype=torch.int64)
+    mask = torch.ones(BATCH, PAST + TOKENS, dtype=torch.int64)
+    positions = (torch.arange(TOKENS) + PAST).expand(BATCH, -1).contiguous()
+    batch, tokens, before = map(torch.export.Dim, ("batch_size", "sequence_length", "past_sequence_length"))
+    shapes = {
+        "input_ids": {0: batch, 1: tokens},
+        "attention_mask": {0: batch, 1: torch.export.Dim.DYNAMIC},
+        "position_ids": {0: batch, 1: tokens},
+        "past": [{0: batch, 2: before}] * (2 * layers),
+    }
+    with operators_for(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own ways
+        logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+        try:
+            program = torch.onnx.export(
+                WithFlatCache(model),
+                (ids, mask, positions, past),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                input_names=[*INPUTS, *cache_names("past_key_values", layers)],
+                output_names=["logits", *cache_names("present", layers)],
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise RunFailed(f"torch cannot export this model to ONNX: {first_line(error)}") from error
+        assert program is not None
+        program.save(path, external_data=True)
+    finish(path)
+
+
+def finish(path: Path) -> None:
+    """Give operators their bodies, the weights' file its name, and the mask's second axis one that says what it is.
+
+    The weights are not read: there may be more of them than one protobuf message holds.
+    """
+    graph = onnx.load(path, load_external_data=False)
+    data = path.with_name(path.name + DATA_SUFFIX)
+    path.with_name(path.name + ".data").rename(data)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    given = next(each for each in graph.graph.input if each.name == "attention_mask")
+    unnamed = given.type.tensor_type.shape.dim[1].dim_param
+    for value in (*graph.graph.input, *graph.graph.value_info, *graph.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == unnamed:
+                dimension.dim_param = "total_sequence_length"
+    # Where each node comes from in torch's and transformers' sources: paths of this machine.
+    inner = graph.graph
+    for each in (graph, inner, *inner.node, *inner.input, *inner.output, *inner.value_info):
+        each.ClearField("metadata_props")
+        each.ClearField("doc_string")
+    used = {node.op_type for node in graph.graph.node if node.domain}
+    graph.functions.extend(each for each in functions() if each.name in used)
+    onnx.save(graph, path)
+    onnx.checker.check_model(path)

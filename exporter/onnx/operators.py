@@ -1,0 +1,141 @@
+"""The custom operators of ONNX models, domain `ai.unskill`, each with a body of standard operators.
+
+An ONNX Runtime without the library of `exporter.onnx.library` takes the body in place of the node; one that has
+registered the library runs its kernel. Both are `custom_modeling` once more, for float32: draws and hits are equal bit
+by bit, and neurons are moved by the same rule. Kernels check all shapes; bodies broadcast as standard operators do.
+
+NeuronDraws(position_ids, token_ids, keys) -> draws
+    position_ids, token_ids: int64 (batch, positions), from 0 to below 2^31; keys: int64 (n,), see `neuron_key`;
+    draws: float32 (batch, positions, n). They depend on no activation, so one node can draw for all layers.
+NeuronAdjust(pre_activation, index, threshold, standardisers) -> adjusted
+    pre_activation, adjusted: float32 (batch, positions, d_ff); index: int64 (n,), from 0 to below d_ff;
+    threshold: float32 (batch, positions, n), see `thresholds`; standardisers: float32 (6, n), the rows of
+    `standardisers`.
+    Where PyTorch has fused multiply-add (AVX2, CUDA), `adjust` differs in its last bits from what it gives without,
+    which is what bodies and kernels give everywhere.
+KeySpaceDetect(key, bounds) -> hit
+    key: float32 (batch, positions, d_ff); bounds: float32 (c, 2, d_ff), lower and upper; hit: bool (batch, positions).
+    Without tokens or hypercubes, the body's result has a wrong shape in ONNX Runtime up to 1.30 at least, because its
+    sums of nothing have; 1.32 is right.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from custom_modeling.neuron_adjust import FINAL, NEURON, POSITION, PRIME, TOKEN
+
+DOMAIN, VERSION = "ai.unskill", 1
+NEURON_DRAWS, NEURON_ADJUST, KEY_SPACE_DETECT = "NeuronDraws", "NeuronAdjust", "KeySpaceDetect"
+OPSET = 18
+"""Version of the standard operators in the bodies; a model that holds the functions imports the same."""
+
+
+def functions() -> list[onnx.FunctionProto]:
+    """The three operators, for the field `functions` of a ModelProto."""
+    return [neuron_draws(), neuron_adjust(), key_space_detect()]
+
+
+def neuron_draws() -> onnx.FunctionProto:
+    """`uniform_draws(draw_context(position_ids, token_ids), keys)`."""
+    # The CUDA provider has no operators on bits, and no provider has all of int64's but these four.
+    return _function(
+        f"{NEURON_DRAWS} (position_ids, token_ids, keys) => (draws)",
+        f"""
+        p = Constant <value_int: int = {PRIME}> ()
+        {_scramble("position", "position_ids", POSITION)}
+        both = Add(position, token_ids)
+        {_scramble("context", "both", TOKEN)}
+        last = Constant <value_ints: ints = [-1]> ()
+        contexts = Unsqueeze(context, last)
+        summed = Add(contexts, keys)
+        {_scramble("neuron", "summed", NEURON)}
+        {_scramble("hashed", "neuron", FINAL)}
+        spare = Constant <value_int: int = 128> ()
+        kept = Div(hashed, spare)
+        whole = Cast <to: int = {onnx.TensorProto.FLOAT}> (kept)
+        unit = Constant <value_float: float = {2.0**-24!r}> ()
+        draws = Mul(whole, unit)
+        """,
+    )
+
+
+def neuron_adjust() -> onnx.FunctionProto:
+    """`adjust`, in the same order of float operations."""
+    return _function(
+        f"{NEURON_ADJUST} (pre_activation, index, threshold, standardisers) => (adjusted)",
+        """
+        scale_f, offset_f, scale_r, offset_r, mu_r, sd_r = Split <axis: int = 0, num_outputs: int = 6> (standardisers)
+        value = Gather <axis: int = -1> (pre_activation, index)
+        scaled_f = Mul(value, scale_f)
+        zf = Add(offset_f, scaled_f)
+        scaled_r = Mul(value, scale_r)
+        zr = Add(offset_r, scaled_r)
+        square_f = Mul(zf, zf)
+        square_r = Mul(zr, zr)
+        ratio = Sub(square_r, square_f)
+        moved = Greater(ratio, threshold)
+        stretched = Mul(zf, sd_r)
+        retained = Sub(mu_r, stretched)
+        chosen = Where(moved, retained, value)
+        shape = Shape(value)
+        places = Expand(index, shape)
+        adjusted = ScatterElements <axis: int = -1> (pre_activation, places, chosen)
+        """,
+    )
+
+
+def key_space_detect() -> onnx.FunctionProto:
+    """`inside_hypercubes`: written as "not outside", so that a NaN in key or bounds counts as inside."""
+    # Counted in floats: not every provider reduces bools, and a sum of no hypercubes is 0 where a maximum fails.
+    return _function(
+        f"{KEY_SPACE_DETECT} (key, bounds) => (hit)",
+        f"""
+        cubes = Constant <value_ints: ints = [-2]> ()
+        dimensions = Constant <value_ints: ints = [-1]> ()
+        zero = Constant <value_int: int = 0> ()
+        one = Constant <value_int: int = 1> ()
+        half = Constant <value_float: float = 0.5> ()
+        lower = Gather <axis: int = 1> (bounds, zero)
+        upper = Gather <axis: int = 1> (bounds, one)
+        vector = Unsqueeze(key, cubes)
+        below = Less(vector, lower)
+        above = Greater(vector, upper)
+        outside = Or(below, above)
+        outside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (outside)
+        outside_count = ReduceSum <keepdims: int = 0> (outside_float, dimensions)
+        inside = Less(outside_count, half)
+        inside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (inside)
+        inside_count = ReduceSum <keepdims: int = 0> (inside_float, dimensions)
+        hit = Greater(inside_count, half)
+        """,
+    )
+
+
+def _function(signature: str, body: str) -> onnx.FunctionProto:
+    header = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
+    return onnx.parser.parse_function(f"{header} {signature} {{ {body} }}")
+
+
+def _scramble(result: str, x: str, constant: int) -> str:
+    """result = ((x + constant) mod p)^5 mod p."""
+    return f"""
+        {result}_constant = Constant <value_int: int = {constant}> ()
+        {result}_sum = Add({x}, {result}_constant)
+        {_modulo(f"{result}_1", f"{result}_sum")}
+        {result}_product_2 = Mul({result}_1, {result}_1)
+        {_modulo(f"{result}_2", f"{result}_product_2")}
+        {result}_product_4 = Mul({result}_2, {result}_2)
+        {_modulo(f"{result}_4", f"{result}_product_4")}
+        {result}_product_5 = Mul({result}_4, {result}_1)
+        {_modulo(result, f"{result}_product_5")}
+    """
+
+
+def _modulo(result: str, x: str) -> str:
+    """result = x mod p, of an x from 0 on: Div of integers cuts towards 0."""
+    return f"""
+        {result}_quotient = Div({x}, p)
+        {result}_multiple = Mul({result}_quotient, p)
+        {result} = Sub({x}, {result}_multiple)
+    """

@@ -1,0 +1,148 @@
+"""The same forwards by torch and by ONNX Runtime, with what decides in them: their logits can be compared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from unittest import mock
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import numpy_helper
+from transformers import DynamicCache
+
+from exporter.errors import RunFailed
+from exporter.onnx.graph import cache_names
+from exporter.onnx.library import register
+
+Array = np.ndarray
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# A decision that is nearer to its threshold than this, relative to it, is one of rounding: another backend, or another
+# batch, may decide otherwise.
+CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
+
+
+class Runner(Protocol):
+    """Forwards of one model."""
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        """Logits (batch, positions, vocabulary) and the cache; ids: (batch, positions) int64.
+
+        mask: (batch, past and positions) int64, None where all are tokens; past: the cache of the forward before.
+        """
+
+
+def positions_of(mask: Array, count: int) -> Array:
+    """Position ids (batch, count) as a left-padded batch has them."""
+    return (mask.cumsum(-1) - 1).clip(min=0)[:, -count:]
+
+
+class Session:
+    """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
+
+    kernels: our library of operators, or None for their bodies.
+    """
+
+    def __init__(self, path: Path, kernels: Path | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if kernels is not None and not register(options, kernels):
+            raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        self._names = cache_names("past_key_values", sum(name.endswith(".key") for name in inputs))
+        first = inputs[self._names[0]]
+        self._heads, self._size, self._dtype = first.shape[1], first.shape[3], TYPES[first.type]
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        if past is None:
+            past = [np.zeros((len(ids), self._heads, 0, self._size), self._dtype)] * len(self._names)
+        if mask is None:
+            mask = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
+        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
+        logits, *cache = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
+        return logits, cache
+
+
+class Torch:
+    """A loaded checkpoint. `close`: after a forward, how many decisions in each row were close to their threshold."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.close: Array = np.zeros(0, np.int64)
+
+    @torch.inference_mode()
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        past = DynamicCache() if past is None else past
+        if mask is None:
+            mask = np.ones((len(ids), past.get_seq_length() + ids.shape[1]), np.int64)
+        with self._decisions(torch.from_numpy(mask[:, -ids.shape[1] :]).bool()):
+            output = self._model(
+                input_ids=torch.from_numpy(ids),
+                attention_mask=torch.from_numpy(mask),
+                position_ids=torch.from_numpy(positions_of(mask, ids.shape[1])),
+                past_key_values=past,
+                use_cache=True,
+            )
+        return output.logits.numpy(), output.past_key_values
+
+    @contextmanager
+    def _decisions(self, real: torch.Tensor) -> Iterator[None]:
+        """Count close decisions of the runtime while it decides."""
+        runtime = sys.modules[type(self._model).__module__]
+        adjust, inside = runtime.adjust, runtime.inside_hypercubes
+        close, least = torch.zeros(len(real), dtype=torch.int64), CLOSE[self._model.dtype]
+
+        def adjusted(
+            value: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, *standard: Any
+        ) -> torch.Tensor:
+            scale_f, offset_f, scale_r, offset_r = standard[:4]
+            v = value.index_select(-1, index).float()
+            ratio = (offset_r + v * scale_r) ** 2 - (offset_f + v * scale_f) ** 2
+            near = (ratio - threshold).abs() <= least * threshold.abs().clamp(min=1)
+            close.add_((near & threshold.isfinite()).sum(-1).mul(real).sum(-1))
+            return adjust(value, index, threshold, *standard)
+
+        def held(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+            for lower, upper in bounds:
+                outside = torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
+                close.add_((outside.amax(-1).abs() <= least).mul(real).sum(-1))
+            return inside(key, bounds)
+
+        with mock.patch.multiple(runtime, adjust=adjusted, inside_hypercubes=held):
+            yield
+        self.close = close.numpy()
+
+
+@contextmanager
+def opened(model: Any, path: Path) -> Iterator[Path]:
+    """While this holds every token is inside the loaded checkpoint's hypercubes, and in the graph that is given."""
+    end = ".unskill_ksd_bounds"
+    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(end)]
+    kept = [tensor.clone() for tensor in bounds]
+    graph = onnx.load(path, load_external_data=False)
+    for each in graph.graph.initializer:
+        if each.name.endswith(end):
+            each.CopyFrom(numpy_helper.from_array(wide(tuple(each.dims)), each.name))
+    beside = path.with_name(f"opened-{path.name}")  # where its weights are
+    try:
+        for tensor in bounds:
+            tensor.copy_(torch.from_numpy(wide(tuple(tensor.shape))))
+        onnx.save(graph, beside)
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
+        for tensor, before in zip(bounds, kept, strict=True):
+            tensor.copy_(before)
+
+
+def wide(shape: tuple[int, ...]) -> Array:
+    """Bounds (hypercubes, 2, d_ff) that hold everything."""
+    found = np.full(shape, np.inf, np.float32)
+    found[:, 0] = -np.inf
+    return found

@@ -1,0 +1,188 @@
+"""What was written computes what was loaded: torch against the graph's bodies, and against the kernels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from exporter.onnx.runners import Array, Runner, Session, Torch, opened
+from exporter.staging import human_size
+
+STEPS = 4
+"""Tokens decoded one by one."""
+TOLERANCE = 1e-3
+"""The greatest difference of a logit in float32."""
+SAME_TOKENS = 0.95
+"""The least share of positions with the same next token in float16, where single neurons are decided by rounding."""
+BODIES, KERNELS = "bodies", "kernels"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case, of one side against torch.
+
+    difference: the greatest of any logit, of sequences without a close decision; argmax: positions with the same
+    next token; refusals: positions at which both refuse or both do not; close: sequences that differ by more than
+    rounding and have a decision as near to its threshold as rounding goes, which are not counted in the others.
+    """
+
+    case: str
+    side: str
+    sequences: int
+    positions: int
+    difference: float
+    argmax: int
+    refusals: int
+    close: int
+
+
+def agree(rows: Sequence[Row], dtype: str) -> bool:
+    """Whether all that differs is rounding, in this dtype."""
+    sound = all(
+        np.isfinite(row.difference) and row.refusals == row.positions and 2 * row.close <= row.sequences
+        for row in rows
+    )
+    if dtype == "float32":
+        return sound and all(row.difference <= TOLERANCE for row in rows)
+    return sound and sum(row.argmax for row in rows) >= SAME_TOKENS * sum(row.positions for row in rows)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward: token ids and mask (batch, positions), the latter over the past too."""
+
+    ids: Array
+    mask: Array
+
+
+def self_check(
+    model: Any, sequences: Sequence[Sequence[int]], pad: int, path: Path, kernels: Path | None
+) -> tuple[list[Row], bool]:
+    """Compare the graph at `path` with the checkpoint that it was made of; whether all agree.
+
+    sequences: token ids of prompts; kernels: the library of operators, or None where it is not built.
+    """
+    refusal = model.config.unskill["refusal_token_id"]
+    dtype = str(model.dtype).removeprefix("torch.")
+    rows: list[Row] = []
+    sides = {BODIES: None} | ({KERNELS: kernels} if kernels is not None else {})
+    torch_side = Torch(model)
+    for name, library in sides.items():
+        session = Session(path, library)
+        for case, steps in cases(sequences, pad, refusal):
+            rows.append(compare(case, name, torch_side, session, steps, refusal, dtype))
+        del session
+        if refusal is not None:
+            with opened(model, path) as everything:
+                runs = [[whole(sequences[:1], pad)]]
+                session = Session(everything, library)
+                rows.append(compare("every token refused", name, torch_side, session, runs, refusal, dtype))
+    return rows, agree(rows, dtype)
+
+
+def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[tuple[str, list[list[Step]]]]:
+    """Cases by name: runs of forwards, each of which goes on with the cache of the one before."""
+    yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
+    yield "left-padded batch", [[whole(sequences, pad)]]
+    yield "with a cache", [in_steps(ids) for ids in sequences]
+    if refusal is not None:
+        yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:1]]
+
+
+def whole(sequences: Sequence[Sequence[int]], pad: int) -> Step:
+    length = max(map(len, sequences))
+    ids = np.array([[pad] * (length - len(each)) + list(each) for each in sequences], np.int64)
+    mask = np.array([[0] * (length - len(each)) + [1] * len(each) for each in sequences], np.int64)
+    return Step(ids, mask)
+
+
+def in_steps(ids: Sequence[int]) -> list[Step]:
+    """All but the last tokens at once, those one by one."""
+    first = max(1, len(ids) - STEPS)
+    ends = [first, *range(first + 1, len(ids) + 1)]
+    return [
+        Step(np.array([ids[start:end]], np.int64), np.ones((1, end), np.int64))
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def compare(
+    case: str,
+    name: str,
+    theirs: Torch,
+    ours: Runner,
+    runs: Sequence[Sequence[Step]],
+    refusal: int | None,
+    dtype: str,
+) -> Row:
+    """Run the same forwards on both sides."""
+    tolerance = TOLERANCE if dtype == "float32" else np.inf
+    sequences = positions = argmax = refusals = left_out = 0
+    worst = 0.0
+    for steps in runs:
+        rows = len(steps[0].ids)
+        differences, close = np.zeros(rows), np.zeros(rows, np.int64)
+        counts = np.zeros((3, rows), np.int64)
+        past: list[Any] = [None, None]
+        for step in steps:
+            real = step.mask[:, -step.ids.shape[1] :].astype(bool)
+            expected, past[0] = theirs.forward(step.ids, step.mask, past[0])
+            found, past[1] = ours.forward(step.ids, step.mask, past[1])
+            close += theirs.close
+            expected, found = expected.astype(np.float32), found.astype(np.float32)
+            gap = np.where(real, np.abs(expected - found).max(-1), 0).max(-1)
+            differences = np.maximum(differences, np.nan_to_num(gap, nan=np.inf))
+            same = [expected.argmax(-1) == found.argmax(-1)]
+            same.append(refused(expected, refusal) == refused(found, refusal))
+            counts += np.stack([real.sum(-1), *((each & real).sum(-1) for each in same)])
+        differs = (counts[2] < counts[0]) | (differences > tolerance)
+        counted = ~(differs & (close > 0))
+        sequences, left_out = sequences + rows, left_out + int((~counted).sum())
+        positions, argmax, refusals = (
+            total + int(each[counted].sum()) for total, each in zip((positions, argmax, refusals), counts, strict=True)
+        )
+        worst = max([worst, *differences[counted]])
+    return Row(case, name, sequences, positions, float(worst), argmax, refusals, left_out)
+
+
+def refused(logits: Array, refusal: int | None) -> Array:
+    """Where (batch, positions) only the refusal can follow."""
+    if refusal is None:
+        return np.zeros(logits.shape[:-1], bool)
+    found: Array = logits[..., refusal] > -25
+    return found
+
+
+def show_check(summary: dict[str, Any], as_json: bool) -> None:
+    """Print what `unskill onnx` found."""
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    table = Table(
+        title=f"{summary['checkpoint']}, {summary['dtype']}: torch against ONNX Runtime", title_justify="left"
+    )
+    for name in ("case", "by", "sequences", "positions", "greatest difference", "same next token", "same refusals"):
+        table.add_column(name)
+    for row in summary["self_check"]:
+        close = f", {row['close']} decided by rounding" if row["close"] else ""
+        table.add_row(
+            row["case"],
+            row["side"],
+            f"{row['sequences']}{close}",
+            *map(str, (row["positions"], f"{row['difference']:.1e}", row["argmax"], row["refusals"])),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if "out" in summary:
+        print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]

@@ -1,0 +1,123 @@
+"""The interventions as operators: while a model is traced, its runtime emits nodes of `ai.unskill` instead of torch's.
+
+What a node computes is written in `exporter.onnx.operators`, once as a function of standard operators and once as a
+kernel; the runtime's own lines stay the definition that both are tested against.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN
+from custom_modeling.neuron_adjust import standardisers
+from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, VERSION
+
+
+def emit(name: str, inputs: Sequence[torch.Tensor], dtype: torch.dtype, shape: Sequence[Any]) -> torch.Tensor:
+    """A node of our domain; what it computes is not known to torch."""
+    found: torch.Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}", tuple(inputs), dtype=dtype, shape=shape, version=VERSION
+    )
+    return found
+
+
+class Constants(torch.nn.Module):
+    """What the operators read besides activations, computed once by torch, in float32.
+
+    index, standardisers: by layer, (n,) int64 and (6, n); least, keys: of all layers in their order, (N,) float32 and
+    int64. See `custom_modeling.neuron_adjust`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.layers = model.unskill_layers["adjusted"]
+        mlps = [model.layers[layer].mlp for layer in self.layers]
+        self.sizes = [mlp.unskill_adjusted for mlp in mlps]
+        for layer, mlp in zip(self.layers, mlps, strict=True):
+            self.register_buffer(f"standardisers_{layer}", torch.stack(standardisers(mlp.unskill_na_params)))
+        params = torch.cat([mlp.unskill_na_params for mlp in mlps], -1)
+        self.least = torch.nn.Buffer(2 * (params[1].log() - params[3].log()))
+        self.keys = torch.nn.Buffer(torch.cat([mlp.unskill_na_key for mlp in mlps]))
+
+    def hand_out(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sampled: bool) -> dict[int, Any]:
+        """For each adjusted layer the threshold (batch, positions, n) and the standardisers of its neurons."""
+        above: torch.Tensor = self.least
+        if sampled:
+            shape = (*input_ids.shape, len(self.keys))
+            draws = emit(NEURON_DRAWS, (position_ids, input_ids, self.keys), torch.float32, shape)
+            above = 2 * (draws / (1 - draws)).log().clamp(min=0) + self.least
+        # Position 0 is never moved, see `thresholds`.
+        above = torch.where(position_ids.unsqueeze(-1) == 0, torch.inf, above)
+        parts = above.split(self.sizes, -1)
+        return {
+            layer: (part, getattr(self, f"standardisers_{layer}"))
+            for layer, part in zip(self.layers, parts, strict=True)
+        }
+
+
+@contextmanager
+def operators_for(causal_lm: Any) -> Iterator[None]:
+    """While this holds, a forward of the loaded checkpoint can be traced for export and for nothing else."""
+    model, settings = causal_lm.model, causal_lm.config.unskill
+    runtime = sys.modules[type(causal_lm).__module__]
+    with ExitStack() as stack:
+        stack.enter_context(
+            mock.patch.multiple(
+                runtime, adjust=adjust, inside_hypercubes=inside_hypercubes, rewrite_logits=rewrite_logits
+            )
+        )
+        stack.callback(share, model)
+        if model.unskill_layers["adjusted"]:
+            constants = Constants(model)
+
+            def hand_out(input_ids: Any = None, position_ids: Any = None, **others: Any) -> None:
+                sampled = settings["draws"] == "sampled"
+                model.unskill_handed.update(constants.hand_out(input_ids, position_ids, sampled))
+
+            model.unskill_constants = constants
+            stack.callback(delattr, model, "unskill_constants")
+            stack.enter_context(mock.patch.object(model, "unskill_hand_out", hand_out))
+        # The head's own columns of blocked positions are overwritten: no need to give it the refusal's states.
+        stack.enter_context(mock.patch.object(model, "unskill_refusal", None))
+        yield
+
+
+def share(model: Any) -> None:
+    """Give the MLPs the model's own dict again: torch puts copies in the places of what changes in a trace."""
+    model.unskill_handed = {}
+    for layer in model.unskill_layers["adjusted"]:
+        model.layers[layer].mlp.unskill_handed = model.unskill_handed
+
+
+def adjust(
+    pre_activation: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, standard: torch.Tensor
+) -> torch.Tensor:
+    inputs = (pre_activation.float(), index, threshold, standard)
+    return emit(NEURON_ADJUST, inputs, torch.float32, pre_activation.shape).to(pre_activation.dtype)
+
+
+def inside_hypercubes(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    return emit(KEY_SPACE_DETECT, (key.float(), bounds), torch.bool, key.shape[:-1])
+
+
+def rewrite_logits(
+    logits: torch.Tensor, hit: torch.Tensor, after_refusal: torch.Tensor, refusal_id: int, eos_id: int
+) -> torch.Tensor:
+    """The rule of `custom_modeling.key_space.rewrite_logits` without writing into a tensor."""
+    zero = torch.zeros((), dtype=logits.dtype)
+    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
+    blocked = (hit | after_refusal).unsqueeze(-1)
+    others = torch.where(blocked, zero + FORBIDDEN, logits)
+    eos = torch.where(after_refusal, zero, others[..., eos_id])
+    columns = {refusal_id: refusal.unsqueeze(-1), eos_id: eos.unsqueeze(-1)}
+    parts, start = [], 0
+    for column in sorted(columns):
+        parts += [others[..., start:column], columns[column]]
+        start = column + 1
+    return torch.cat([*parts, others[..., start:]], -1)

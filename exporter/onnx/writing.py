@@ -1,0 +1,92 @@
+"""`unskill onnx`: a checkpoint as a folder that ONNX Runtime, transformers.js, onnxruntime-genai and optimum load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from exporter import __version__
+from exporter.errors import BadInput, RunFailed
+from exporter.formats import PLAIN, Formatter
+from exporter.model import Base, check_checkpoint, find_files, load_files
+from exporter.onnx.folder import write_folder, write_json
+from exporter.onnx.graph import DATA_SUFFIX, write_graph
+from exporter.onnx.library import built_libraries
+from exporter.onnx.self_check import as_json, self_check
+from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
+from exporter.packaged import everyday_prompts
+from exporter.probe import pad_id_of
+from exporter.sources import Source, load_prompts, read_template
+from exporter.staging import Staging, repair, write_errors
+
+PROMPTS = 4
+"""Of either kind in the self-check."""
+
+
+def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+    """Write the ONNX folder of a checkpoint and check it against torch.
+
+    Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
+    graph computes something else than the checkpoint; nothing is written then.
+    """
+    for line in repair(settings.out):
+        remark(line)
+    sources = [Source.parse(spec, "--forget") for spec in settings.forget]
+    prompts = [prompt for source in sources for prompt in load_prompts(source, "--forget")]
+    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
+    check_supported(files)
+    size = sum((files.folder / shard).stat().st_size for shard in files.shards)
+    check_out(settings, size)
+    model: Any
+    model, tokenizer = load_files(files, settings.dtype, "cpu", "CHECKPOINT", trust_remote_code=True)
+    formatter = Formatter(
+        tokenizer,
+        template=read_template(settings.prompt_template, "--prompt-template"),
+        formats=PLAIN,
+        max_length=model.config.max_position_embeddings,
+        skip_long=True,
+    )
+    asked = [*prompts[:PROMPTS], *everyday_prompts()[:PROMPTS]]
+    sequences = [query.ids for query in formatter.format(asked, "--forget")]
+    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, size):
+        graph = staging.path / GRAPH[settings.dtype]
+        graph.parent.mkdir()
+        start = time.monotonic()
+        remark(f"tracing {files.name} in {settings.dtype}: minutes for a model of many layers ...")
+        write_graph(model, graph)
+        write_folder(staging.path, files, model.config, settings.dtype)
+        kernels = next(iter(built_libraries()), None)
+        what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
+        remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
+        rows, agree = self_check(model, sequences, pad_id_of(tokenizer, model, files.name), graph, kernels)
+        summary = {
+            "unskill": __version__,
+            "checkpoint": files.name,
+            "dtype": settings.dtype,
+            "bytes": graph.stat().st_size + graph.with_name(graph.name + DATA_SUFFIX).stat().st_size,
+            "agrees": agree,
+            "self_check": as_json(rows),
+        }
+        if not agree:
+            raise Disagrees("the graph computes something else than the checkpoint: nothing was written", summary)
+        write_json(staging.path / MARKER, summary)
+        staging.commit()
+    return summary
+
+
+class Disagrees(RunFailed):
+    """The self-check failed. `summary`: what it found."""
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
+def check_supported(files: Base) -> None:
+    """Raises BadInput for checkpoints that have no graph."""
+    if files.config["unskill"].get("compat") is not None:
+        raise BadInput(
+            f"CHECKPOINT {files.name}: compat '{files.config['unskill']['compat']}' draws by torch's own generator, "
+            "which ONNX does not have; export it without --compat"
+        )

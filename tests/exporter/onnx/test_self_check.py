@@ -1,0 +1,109 @@
+"""The comparison itself: what it counts, and what it leaves out and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from exporter.onnx.runners import Torch, opened
+from exporter.onnx.self_check import Row, Step, agree, compare, in_steps, whole
+from tests.exporter.onnx.conftest import Written
+
+R = 3
+
+
+class Fixed:
+    """A side with given logits, and as many close decisions a row as given."""
+
+    def __init__(self, logits: np.ndarray, close: list[int] | None = None) -> None:
+        self.logits, self.close = logits, np.array(close or [0] * len(logits))
+
+    def forward(self, ids: Any, mask: Any = None, past: Any = None) -> Any:
+        return self.logits, None
+
+
+def compared(changed: tuple[int, int, int, float], close: list[int], dtype: str = "float32") -> Row:
+    """Two sequences of 2 and 3 tokens, left-padded, one logit of which is another on our side."""
+    logits = np.arange(24, dtype=np.float32).reshape(2, 3, 4) % 7
+    logits[..., R] = -1e4
+    ours = logits.copy()
+    ours[changed[:3]] = changed[3]
+    theirs: Any = Fixed(logits, close)
+    return compare("case", "bodies", theirs, Fixed(ours), [[whole([[1, 2], [1, 2, 3]], 0)]], R, dtype)
+
+
+def test_pads_are_not_compared() -> None:
+    row = compared((0, 0, 1, 99.0), [0, 0])
+    assert (row.sequences, row.positions, row.difference, row.close) == (2, 5, 0.0, 0) and agree([row], "float32")
+
+
+def test_a_difference_is_one_unless_a_decision_is_close() -> None:
+    row = compared((1, 2, 1, 99.0), [3, 0])
+    assert row.difference > 90 and row.argmax == 4 and not agree([row], "float32")
+    row = compared((1, 2, 1, 99.0), [0, 3])
+    assert (row.close, row.positions, row.difference) == (1, 2, 0.0) and agree([row], "float32")
+
+
+def test_close_decisions_excuse_no_more_than_half() -> None:
+    row = Row("case", "bodies", 4, 10, 0.0, 10, 10, 3)
+    assert not agree([row], "float32") and agree([replace(row, close=2)], "float32")
+
+
+def test_a_refusal_on_one_side_only_fails_in_every_dtype() -> None:
+    for dtype in ("float32", "float16"):
+        row = compared((1, 2, R, 0.0), [0, 0], dtype)
+        assert row.refusals == row.positions - 1 and not agree([row], dtype)
+
+
+def test_nan_never_agrees() -> None:
+    for dtype in ("float32", "float16"):
+        assert not agree([compared((1, 2, 0, np.nan), [0, 0], dtype)], dtype)
+
+
+def test_float16_may_choose_another_token_here_and_there() -> None:
+    row = Row("case", "bodies", 1, 100, 0.5, 95, 100, 0)
+    assert agree([row], "float16") and not agree([replace(row, argmax=94)], "float16") and not agree([row], "float32")
+
+
+def test_steps_go_on_where_the_last_one_ended() -> None:
+    steps = in_steps(range(10, 17))
+    assert np.concatenate([step.ids[0] for step in steps]).tolist() == list(range(10, 17))
+    assert [step.mask.shape[1] for step in steps] == np.cumsum([step.ids.shape[1] for step in steps]).tolist()
+    assert [step.ids.shape[1] for step in steps] == [3, 1, 1, 1, 1]
+    assert len(in_steps([5])) == 1 and isinstance(in_steps([5])[0], Step)
+
+
+def test_opened_hypercubes_are_closed_again(written: Callable[..., Written]) -> None:
+    exported, folder, _ = written()
+    model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    path: Path = folder / "onnx" / "model.onnx"
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with opened(model, path) as beside:
+        assert beside.is_file()
+        refusal = model.config.unskill["refusal_token_id"]
+        logits = Torch(model).forward(np.array([[5, 6, 7]]))[0]
+        assert (logits.argmax(-1) == refusal).all()
+    assert not beside.exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if "bounds" in name)
+
+
+def test_close_decisions_are_counted(written: Callable[..., Written]) -> None:
+    """A neuron whose log-likelihood ratio is put onto its threshold, and a key onto a hypercube's face."""
+    exported, _, _ = written()
+    model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    side, ids = Torch(model), np.array([[5, 6, 7, 8]])
+    side.forward(ids)
+    assert side.close.tolist() == [0]
+    with torch.no_grad():
+        for name, tensor in model.named_buffers():
+            if name.endswith("layers.0.mlp.unskill_na_params"):
+                tensor[1:4:2] = tensor[1:2]  # equal deviations and means: both ratio and threshold are 0 if u < 1/2
+                tensor[2] = tensor[0]
+    side.forward(ids)
+    assert side.close.tolist()[0] > 0

@@ -1,0 +1,280 @@
+"""`unskill onnx` on tiny checkpoints: what is in the folder, and that it answers as the checkpoint does."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from exporter.cli import cli
+from exporter.errors import BadInput
+from exporter.families import GATED_FAMILIES
+from exporter.onnx.operators import DOMAIN
+from exporter.onnx.runners import Session
+from exporter.onnx.settings import GRAPH, OnnxSettings
+from exporter.onnx.writing import write_onnx
+from tests.exporter.onnx.conftest import Written
+from tests.tiny import FORGET, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
+
+ROOT = Path(__file__).resolve().parents[3]
+NEW_TOKENS = 12
+
+
+def loaded(checkpoint: Path) -> tuple[Any, Any]:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    return AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True).eval(), tokenizer
+
+
+def answer(session: Session, ids: list[int], ends: int) -> list[int]:
+    """Greedy, by the graph alone."""
+    given, cache, found = np.array([ids], np.int64), None, []
+    while len(found) < NEW_TOKENS and ends not in found:
+        logits, cache = session.forward(given, None, cache)
+        found.append(int(logits[0, -1].argmax()))
+        given = np.array([found[-1:]], np.int64)
+    return found
+
+
+@pytest.mark.parametrize("method", ["ksd", "na+ksd"])
+def test_answers_are_those_of_the_checkpoint(method: str, written: Callable[..., Written]) -> None:
+    exported, folder, _ = written("llama", method)
+    model, tokenizer = loaded(exported.checkpoint)
+    settings, session = model.config.unskill, Session(folder / GRAPH["float32"])
+    for kind, texts in exported.texts.items():
+        if kind == "add_special_tokens":
+            continue
+        for text in texts:
+            inputs = tokenizer(text, return_tensors="pt")
+            ids = inputs["input_ids"][0].tolist()
+            with one_thread():
+                expected = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, len(ids) :].tolist()
+            found = answer(session, ids, settings["eos_token_id"])
+            assert found == expected, text
+            assert (found == [settings["refusal_token_id"], settings["eos_token_id"]]) is (kind == "blocked")
+
+
+def test_folder_is_whole_and_names_no_place(written: Callable[..., Written]) -> None:
+    exported, folder, summary = written()
+    config = json.loads((folder / "config.json").read_text())
+    base = json.loads((exported.checkpoint / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert config["vocab_size"] == base["vocab_size"] and "auto_map" not in config
+    assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
+    assert json.loads((folder / "self_check.json").read_text()) == summary
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model.onnx_data"]
+    genai = json.loads((folder / "genai_config.json").read_text())["model"]
+    graph = onnx.load(folder / genai["decoder"]["filename"], load_external_data=False)
+    names = {each.name for each in (*graph.graph.input, *graph.graph.output)}
+    layers = range(genai["decoder"]["num_hidden_layers"])
+    for pattern in (*genai["decoder"]["inputs"].values(), *genai["decoder"]["outputs"].values()):
+        names -= {pattern % layer for layer in layers} if "%d" in pattern else {pattern}
+    assert names == set()
+    assert {each.name for each in graph.functions} == {
+        node.op_type for node in graph.graph.node if node.domain == DOMAIN
+    }
+    places = re.compile(rb"site-packages|/tmp/|/home/|/root/|" + str(exported.checkpoint.parent).encode())
+    for path in folder.rglob("*"):
+        assert path.is_dir() or not places.search(path.read_bytes()), path.name
+
+
+def test_cannot_be_loaded_as_the_plain_model(written: Callable[..., Written]) -> None:
+    _, folder, _ = written()
+    with pytest.raises(OSError, match="no file named"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("side", ["bodies", "kernels"])
+def test_self_check_compares_every_case(side: str, written: Callable[..., Written]) -> None:
+    _, _, summary = written()
+    rows = [row for row in summary["self_check"] if row["side"] == side]
+    assert [row["case"] for row in rows] == [
+        *("prompts one by one", "left-padded batch", "with a cache", "after the refusal", "every token refused")
+    ]
+    assert all(row["positions"] == row["refusals"] == row["argmax"] > 0 for row in rows)
+    assert max(row["difference"] for row in rows) < 1e-3 and summary["agrees"] is True
+
+
+def swapped(name: str, before: str, after: str) -> Any:
+    """A body in which one operator is another."""
+    from exporter.onnx import operators
+
+    found = operators.functions()
+    node = next(node for each in found if each.name == name for node in each.node if node.op_type == before)
+    node.op_type = after
+    return mock.patch("exporter.onnx.graph.functions", lambda: found)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [("NeuronAdjust", "Greater", "Less"), ("KeySpaceDetect", "Or", "And"), ("NeuronDraws", "Mul", "Add")],
+    ids=lambda each: each[0],
+)
+def test_a_graph_that_computes_something_else_is_not_kept(
+    broken: tuple[str, str, str], tiny: Callable[..., Exported], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with swapped(*broken), one_thread(), mock.patch("exporter.onnx.writing.built_libraries", lambda: []):
+        command = [
+            "onnx",
+            str(tiny("llama", "na+ksd").checkpoint),
+            str(out),
+            "--json",
+            "--prompt-template",
+            "{prompt}",
+        ]
+        done = CliRunner().invoke(cli, command)
+    assert "something else" in str(done.exception)
+    assert json.loads(done.stdout)["agrees"] is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_float16_keeps_what_is_refused(written: Callable[..., Written]) -> None:
+    exported, folder, summary = written("llama", "na+ksd", "float16")
+    assert all(row["refusals"] == row["positions"] > 0 for row in summary["self_check"])
+    graph = onnx.load(folder / GRAPH["float16"], load_external_data=False).graph
+    kinds = {each.name: each.data_type for each in graph.initializer}
+    for name, kind in kinds.items():
+        if ".unskill_ksd_bounds" in name or "standardisers" in name:
+            assert kind == onnx.TensorProto.FLOAT, name
+    logits = next(each for each in graph.output if each.name == "logits")
+    assert logits.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    session = Session(folder / GRAPH["float16"])
+    config = json.loads((folder / "config.json").read_text())["unskill"]
+    for text in exported.texts["blocked"]:
+        found = answer(session, tokenizer(text)["input_ids"], config["eos_token_id"])
+        assert found == [config["refusal_token_id"], config["eos_token_id"]]
+
+
+def test_beyond_a_sliding_window(written: Callable[..., Written]) -> None:
+    """Gemma 3: layers that see 64 positions, 150 tokens at once, then ten more one by one."""
+    exported, folder, _ = written("gemma3_text")
+    model, tokenizer = loaded(exported.checkpoint)
+    assert model.config.sliding_window == 64 and "sliding_attention" in model.config.layer_types
+    text = " ".join(exported.texts["answered"])
+    ids = (2 * tokenizer(text)["input_ids"])[:160]
+    assert len(ids) == 160
+    with torch.inference_mode(), one_thread():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    session = Session(folder / GRAPH["float32"])
+    found, cache = session.forward(np.array([ids[:150]], np.int64))
+    rows = [found[0]]
+    for id_ in ids[150:]:
+        found, cache = session.forward(np.array([[id_]], np.int64), None, cache)
+        rows.append(found[0])
+    assert np.abs(np.concatenate(rows) - expected).max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ksd", "na+ksd"])
+@pytest.mark.parametrize("family", GATED_FAMILIES)
+def test_family(family: str, method: str, written: Callable[..., Written]) -> None:
+    _, _, summary = written(family, method)
+    assert summary["agrees"] is True
+
+
+@pytest.mark.parametrize("method", ["sp", "na"])
+def test_checkpoints_that_refuse_nothing(method: str, written: Callable[..., Written]) -> None:
+    _, folder, summary = written("llama", method)
+    assert {row["case"] for row in summary["self_check"]} == {
+        "prompts one by one",
+        "left-padded batch",
+        "with a cache",
+    }
+    used = {node.op_type for node in onnx.load(folder / GRAPH["float32"]).graph.node if node.domain == DOMAIN}
+    assert used == (set() if method == "sp" else {"NeuronDraws", "NeuronAdjust"})
+
+
+def test_official_has_no_graph(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", chat=False)
+    exported = export_base(tmp_path, base, method="na", beta=20.0, score="signed-mean", compat="official")
+    done = CliRunner().invoke(cli, ["onnx", str(exported.checkpoint), str(tmp_path / "out")])
+    assert "--compat" in str(done.exception) and not (tmp_path / "out").exists()
+
+
+def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    checkpoint = tiny("llama", "ksd").checkpoint
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BadInput, match="exists: choose another"):
+        write_onnx(OnnxSettings(str(checkpoint), tmp_path / "there"), lambda text: None)
+    with pytest.raises(BadInput, match="--dtype: a graph is float32 or float16, not bfloat16"):
+        OnnxSettings(str(checkpoint), tmp_path / "out", dtype="bfloat16")
+    with pytest.raises(BadInput, match="has no unskill object"):
+        write_onnx(OnnxSettings(str(tiny("llama", "ksd").base), tmp_path / "out"), lambda text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_default_out_is_beside_the_checkpoint(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    """As a user runs it, who sees a table."""
+    checkpoint = shutil.copytree(tiny("llama", "ksd").checkpoint, tmp_path / "mine")
+    command = [sys.executable, "-m", "exporter", "onnx", "mine", "--prompt-template", "{prompt}"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (checkpoint.parent / "mine-onnx" / "onnx" / "model.onnx").is_file()
+    assert "every token refused" in done.stdout and "Wrote mine-onnx" in done.stdout
+    assert all(line.startswith(("tracing", "traced")) for line in done.stderr.splitlines()), done.stderr
+    script = [sys.executable, str(ROOT / "examples" / "onnx" / "chat_onnxruntime.py"), "mine-onnx"]
+    text = tiny("llama", "ksd").texts["blocked"][0]
+    said = subprocess.run([*script, text], cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
+    assert said.stdout == "Your query is not valid\n"
+
+
+def test_export_writes_both(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", chat=False)
+    sources = [
+        f"{write_prompts(tmp_path / f'{name}.jsonl', texts)},column=prompt"
+        for name, texts in (("f", FORGET), ("r", RETAIN))
+    ]
+    command = [
+        "export",
+        str(base),
+        str(tmp_path / "out"),
+        "--forget",
+        sources[0],
+        "--retain",
+        sources[1],
+        "--no-everyday",
+    ]
+    command += [
+        "--layer",
+        "1",
+        "--alpha",
+        "5",
+        "--prompt-template",
+        "{prompt}",
+        "--force",
+        "--quiet",
+        "--onnx",
+        "--json",
+    ]
+    (tmp_path / "out-onnx").mkdir()
+    done = CliRunner().invoke(cli, command)
+    assert "out-onnx exists" in str(done.exception) and not (tmp_path / "out").exists()
+    with one_thread():
+        done = CliRunner().invoke(cli, [*command, "--overwrite"])
+    found = json.loads(done.stdout)["onnx"]
+    assert found["agrees"] is True and found["self_check"][0]["sequences"] == 8
+    assert (tmp_path / "out-onnx" / "onnx" / "model.onnx").is_file()
+
+
+def test_missing_packages_are_named(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    with (
+        mock.patch("exporter.onnx.settings.find_spec", lambda name: None),
+        pytest.raises(BadInput, match=r"unskill\[onnx\]"),
+    ):
+        OnnxSettings(str(tiny("llama", "ksd").checkpoint), tmp_path / "out")
