@@ -25,7 +25,7 @@ from exporter.errors import RunFailed
 from exporter.formats import PLAIN, SECOND_TURN, Formatter, Query
 from exporter.key_space import KeyMoments, KeySpace
 from exporter.packaged import EVERYDAY
-from exporter.probe import Prober
+from exporter.probe import KeyProber
 from exporter.settings import SkillSettings
 from exporter.splits import ForgetParts, RetainParts
 from exporter.spool import KeySpool
@@ -122,7 +122,7 @@ class Decision:
 
 
 def gather(
-    prober: Prober, formatter: Formatter, skills: Sequence[tuple[ForgetParts[Query], RetainParts[Query]]]
+    prober: KeyProber, formatter: Formatter, skills: Sequence[tuple[ForgetParts[Query], RetainParts[Query]]]
 ) -> list[Evidence]:
     """Fit every skill's keys and score all of its other parts. Raises RunFailed on NaN and on a full disk."""
     fits = [fit(prober, formatter, forget) for forget, _ in skills]
@@ -152,7 +152,7 @@ class Fit:
     unseen: Tensor
 
 
-def fit(prober: Prober, formatter: Formatter, forget: ForgetParts[Query]) -> Fit:
+def fit(prober: KeyProber, formatter: Formatter, forget: ForgetParts[Query]) -> Fit:
     queries = formatter.in_each_format(forget.fit, "--forget")
     with KeySpool() as spool:
         moments = prober.fit_keys(queries, spool, "forget set: fit")
@@ -165,7 +165,7 @@ def fit(prober: Prober, formatter: Formatter, forget: ForgetParts[Query]) -> Fit
 
 
 def score_parts(
-    prober: Prober,
+    prober: KeyProber,
     formatter: Formatter,
     fitted: Fit,
     forget: ForgetParts[Query],
@@ -203,8 +203,11 @@ def score_parts(
     )
 
 
-def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
-    """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts."""
+def decide(evidence: Evidence, settings: SkillSettings, kinds_known: bool = False) -> Decision:
+    """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts.
+
+    kinds_known: that no kind of everyday prompts is the skill itself has been seen before; else it raises BadInput.
+    """
     everyday = torch.tensor(
         [query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose], dtype=torch.bool
     )
@@ -216,11 +219,12 @@ def decide(evidence: Evidence, settings: SkillSettings) -> Decision:
         settings.target_block_rate,
         expected_share(len(evidence.calibrate), settings.target_block_rate),
     )
-    check_kinds(
-        [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY],
-        evidence.retain_choose.prompt[everyday],
-        choices,
-    )
+    if not kinds_known:
+        check_kinds(
+            [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY],
+            evidence.retain_choose.prompt[everyday],
+            choices,
+        )
     asked = settings.layer_number(len(choices))
     candidates = choices if asked is None else [choices[asked]]
     best = best_layer(candidates, settings.max_false_block)
@@ -304,7 +308,7 @@ def unseen_rates(unseen: Scored, layer: int, alpha: float) -> dict[str, dict[str
 
 
 def measure_limits(
-    prober: Prober, formatter: Formatter, evidence: Evidence, decision: Decision, refusal: str
+    prober: KeyProber, formatter: Formatter, evidence: Evidence, decision: Decision, refusal: str
 ) -> dict[str, Rate]:
     """Blocked shares of the forget report part where KSD is known to be weak: after a refusal, under a prefill."""
     prompts = [query.prompt for query in evidence.forget_parts.report]

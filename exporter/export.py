@@ -17,6 +17,8 @@ from exporter.splits import split_forget
 from exporter.staging import Staging, check_target, repair
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from exporter.model import LoadedModel
     from exporter.neuron_choice import NeuronChoice
     from exporter.neuron_statistics import NeuronSums
@@ -105,16 +107,27 @@ def prepare(
     skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, remark: Remark
 ) -> tuple[Formatter, list[SkillPlan]]:
     """Prompts as the model sees them, in parts."""
+    return prepare_for(skills, loaded.tokenizer, context_length(loaded.base.config), settings, remark)
+
+
+def prepare_for(
+    skills: Sequence[SkillPrompts],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    settings: ExportSettings,
+    remark: Remark,
+) -> tuple[Formatter, list[SkillPlan]]:
+    """The same for a tokenizer alone; max_length: see `Formatter`."""
     formatter = Formatter(
-        loaded.tokenizer,
+        tokenizer,
         template=settings.prompt_template if settings.blocks else "{prompt}",
         formats=settings.formats,
         system_prompts=settings.system_prompts,
         seed=settings.seed,
-        max_length=context_length(loaded.base.config),
+        max_length=max_length,
         skip_long=settings.skip_long,
     )
-    plans = make_plans(skills, formatter, loaded.tokenizer, settings, context_length(loaded.base.config), remark)
+    plans = make_plans(skills, formatter, tokenizer, settings, max_length, remark)
     for text in formatter.remarks:
         remark(text)
     return formatter, plans

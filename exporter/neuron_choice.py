@@ -24,7 +24,7 @@ from exporter.neuron_selection import (
     top,
 )
 from exporter.neuron_statistics import NeuronStatistics, NeuronSums
-from exporter.probe import Prober
+from exporter.probe import KeyProber, Prober
 from exporter.settings import ExportSettings, SkillSettings
 from exporter.skills import SkillPlan, SkillTexts
 from exporter.text_probe import longest_first, probe_texts, text_losses
@@ -170,7 +170,7 @@ def text_sets(plans: Sequence[SkillPlan]) -> dict[str, Sequence[Query]]:
     return sets
 
 
-def measure_effects(prober: Prober, sets: Mapping[str, Sequence[Query]], what: str) -> dict[str, TextLosses]:
+def measure_effects(prober: KeyProber, sets: Mapping[str, Sequence[Query]], what: str) -> dict[str, TextLosses]:
     return {name: text_losses(prober, texts, f"{what}: {name}") for name, texts in sets.items()}
 
 

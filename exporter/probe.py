@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,22 +30,41 @@ PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
 AUTO_ROWS = 64
 
 
-@dataclass
-class Prober:
-    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is halved."""
+class KeyProber(ABC):
+    """What is done with key vectors, wherever a model runs: fits and scores, in batches of similar length.
 
-    loaded: LoadedModel
-    batch_size: int | None = None
-    quiet: bool = True
-    pad_id: int = field(init=False)
+    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of `pad_id_of`.
+    """
 
-    def __post_init__(self) -> None:
-        self.pad_id = pad_id_of(self.loaded.tokenizer, self.loaded.model, self.loaded.base.name)
+    batch_size: int | None
+    quiet: bool
+    pad_id: int
 
     @property
+    @abstractmethod
     def layers(self) -> int:
-        core: Any = self.loaded.model.base_model
-        return len(core.layers)
+        """How many layers key vectors have."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @abstractmethod
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
+        """Batches of the key vectors of each row's last token, (n, layers, d_ff) float32, on the CPU."""
+
+    @abstractmethod
+    def score_answers(
+        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of the model's own greedy answers, at every position from the last prompt token on, by every skill.
+
+        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the least of any position.
+        """
+
+    @abstractmethod
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits (rows, positions, vocabulary) of what `pad` gives."""
 
     def fit_keys(self, queries: Sequence[Query], spool: KeySpool, what: str) -> KeyMoments:
         """Moments of the last token's key vectors, streamed; the vectors themselves are kept on disk."""
@@ -72,9 +92,58 @@ class Prober:
                 scores[row] = moments.without(queries[row], keys).scores(vector)
         return check_finite(scores, what)
 
-    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
-        """Batches of the key vectors of each row's last token, on the CPU."""
+    def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        return padded([query.ids for query in queries], self.pad_id, "left", self.device)
 
+    def batches(
+        self,
+        queries: Sequence[Query],
+        run: Callable[[list[int]], T],
+        what: str,
+        tokens: int = PROBE_TOKENS,
+        unit: str = "prompt",
+    ) -> Iterator[T]:
+        """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
+        order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
+        limit = self.batch_size or AUTO_ROWS
+        bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
+        with bar:
+            while order:
+                longest = len(queries[order[0]].ids)
+                size = limit if self.batch_size else max(1, min(limit, tokens // longest))
+                rows = order[:size]
+                try:
+                    result = run(rows)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    if len(rows) == 1:
+                        raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
+                    limit = len(rows) // 2
+                    continue
+                yield result
+                order = order[len(rows) :]
+                bar.update(len(rows))
+
+
+@dataclass
+class Prober(KeyProber):
+    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is halved."""
+
+    loaded: LoadedModel
+    batch_size: int | None = None
+    quiet: bool = True
+    pad_id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pad_id = pad_id_of(self.loaded.tokenizer, self.loaded.model, self.loaded.base.name)
+
+    @property
+    def layers(self) -> int:
+        core: Any = self.loaded.model.base_model
+        return len(core.layers)
+
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
         def run(rows: list[int]) -> Batch:
             seen: list[Tensor] = []
             taps = key_taps(
@@ -100,10 +169,6 @@ class Prober:
     def score_answers(
         self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
-        """Scores of the base's own greedy answers, at every position from the last prompt token on, by every skill.
-
-        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the least of any position.
-        """
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
         eos = eos_ids(self.loaded.model, self.loaded.base.name)
@@ -143,42 +208,19 @@ class Prober:
     def forward(self, queries: Sequence[Query]) -> None:
         """One forward of the base model without its head."""
         inputs = self.pad(queries)
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
-            self.loaded.model.base_model(**inputs, position_ids=positions, use_cache=False)
+            self.loaded.model.base_model(**inputs, position_ids=positions_of(inputs), use_cache=False)
 
-    def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
-        return padded([query.ids for query in queries], self.pad_id, "left", self.device)
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        model: Any = self.loaded.model
+        with torch.inference_mode():
+            found: Tensor = model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
+        return found
 
-    def batches(
-        self,
-        queries: Sequence[Query],
-        run: Callable[[list[int]], T],
-        what: str,
-        tokens: int = PROBE_TOKENS,
-        unit: str = "prompt",
-    ) -> Iterator[T]:
-        """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
-        order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
-        limit = self.batch_size or AUTO_ROWS
-        bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
-        with bar:
-            while order:
-                longest = len(queries[order[0]].ids)
-                size = limit if self.batch_size else max(1, min(limit, tokens // longest))
-                rows = order[:size]
-                try:
-                    result = run(rows)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    if len(rows) == 1:
-                        raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
-                    limit = len(rows) // 2
-                    continue
-                yield result
-                order = order[len(rows) :]
-                bar.update(len(rows))
+
+def positions_of(inputs: dict[str, Tensor]) -> Tensor:
+    """Position ids of what `padded` gives; those of pads are 0."""
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
 
 def pad_id_of(tokenizer: Any, model: Any, name: str) -> int:

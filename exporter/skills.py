@@ -118,9 +118,20 @@ class SkillOutcome:
 
 def collect(skill: SkillSettings) -> SkillPrompts:
     """Read a skill's sources. Raises BadInput as these do, and where forget and retain prompts are mostly the same."""
+    forget, retain = (
+        [Source.parse(spec, flag) for spec in specs]
+        for flag, specs in (("--forget", skill.forget), ("--retain", skill.retain))
+    )
+    return collect_from(skill, forget, retain)
+
+
+def collect_from(
+    skill: SkillSettings, forget_sources: Sequence[Source], retain_sources: Sequence[Source]
+) -> SkillPrompts:
+    """The same of sources that have been parsed, in the order of the export."""
     records: list[SourceRecord] = []
-    forget = read("--forget", skill.forget, records)
-    retain = read("--retain", skill.retain, records)
+    forget = read("--forget", forget_sources, records)
+    retain = read("--retain", retain_sources, records)
     if retain:
         check_disjoint(forget, retain)
     if skill.everyday:
@@ -131,18 +142,21 @@ def collect(skill: SkillSettings) -> SkillPrompts:
     return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records))
 
 
-def read(flag: str, specs: Sequence[str], records: list[SourceRecord]) -> list[Prompt]:
+def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> list[Prompt]:
     prompts: list[Prompt] = []
-    for spec in specs:
-        source = Source.parse(spec, flag)
+    for source in sources:
         loaded = load_prompts(source, flag)
         # Two folders may hold files of one name, and paths are told nowhere.
         same = sum(record.flag == flag and record.label.split(" #")[0] == source.label for record in records)
         label = f"{source.label} #{same + 1}" if same else source.label
-        options = {name: value for name, value in asdict(source).items() if value is not None and name != "location"}
-        records.append(SourceRecord(flag, label, options, fingerprint(source, flag), len(loaded)))
+        records.append(SourceRecord(flag, label, options_of(source), fingerprint(source, flag), len(loaded)))
         prompts += [replace(prompt, source=label) for prompt in loaded]
     return prompts
+
+
+def options_of(source: Source) -> dict[str, str | int]:
+    """How a source is read, as `reproduce/` has it."""
+    return {name: value for name, value in asdict(source).items() if value is not None and name != "location"}
 
 
 def make_plans(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from exporter.errors import RunFailed
 from exporter.formats import Query
 from exporter.neuron_statistics import NeuronSums
-from exporter.probe import PROBE_TOKENS, Prober
+from exporter.probe import PROBE_TOKENS, KeyProber, Prober, positions_of
 from exporter.taps import key_taps, pre_activation_taps
 from exporter.trade_off import TextLosses
 
@@ -67,25 +66,24 @@ def counted_tokens(inputs: dict[str, Tensor], bos_id: int | None) -> Tensor:
     return mask * ~((inputs["input_ids"] == bos_id) & (mask.cumsum(-1) == 1))
 
 
-def text_losses(prober: Prober, texts: Sequence[Query], what: str) -> TextLosses:
+def text_losses(prober: KeyProber, texts: Sequence[Query], what: str) -> TextLosses:
     """Loss of each text's tokens but the first, given those before: sums in nats, and how many tokens they are of."""
     return losses_from(prober, texts, what, [[1] * len(texts)])[0]
 
 
 def losses_from(
-    prober: Prober, texts: Sequence[Query], what: str, starts: Sequence[Sequence[int]]
+    prober: KeyProber, texts: Sequence[Query], what: str, starts: Sequence[Sequence[int]]
 ) -> tuple[TextLosses, ...]:
     """The same of parts of the texts, in one pass: for each of `starts`, of each text the tokens from there on (from
     1 at least)."""
     first = torch.tensor(starts).view(len(starts), len(texts)).clamp(min=1)
     total, tokens = (torch.zeros(len(starts), len(texts), dtype=torch.float64) for _ in range(2))
-    model: Any = prober.loaded.model
 
     def run(rows: list[int]) -> None:
         inputs = prober.pad([texts[row] for row in rows])
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        positions = positions_of(inputs)
         with torch.inference_mode():
-            logits = model(**inputs, position_ids=positions, use_cache=False).logits[:, :-1]
+            logits = prober.logits(inputs)[:, :-1]
             targets = inputs["input_ids"][:, 1:]
             each = torch.stack(  # row by row: float32 copies of all logits would take twice their memory
                 [

@@ -1,0 +1,130 @@
+"""Quantising a graph file: the weights of the decoder layers' projections to int8 or int4, and nothing else.
+
+What stays as it was, in float32:
+
+- The operators `ai.unskill::*` with their bodies, and everything that they read. What they decide by lies in the
+  graph's own file, not beside the weights, so that refitting it leaves the weights' file as it was probed.
+- The output head. Key vectors do not depend on it, so quantising it would hide no refusal; but it is the embedding
+  once more in most small models, which is looked up in float32, so a quantised copy would make the file larger, and it
+  decides every token that is answered.
+- Products of two activations, as in attention.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import convert_model_to_external_data
+
+from exporter.errors import RunFailed
+from exporter.onnx.graph import DATA_SUFFIX
+from exporter.onnx.operators import DOMAIN
+
+BLOCK = 32
+"""Inputs of a weight that share a scale in int4."""
+
+
+def quantize(source: Path, target: Path, kind: str) -> int:
+    """Write the float32 graph at `source` (see `write_graph`) with quantised weights to `target` and `target`_data.
+
+    kind: "int8" or "int4". Weights may be larger than one protobuf message holds: graph and weights are files apart,
+    before, between and after.
+
+    Returns:
+        How many weights were quantised.
+
+    Raises:
+        RunFailed: There is no weight to quantise.
+    """
+    graph = onnx.load(source, load_external_data=False).graph
+    held = {tensor.name for tensor in graph.initializer}
+    names = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in held]
+    if not names:
+        raise RunFailed("no projection of this graph has a constant weight that could be quantised")
+    with quiet_root_logger():
+        write(QUANTIZERS[kind](source, target.with_name(f"whole-{target.name}"), names), target)
+    return len(names)
+
+
+def to_int8(source: Path, between: Path, names: list[str]) -> onnx.ModelProto:
+    """Dynamic quantisation: weights by column ahead of time, activations by tensor while the model runs.
+
+    Weights get 7 of the 8 bits: sums of two products of 8 bits overflow in the 16 bits in which processors without
+    VNNI add them, so the same graph would compute other keys on another machine.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    beside = between.with_name(f"{between.name}.data")
+    try:
+        quantize_dynamic(
+            source,
+            between,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=names,
+            use_external_data_format=True,
+        )
+        return onnx.load(between)
+    finally:
+        between.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+
+
+def to_int4(source: Path, between: Path, names: list[str]) -> onnx.ModelProto:
+    """Weights alone, symmetric, in blocks; activations stay float32, so a batch gives what its rows give alone."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    model = onnx.load(source)
+    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in set(names)]
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True)
+    quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
+    quantizer.process()
+    return quantizer.model.model
+
+
+QUANTIZERS: dict[str, Callable[[Path, Path, list[str]], onnx.ModelProto]] = {"int8": to_int8, "int4": to_int4}
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Save a model whose weights are in memory: what our operators read in `path`, all other weights beside it."""
+    ours = {name for node in model.graph.node if node.domain == DOMAIN for name in node.input}
+    ours |= {tensor.name for tensor in model.graph.initializer if ".unskill_" in tensor.name}
+    convert_model_to_external_data(model, location=path.name + DATA_SUFFIX)
+    for tensor in model.graph.initializer:
+        if tensor.name in ours:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    # Shapes that the quantiser inferred and its own marks: both name nothing that a reader needs.
+    del model.graph.value_info[:]
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
+    onnx.checker.check_model(path)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def quiet_root_logger() -> Iterator[None]:
+    """Importing the quantisers configures the root logger, and so do their warnings, unless it has a handler."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
