@@ -122,15 +122,21 @@ class Decision:
 
 
 def gather(
-    prober: KeyProber, formatter: Formatter, skills: Sequence[tuple[ForgetParts[Query], RetainParts[Query]]]
+    prober: KeyProber,
+    formatter: Formatter,
+    skills: Sequence[tuple[ForgetParts[Query], RetainParts[Query]]],
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> list[Evidence]:
-    """Fit every skill's keys and score all of its other parts. Raises RunFailed on NaN and on a full disk."""
+    """Fit every skill's keys and score all of its other parts. Raises RunFailed on NaN and on a full disk.
+
+    answer_tokens: of the greedy answers to retain and everyday prompts; 0 looks at the prompts alone.
+    """
     fits = [fit(prober, formatter, forget) for forget, _ in skills]
     # Skills share most of what they are to leave alone: each answer is written once, for all of them.
     queries = list(dict.fromkeys(query for _, retain in skills for query in (*retain.choose, *retain.report)))
     row = {query: place for place, query in enumerate(queries)}
     scores = prober.score_answers(
-        queries, [fitted.keys for fitted in fits], ANSWER_TOKENS, "retain and everyday: answers"
+        queries, [fitted.keys for fitted in fits], answer_tokens, "retain and everyday: answers"
     )
     found = []
     for skill, (fitted, (forget, retain)) in enumerate(zip(fits, skills, strict=True)):

@@ -8,11 +8,53 @@ from typing import Any
 
 import click
 
+from exporter.errors import BadInput, NothingSeparates
+
+
+class GraphDtype(click.Choice):
+    """float32 or float16; for quantised weights the way to them is named."""
+
+    def __init__(self) -> None:
+        from exporter.onnx.settings import DTYPES
+
+        super().__init__(DTYPES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from exporter.onnx.settings import QUANTISED, no_dtype
+
+        if value in QUANTISED:
+            raise BadInput(no_dtype(value))
+        return super().convert(value, param, ctx)
+
 
 @click.command("onnx", short_help="A checkpoint as ONNX, with its interventions inside.")
 @click.argument("checkpoint")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
+@click.option(
+    "--quantize",
+    type=click.Choice(("int8", "int4")),
+    help="Quantise weights, and fit the interventions anew on what that gives; needs the export's --forget, --retain.",
+)
+@click.option("--retain", multiple=True, metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
+@click.option(
+    "--system-prompt",
+    "system_prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="The export's, for --quantize. Repeatable.",
+)
+@click.option(
+    "--max-false-block",
+    type=float,
+    help="Greatest share of harmless prompts that --quantize may refuse; default: the export's.",
+)
+@click.option(
+    "--answers/--no-answers",
+    default=True,
+    show_default=True,
+    help="With --quantize, look for false blocks in answers too: most of the time that it takes.",
+)
 @click.option(
     "--prompt-template",
     default="auto",
@@ -20,10 +62,9 @@ import click
     metavar="auto|chat|TEXT",
     help="How they are formatted.",
 )
-@click.option(
-    "--dtype", type=click.Choice(("float32", "float16")), default="float32", show_default=True, help="Of the graph."
-)
+@click.option("--dtype", type=GraphDtype(), default="float32", show_default=True, help="Of the graph.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
+@click.option("--force", is_flag=True, help="With --quantize, write even where the skill does not separate.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.option("--quiet", is_flag=True, help="No remarks.")
 def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
@@ -32,8 +73,12 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     ONNX Runtime, transformers.js, onnxruntime-genai and optimum load the folder, without unskill. What was written is
     compared with the checkpoint, and where the two differ nothing is kept.
 
+    Quantising the folder with other tools loses the interventions: int8 and int4 weights move the activations that
+    they look at. --quantize fits them anew on the quantised graph, on the export's own prompts.
+
     \b
     unskill onnx OUT --forget maths.jsonl,column=question
+    unskill onnx OUT --quantize int8 --forget maths.jsonl --retain code.jsonl (the sources of the export)
     """
     from exporter.onnx.settings import OnnxSettings
 
@@ -42,12 +87,12 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
         folder = folder.resolve()
     settings = OnnxSettings(checkpoint, out or folder.with_name(f"{folder.name}-onnx"), **flags)
 
-    from exporter.onnx.self_check import show_check
+    from exporter.onnx.showing import show_check
     from exporter.onnx.writing import Disagrees, write_onnx
 
     try:
         summary = write_onnx(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
-    except Disagrees as error:
+    except (Disagrees, NothingSeparates) as error:
         show_check(error.summary, as_json)
         raise
     show_check(summary | {"out": str(settings.out)}, as_json)

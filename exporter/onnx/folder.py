@@ -16,24 +16,30 @@ import jinja2
 
 from exporter.model import Base
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
-from exporter.onnx.settings import GRAPH
+from exporter.onnx.settings import GRAPH, QUANTISED
 
 # As they are in the checkpoint: the tokenizer knows R there.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 # Names of transformers.js for a graph's numbers.
-JS_DTYPES = {"float32": "fp32", "float16": "fp16"}
+JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "q4"}
 PREFIX = "unskill_"
 GENAI_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3_text", "granite": "granite"}
 
 
-def write_folder(folder: Path, files: Base, config: Any, dtype: str) -> None:
-    """Everything but the graph. files: the checkpoint's; config: of the loaded model; dtype: the graph's."""
+def write_folder(
+    folder: Path, files: Base, config: Any, dtype: str, quantised: Mapping[str, Any] | None = None
+) -> None:
+    """Everything but the graph.
+
+    files: the checkpoint's; config: of the loaded model; dtype: a key of GRAPH; quantised: what `write_quantised`
+    found, for a graph with quantised weights.
+    """
     for pattern in COPIED:
         for path in sorted(files.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     write_json(folder / "config.json", plain_config(files.config, dtype))
     write_json(folder / "genai_config.json", genai_config(files.config, config, dtype))
-    (folder / "README.md").write_text(render_card(files, dtype), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(files, dtype, quantised), encoding="utf-8")
 
 
 def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -41,7 +47,8 @@ def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key != "auto_map"}
     found["model_type"] = config["model_type"].removeprefix(PREFIX)
     found["architectures"] = [name.removeprefix("Unskill") for name in config["architectures"]]
-    found["dtype"] = found["torch_dtype"] = dtype
+    # Activations and cache of a quantised graph are float32.
+    found["dtype"] = found["torch_dtype"] = "float32" if dtype in QUANTISED else dtype
     name = Path(GRAPH[dtype]).name
     found["transformers.js_config"] = {
         "dtype": JS_DTYPES[dtype],
@@ -102,13 +109,20 @@ def genai_config(config: Mapping[str, Any], live: Any, dtype: str) -> dict[str, 
     return {"model": model, "search": search}
 
 
-def render_card(files: Base, dtype: str) -> str:
+def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exporter"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     template = environment.get_template("onnx_card.md.jinja")
     graph = GRAPH[dtype]
-    return template.render(name=files.name, graph=graph, data=graph + DATA_SUFFIX, unskill=files.config["unskill"])
+    return template.render(
+        name=files.name,
+        graph=graph,
+        data=graph + DATA_SUFFIX,
+        js_dtype=JS_DTYPES[dtype],
+        unskill=files.config["unskill"],
+        quantised=quantised,
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

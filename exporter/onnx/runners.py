@@ -10,15 +10,14 @@ from typing import Any, Protocol
 from unittest import mock
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
-from onnx import numpy_helper
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed
 from exporter.onnx.graph import cache_names
 from exporter.onnx.library import register
+from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
 
 Array = np.ndarray
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -35,6 +34,13 @@ class Runner(Protocol):
 
         mask: (batch, past and positions) int64, None where all are tokens; past: the cache of the forward before.
         """
+
+
+class Judged(Runner, Protocol):
+    """What others are held against. `close`: after a forward, how many decisions in each row were close to their
+    threshold."""
+
+    close: Array
 
 
 def positions_of(mask: Array, count: int) -> Array:
@@ -60,13 +66,18 @@ class Session:
         self._heads, self._size, self._dtype = first.shape[1], first.shape[3], TYPES[first.type]
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        logits, *cache = self.outputs(ids, mask, past)
+        return logits, cache
+
+    def outputs(self, ids: Array, mask: Array | None = None, past: Any = None) -> list[Array]:
+        """All outputs of the graph; arguments as those of `Runner.forward`."""
         if past is None:
             past = [np.zeros((len(ids), self._heads, 0, self._size), self._dtype)] * len(self._names)
         if mask is None:
             mask = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
         fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
-        logits, *cache = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
-        return logits, cache
+        found: list[Array] = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
+        return found
 
 
 class Torch:
@@ -125,24 +136,14 @@ def opened(model: Any, path: Path) -> Iterator[Path]:
     end = ".unskill_ksd_bounds"
     bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(end)]
     kept = [tensor.clone() for tensor in bounds]
-    graph = onnx.load(path, load_external_data=False)
-    for each in graph.graph.initializer:
-        if each.name.endswith(end):
-            each.CopyFrom(numpy_helper.from_array(wide(tuple(each.dims)), each.name))
+    held = read_constants(path, find_places(path).bounds.values())
     beside = path.with_name(f"opened-{path.name}")  # where its weights are
     try:
         for tensor in bounds:
-            tensor.copy_(torch.from_numpy(wide(tuple(tensor.shape))))
-        onnx.save(graph, beside)
+            tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape))))
+        rewrite(path, beside, {name: opened_bounds(tensor.shape) for name, tensor in held.items()})
         yield beside
     finally:
         beside.unlink(missing_ok=True)
         for tensor, before in zip(bounds, kept, strict=True):
             tensor.copy_(before)
-
-
-def wide(shape: tuple[int, ...]) -> Array:
-    """Bounds (hypercubes, 2, d_ff) that hold everything."""
-    found = np.full(shape, np.inf, np.float32)
-    found[:, 0] = -np.inf
-    return found

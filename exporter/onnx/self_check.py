@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from exporter.onnx.runners import Array, Runner, Session, Torch, opened
-from exporter.staging import human_size
+from exporter.onnx.runners import Array, Judged, Runner, Session, Torch, opened
 
 STEPS = 4
 """Tokens decoded one by one."""
@@ -117,7 +112,7 @@ def in_steps(ids: Sequence[int]) -> list[Step]:
 def compare(
     case: str,
     name: str,
-    theirs: Torch,
+    theirs: Judged,
     ours: Runner,
     runs: Sequence[Sequence[Step]],
     refusal: int | None,
@@ -159,29 +154,6 @@ def refused(logits: Array, refusal: int | None) -> Array:
         return np.zeros(logits.shape[:-1], bool)
     found: Array = logits[..., refusal] > -25
     return found
-
-
-def show_check(summary: dict[str, Any], as_json: bool) -> None:
-    """Print what `unskill onnx` found."""
-    if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-        return
-    table = Table(
-        title=f"{summary['checkpoint']}, {summary['dtype']}: torch against ONNX Runtime", title_justify="left"
-    )
-    for name in ("case", "by", "sequences", "positions", "greatest difference", "same next token", "same refusals"):
-        table.add_column(name)
-    for row in summary["self_check"]:
-        close = f", {row['close']} decided by rounding" if row["close"] else ""
-        table.add_row(
-            row["case"],
-            row["side"],
-            f"{row['sequences']}{close}",
-            *map(str, (row["positions"], f"{row['difference']:.1e}", row["argmax"], row["refusals"])),
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    if "out" in summary:
-        print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,32 +62,56 @@ def read_by(graph: onnx.GraphProto, operator: str, place: int, pattern: re.Patte
     return dict(sorted(found.items()))
 
 
+def read_constants(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Values of initializers by name."""
+    wanted = set(names)
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        tensor.name: numpy_helper.to_array(tensor, str(path.parent))
+        for tensor in graph.initializer
+        if tensor.name in wanted
+    }
+
+
+def opened_bounds(shape: Sequence[int]) -> np.ndarray:
+    """Bounds (hypercubes, 2, d_ff) that hold everything."""
+    return _bounds(shape, -np.inf, np.inf)
+
+
+def closed_bounds(shape: Sequence[int]) -> np.ndarray:
+    """Bounds that hold nothing."""
+    return _bounds(shape, np.inf, -np.inf)
+
+
+def _bounds(shape: Sequence[int], lower: float, upper: float) -> np.ndarray:
+    found = np.full(shape, upper, np.float32)
+    found[:, 0] = lower
+    return found
+
+
 def rewrite(
-    path: Path, target: Path, constants: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    path: Path, target: Path, constants: Mapping[str, np.ndarray], taps: Sequence[str] = (), alone: bool = False
 ) -> None:
     """Write the graph at `path` to `target`, in the same folder, where its weights are.
 
-    constants: new values by name of initializers. outputs: names of float32 tensors that become the graph's outputs,
-    after those of its own that are among them; nodes that none of them needs are left out. None: as they were.
+    constants: new values by name of initializers; taps: names of float32 tensors that become outputs too, after the
+    graph's own; alone: they become the only ones, and nodes that none of them needs are left out.
+
+    Raises RunFailed where there is no such initializer.
     """
     model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    unknown = set(constants)
+    graph, missing = model.graph, set(constants)
     for tensor in graph.initializer:
         if tensor.name in constants:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(constants[tensor.name]), tensor.name))
-            unknown.remove(tensor.name)
-    if unknown:
-        raise RunFailed(f"the graph has no {sorted(unknown)[0]}")
-    if outputs is not None:
-        own = {value.name: value for value in graph.output}
-        kept = [value for name, value in own.items() if name in outputs]
-        taps = [name for name in outputs if name not in own]
-        kept += [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in taps]
-        nodes = needed(graph, [*own, *taps] if len(kept) == len(own) + len(taps) else list(outputs))
+            missing.remove(tensor.name)
+    if missing:
+        raise RunFailed(f"the graph has no constant {sorted(missing)[0]}")
+    if alone:
+        nodes = needed(graph, taps)
         del graph.output[:], graph.node[:]
-        graph.output.extend(kept)
         graph.node.extend(nodes)
+    graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in taps)
     onnx.save(model, target)
 
 
@@ -98,7 +122,7 @@ def needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> list[onnx.NodeProt
         if wanted.intersection(node.output):
             wanted.update(node.input)
             found.append(node)
-    return [*map(copied, reversed(found))]
+    return [copied(node) for node in reversed(found)]
 
 
 def copied(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -7,7 +7,7 @@ kernel; the runtime's own lines stay the definition that both are tested against
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -34,20 +34,21 @@ class Constants(torch.nn.Module):
     int64. See `custom_modeling.neuron_adjust`.
     """
 
+    least: torch.Tensor
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.layers = model.unskill_layers["adjusted"]
         mlps = [model.layers[layer].mlp for layer in self.layers]
         self.sizes = [mlp.unskill_adjusted for mlp in mlps]
-        for layer, mlp in zip(self.layers, mlps, strict=True):
-            self.register_buffer(f"standardisers_{layer}", torch.stack(standardisers(mlp.unskill_na_params)))
-        params = torch.cat([mlp.unskill_na_params for mlp in mlps], -1)
-        self.least = torch.nn.Buffer(2 * (params[1].log() - params[3].log()))
+        params = {layer: mlp.unskill_na_params for layer, mlp in zip(self.layers, mlps, strict=True)}
+        for name, tensor in constants_of(params).items():
+            self.register_buffer(name, tensor)
         self.keys = torch.nn.Buffer(torch.cat([mlp.unskill_na_key for mlp in mlps]))
 
     def hand_out(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sampled: bool) -> dict[int, Any]:
         """For each adjusted layer the threshold (batch, positions, n) and the standardisers of its neurons."""
-        above: torch.Tensor = self.least
+        above = self.least
         if sampled:
             shape = (*input_ids.shape, len(self.keys))
             draws = emit(NEURON_DRAWS, (position_ids, input_ids, self.keys), torch.float32, shape)
@@ -59,6 +60,13 @@ class Constants(torch.nn.Module):
             layer: (part, getattr(self, f"standardisers_{layer}"))
             for layer, part in zip(self.layers, parts, strict=True)
         }
+
+
+def constants_of(params: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `Constants` holds of distributions: params by layer, in order, (4, n) float32, see `thresholds`."""
+    found = {f"standardisers_{layer}": torch.stack(standardisers(each)) for layer, each in params.items()}
+    every = torch.cat(list(params.values()), -1)
+    return found | {"least": 2 * (every[1].log() - every[3].log())}
 
 
 @contextmanager

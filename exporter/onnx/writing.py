@@ -28,8 +28,13 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     """Write the ONNX folder of a checkpoint and check it against torch.
 
     Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
-    graph computes something else than the checkpoint; nothing is written then.
+    graph computes something else than the checkpoint; nothing is written then. With settings.quantize see
+    `write_quantised`: without fitting anew there are no quantised weights.
     """
+    if settings.quantize is not None:
+        from exporter.onnx.quantised import write_quantised
+
+        return write_quantised(settings, remark)
     for line in repair(settings.out):
         remark(line)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]

@@ -1,0 +1,204 @@
+"""`unskill onnx --quantize`: a quantised graph with interventions that were fitted on it, or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from custom_modeling.loading import tensor_sha256
+from exporter import __version__
+from exporter.errors import BadInput, NothingSeparates
+from exporter.export import prepare_for
+from exporter.formats import PLAIN, Formatter
+from exporter.model import Base, check_checkpoint, context_length, find_files, load_files
+from exporter.onnx.again import check_parts, export_again
+from exporter.onnx.folder import write_folder, write_json
+from exporter.onnx.graph import DATA_SUFFIX, write_graph
+from exporter.onnx.library import built_libraries
+from exporter.onnx.quantised_check import ROW_BY_ROW, check_quantised
+from exporter.onnx.quantize import file_sha256, quantize
+from exporter.onnx.refit import Adjusted, Refit, refit
+from exporter.onnx.self_check import as_json
+from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
+from exporter.onnx.surgery import rewrite
+from exporter.onnx.writing import PROMPTS, Disagrees, check_supported
+from exporter.packaged import everyday_prompts
+from exporter.probe import pad_id_of
+from exporter.refusal_states import eos_ids
+from exporter.reporting.stored import Stored, read_stored
+from exporter.settings import ExportSettings
+from exporter.skills import SkillPlan, SkillPrompts
+from exporter.staging import Staging, repair, write_errors
+
+Remark = Callable[[str], None]
+
+
+def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
+    """Write the ONNX folder of a checkpoint with quantised weights, and fit its interventions anew on them.
+
+    Returns what self_check.json has: that of `write_onnx`, and the quantisation, the sha256 of the weights' file that
+    was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
+
+    Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
+    NothingSeparates where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
+    RunFailed as `write_onnx`; nothing is written then.
+    """
+    assert settings.quantize is not None
+    for line in repair(settings.out):
+        remark(line)
+    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
+    check_supported(files)
+    stored = read_stored(settings.checkpoint)
+    check_refittable(stored, settings)
+    export, skills = export_again(stored, settings) if fits(stored) else (None, [])
+    size = sum((files.folder / shard).stat().st_size for shard in files.shards)
+    check_out(settings, 2 * size)
+    model: Any
+    model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)
+    formatter, plans = prepare_again(stored, files, tokenizer, export, skills, remark)
+    pad = pad_id_of(tokenizer, model, files.name)
+    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, 2 * size):
+        graph = staging.path / GRAPH[settings.quantize]
+        write_weights(model, files.name, settings.quantize, graph, remark)
+        weights = file_sha256(beside(graph))
+        adjusted, live = Adjusted.of(model), model.config
+        eos = eos_ids(model, files.name)
+        del model  # the graph is what counts from here on, and it takes its own memory
+        fitted = None
+        if export is not None:
+            remark("probing the quantised graph in ONNX Runtime ...")
+            fitted = refit(
+                graph,
+                plans,
+                formatter,
+                adjusted,
+                stored.summary["skills"],
+                seed=export.seed,
+                refusal=export.refusal,
+                bos_id=tokenizer.bos_token_id,
+                answers=settings.answers,
+                # Of int8 a prompt alone, as it is asked: neighbours in a batch would change its activations.
+                probe={
+                    "pad_id": pad,
+                    "eos": eos,
+                    "batch_size": None if settings.quantize in ROW_BY_ROW else 1,
+                    "quiet": settings.quiet,
+                },
+            )
+            rewrite(graph, graph, fitted.constants)
+        summary = summarise(settings, files, weights, fitted)
+        remark("comparing the quantised graph with itself ...")
+        sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
+        sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
+        record = files.config["unskill"]
+        refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
+        kernels = next(iter(built_libraries()), None)
+        probed = fitted.refused if fitted else []
+        checked = check_quantised(graph, settings.quantize, kernels, sequences, pad, refusal, probed)
+        summary |= {
+            "bytes": graph.stat().st_size + beside(graph).stat().st_size,
+            "agrees": checked.agrees,
+            "self_check": as_json(checked.rows),
+            "measured": as_json(checked.measured),
+        }
+        if not checked.agrees:
+            raise Disagrees("the graph refuses something else than was probed: nothing was written", summary)
+        if fitted and fitted.faults and not settings.force:
+            raise NothingSeparates(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
+        write_folder(staging.path, as_refitted(files, settings, summary, fitted), live, settings.quantize, summary)
+        write_json(staging.path / MARKER, summary)
+        staging.commit()
+    return summary
+
+
+def beside(graph: Path) -> Path:
+    """The file of a graph's weights."""
+    return graph.with_name(graph.name + DATA_SUFFIX)
+
+
+def fits(stored: Stored) -> bool:
+    """Whether anything depends on activations: hypercubes and adjusted neurons do, pruned ones do not."""
+    return any(skill["method"] != "sp" for skill in stored.recipe["skills"])
+
+
+def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
+    """Raises BadInput for checkpoints whose interventions cannot be fitted anew, naming what keeps them from it."""
+    adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
+    if len(adjusting) > 1:
+        raise BadInput(
+            f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and of which of them a neuron has "
+            "its distributions is not recorded: quantise checkpoints with one such skill"
+        )
+    if fits(stored) and not settings.forget:
+        raise BadInput(
+            "--quantize: quantised weights move the activations that the interventions look at; give the export's "
+            "sources again, --forget SOURCE and --retain SOURCE, on which they are fitted anew"
+        )
+
+
+def prepare_again(
+    stored: Stored,
+    files: Base,
+    tokenizer: Any,
+    export: ExportSettings | None,
+    skills: Sequence[SkillPrompts],
+    remark: Remark,
+) -> tuple[Formatter, list[SkillPlan]]:
+    """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
+    length = context_length(files.config)
+    if export is None:
+        return Formatter(tokenizer, template="{prompt}", formats=PLAIN, max_length=length, skip_long=True), []
+    formatter, plans = prepare_for(skills, tokenizer, length, export, remark)
+    for own, plan in zip(stored.skills, plans, strict=True):
+        check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
+    return formatter, plans
+
+
+def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark) -> None:
+    """Trace the model in float32 and write the graph with quantised weights."""
+    start = time.monotonic()
+    remark(f"tracing {name} in float32: minutes for a model of many layers ...")
+    graph.parent.mkdir()
+    between = graph.parent / "float32"
+    between.mkdir()
+    try:
+        write_graph(model, between / "model.onnx")
+        remark(f"traced in {time.monotonic() - start:.0f} s; quantising weights to {kind} ...")
+        count = quantize(between / "model.onnx", graph, kind)
+        remark(f"{count} weights are {kind} now.")
+    finally:
+        shutil.rmtree(between, ignore_errors=True)
+
+
+def summarise(settings: OnnxSettings, files: Base, weights: str, fitted: Refit | None) -> dict[str, Any]:
+    """What self_check.json tells but for the checks."""
+    return {
+        "unskill": __version__,
+        "checkpoint": files.name,
+        "dtype": "float32",
+        "quantize": settings.quantize,
+        "head": "float32",
+        "weights_sha256": weights,
+        "separates": not (fitted and fitted.faults),
+        "answers": settings.answers,
+        "skills": fitted.skills if fitted else [],
+    }
+
+
+def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit | None) -> Base:
+    """The checkpoint's files with a config.json that tells of the interventions as they are in the graph."""
+    record = dict(files.config["unskill"])
+    new = {each["name"]: each["key_space"] for each in summary["skills"] if each["key_space"]}
+    keys = ("alpha", "separates", "blocked", "false_blocks_over_answers")
+    record["skills"] = [
+        skill | {key: new[skill["name"]][key] for key in keys} if skill["name"] in new else skill
+        for skill in record["skills"]
+    ]
+    if fitted is not None:
+        record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}
+    record |= {"quantize": settings.quantize, "weights_sha256": summary["weights_sha256"]}
+    return replace(files, config=files.config | {"unskill": record})
