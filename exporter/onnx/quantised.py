@@ -76,7 +76,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
                 plans,
                 formatter,
                 adjusted,
-                stored.summary["skills"],
+                {each["name"]: each["key_space"] for each in stored.summary["skills"]},
                 seed=export.seed,
                 refusal=export.refusal,
                 bos_id=tokenizer.bos_token_id,
@@ -185,7 +185,7 @@ def summarise(settings: OnnxSettings, files: Base, weights: str, fitted: Refit |
         "weights_sha256": weights,
         "separates": not (fitted and fitted.faults),
         "answers": settings.answers,
-        "skills": fitted.skills if fitted else [],
+        "skills": [dict(each) for each in fitted.skills] if fitted else [],
     }
 
 

@@ -11,26 +11,24 @@ Nothing is computed here in another way than at the export: parts, formats, seed
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from custom_modeling.key_space import inside_hypercubes
-from exporter.calibration import Rate, rate
-from exporter.evidence import ANSWER_TOKENS, Decision, Evidence, decide, gather, measure_limits
 from exporter.formats import Formatter
 from exporter.neuron_choice import effect, measure_effects, text_sets
 from exporter.neuron_statistics import floored
 from exporter.onnx.graph_probe import GraphProber, probing
+from exporter.onnx.key_refit import refit_key_space
 from exporter.onnx.runners import Array
 from exporter.onnx.surgery import STANDARDISERS, Places, closed_bounds, find_places, read_constants
 from exporter.onnx.symbolic import constants_of
 from exporter.skills import SkillPlan, SkillTexts
-from exporter.summary import rates
 from exporter.text_probe import longest_first
+from exporter.trade_off import TextLosses
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ class Refit:
     hypercube.
     """
 
-    constants: dict[str, Array]
-    buffers: dict[str, Tensor]
-    skills: list[dict[str, Any]]
-    faults: list[str]
-    refused: list[tuple[tuple[int, ...], bool]]
+    constants: Mapping[str, Array]
+    buffers: Mapping[str, Tensor]
+    skills: Sequence[Mapping[str, Any]]
+    faults: Sequence[str]
+    refused: Sequence[tuple[tuple[int, ...], bool]]
 
 
 def refit(
@@ -72,7 +70,7 @@ def refit(
     plans: Sequence[SkillPlan],
     formatter: Formatter,
     adjusted: Adjusted,
-    known: Sequence[Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
     *,
     seed: int,
     refusal: str,
@@ -82,64 +80,62 @@ def refit(
 ) -> Refit:
     """Fit the neurons' distributions anew, then hypercubes on the keys that they give.
 
-    path: of the quantised graph; plans: the export's skills; known: of each skill what the export's summary says;
-    answers: whether false blocks are looked for over answers too; probe: settings of `GraphProber`.
+    path: of the graph, which stays as it is; plans: the export's skills, of which one at most adjusts neurons; known:
+    by skill what the export's summary says of its key space; answers: whether false blocks are looked for over answers
+    too; probe: settings of `GraphProber`.
 
     Raises RunFailed where the graph computes NaN or infinity, or the disk is full.
     """
     places = find_places(path)
+    # While it is probed nothing is refused, or answers would end where the hypercubes of float32 happen to hold them.
     shut = {name: closed_bounds(bounds.shape) for name, bounds in read_constants(path, places.bounds.values()).items()}
     sets = text_sets(plans)
+    neurons: dict[str, Any] = {}
     constants: dict[str, Array] = {}
     buffers: dict[str, Tensor] = {}
-    found: dict[str, dict[str, Any]] = {plan.skill.name: {} for plan in plans}
-    before = {}
-    if places.least is not None:
-        (plan,) = (each for each in plans if each.skill.adjusts)
-        assert plan.texts is not None
+    before: Mapping[str, TextLosses] = {}
+    adjusting = next((plan for plan in plans if plan.skill.adjusts), None)
+    if adjusting is not None:
+        assert adjusting.texts is not None and places.least is not None
         # Under an infinite threshold no neuron is moved.
         still = {name: values + float("inf") for name, values in read_constants(path, [places.least]).items()}
         with probing(path, list(places.values.values()), shut | still, **probe) as prober:
-            moved, found[plan.skill.name]["neurons"] = refit_neurons(prober, plan.texts, adjusted, bos_id)
+            moved, found = refit_neurons(prober, adjusting.texts, adjusted, bos_id)
             before = measure_effects(prober, sets, "texts, neurons as they were")
+        neurons[adjusting.skill.name] = found
         constants = neuron_constants(places, moved)
         buffers = {f"layers.{layer}.mlp.unskill_na_params": each for layer, each in moved.items()}
     with probing(path, list(places.keys.values()), shut | constants, **probe) as prober:
-        if places.least is not None:
+        if adjusting is not None:
             after = measure_effects(prober, sets, "texts, neurons changed")
-            for name, each in before.items():
-                skill, _, side = name.rpartition(": ")
-                texts = found[skill].setdefault("neurons", {}).setdefault("texts", {})
-                texts[side] = asdict(effect(each, after[name], seed))
-        cubes = KeySpaceRefit(prober, places, formatter, refusal, answers)
-        blocking = [plan for plan in plans if plan.skill.blocks]
-        evidence = cubes.gather(blocking)
-        old = read_constants(path, places.bounds.values())
-        faults = []
-        bounds: dict[str, list[Tensor]] = {}
-        for plan, own in zip(blocking, evidence, strict=True):
-            decision = decide(own, cubes.layer_of(plan, known), kinds_known=True)
-            layer = cubes.layers[decision.layer]
-            name = places.bounds[layer]
-            bounds.setdefault(name, []).append(own.keys.bounds(decision.layer, decision.alpha.value))
-            lost = cubes.blocked_before(plan, decision.layer, torch.from_numpy(old[name].copy()))
-            before_alpha = next(one["key_space"] for one in known if one["name"] == plan.skill.name)["alpha"]
-            found[plan.skill.name]["key_space"] = cubes.summary(own, decision, plan, before_alpha, lost)
-            if decision.fault is not None:
-                faults.append(f"{plan.skill.name}: {cubes.fault(decision, plan)}")
-        whole = {name: torch.cat(each) for name, each in bounds.items()}
-        constants |= {name: each.numpy() for name, each in whole.items()}
-        buffers |= {f"layers.{layer}.mlp.unskill_ksd_bounds": whole[name] for layer, name in places.bounds.items()}
-        refused = cubes.refused(blocking, whole)
-    skills = [{"name": name, "neurons": None, "key_space": None} | each for name, each in found.items()]
-    return Refit(constants, buffers, skills, faults, refused)
+            neurons[adjusting.skill.name]["texts"] = {
+                name: asdict(effect(losses, after[name], seed)) for name, losses in before.items()
+            }
+        old = {
+            layer: torch.from_numpy(read_constants(path, [name])[name].copy()) for layer, name in places.bounds.items()
+        }
+        keys = refit_key_space(prober, old, plans, formatter, known, refusal, answers)
+    constants |= {places.bounds[layer]: bounds.numpy() for layer, bounds in keys.bounds.items()}
+    buffers |= {f"layers.{layer}.mlp.unskill_ksd_bounds": bounds for layer, bounds in keys.bounds.items()}
+    skills = [
+        {
+            "name": plan.skill.name,
+            "neurons": neurons.get(plan.skill.name),
+            "key_space": keys.skills.get(plan.skill.name),
+        }
+        for plan in plans
+    ]
+    return Refit(constants, buffers, skills, keys.faults, keys.refused)
 
 
 def refit_neurons(
     prober: GraphProber, texts: SkillTexts, adjusted: Adjusted, bos_id: int | None
 ) -> tuple[dict[int, Tensor], dict[str, Any]]:
-    """Mean and deviation of the selected neurons on forget and retain texts of the fit parts: (4, n) float32 by layer,
-    in the form of `Adjusted.params`; and what is to be told of them. The prober's taps are their pre-activations."""
+    """Mean and deviation of the adjusted neurons on forget and retain texts of the fit parts (section 3 of the paper):
+    (4, n) float32 by layer, in the form of `Adjusted.params`; and what is to be told of them.
+
+    The prober's taps are the pre-activations of the adjusted layers.
+    """
     forget, retain = (
         prober.neurons(longest_first(side["fit"]), bos_id, f"{name} texts")
         for name, side in (("forget", texts.forget), ("retain", texts.retain))
@@ -163,85 +159,11 @@ def refit_neurons(
 
 def neuron_constants(places: Places, params: Mapping[int, Tensor]) -> dict[str, Array]:
     """The graph's constants of these distributions, by the names that they have there."""
-    made = constants_of(params)
     assert places.least is not None
+    made = constants_of(params)
     found = {places.least: made["least"].numpy()}
     for name in places.standardisers.values():
         match = STANDARDISERS.search(name)
         assert match is not None
         found[name] = made[f"standardisers_{match[1]}"].numpy()
     return found
-
-
-class KeySpaceRefit:
-    """Hypercubes on a graph whose taps are the keys of the layers that have any, and which has its neurons moved."""
-
-    def __init__(self, prober: GraphProber, places: Places, formatter: Formatter, refusal: str, answers: bool) -> None:
-        self._prober, self._formatter, self._refusal, self._answers = prober, formatter, refusal, answers
-        self.layers = list(places.bounds)
-        self._bounds = list(places.bounds.values())
-
-    def gather(self, plans: Sequence[SkillPlan]) -> list[Evidence]:
-        if not plans:
-            return []
-        pairs = [(plan.forget, plan.retain) for plan in plans]
-        return gather(self._prober, self._formatter, pairs, ANSWER_TOKENS if self._answers else 0)
-
-    def layer_of(self, plan: SkillPlan, known: Sequence[Mapping[str, Any]]) -> Any:
-        """The skill's settings with the layer that the export chose, by its place among the tapped ones."""
-        (own,) = (each["key_space"] for each in known if each["name"] == plan.skill.name)
-        return replace(plan.skill, layer=self.layers.index(own["layer"]))
-
-    def blocked_before(self, plan: SkillPlan, place: int, bounds: Tensor) -> Rate:
-        """How many forget prompts of the report part the hypercubes hold that were fitted in float32."""
-        return rate(
-            sum(
-                int(inside_hypercubes(keys[:, place], bounds).sum())
-                for _, keys in self._prober.last_token_keys(plan.forget.report, "forget set: report, as exported")
-            ),
-            len(plan.forget.report),
-        )
-
-    def refused(self, plans: Sequence[SkillPlan], bounds: Mapping[str, Tensor]) -> list[tuple[tuple[int, ...], bool]]:
-        """The forget prompts of the report parts, and whether a hypercube of any skill holds their last token."""
-        queries = [query for plan in plans for query in plan.forget.report]
-        inside = torch.zeros(len(queries), dtype=torch.bool)
-        for rows, keys in self._prober.last_token_keys(queries, "forget set: report, refitted"):
-            for place, name in enumerate(self._bounds):
-                inside[rows] |= inside_hypercubes(keys[:, place], bounds[name])
-        return [(query.ids, hit) for query, hit in zip(queries, inside.tolist(), strict=True)]
-
-    def fault(self, decision: Decision, plan: SkillPlan) -> str:
-        """Why the hypercubes do not separate."""
-        row = decision.table[decision.layer]
-        limit, choice = plan.skill.max_false_block, row.choice
-        if choice.false_block_rate > limit:
-            return (
-                f"at layer {self.layers[decision.layer]} hypercubes fitted on the quantised graph hold "
-                f"{choice.false_blocks} of {choice.harmless} harmless prompts (--max-false-block {limit})"
-            )
-        fault = decision.fault
-        assert fault is not None
-        return fault.replace(f"layer {decision.layer} ", f"layer {self.layers[decision.layer]} ", 1)
-
-    def summary(
-        self, evidence: Evidence, decision: Decision, plan: SkillPlan, before: Mapping[str, Any], lost: Rate
-    ) -> dict[str, Any]:
-        """Everything measured, on the report parts; `false_blocks_over_answers` is null where none were written."""
-        limits = measure_limits(self._prober, self._formatter, evidence, decision, self._refusal)
-        return {
-            "layer": self.layers[decision.layer],
-            "hypercubes": list(evidence.keys.formats),
-            "alpha_before": before,
-            "alpha": asdict(decision.alpha),
-            "separates": decision.separates,
-            "fault": None if decision.separates else self.fault(decision, plan),
-            "max_false_block": plan.skill.max_false_block,
-            "target_block_rate": plan.skill.target_block_rate,
-            "blocked_without_refitting": lost.as_json(),
-            "blocked": rates(decision.blocked),
-            "blocked_in_unseen_formats": rates(decision.blocked_unseen),
-            "false_blocks": rates(decision.false_blocks),
-            "false_blocks_over_answers": rates(decision.false_answers) if self._answers else None,
-            "limits": rates(limits),
-        }

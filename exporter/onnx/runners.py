@@ -57,6 +57,8 @@ class Session:
     def __init__(self, path: Path, kernels: Path | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Its threads spin while they wait, and keep the cores from whoever was to have them.
+        options.intra_op_num_threads = torch.get_num_threads()
         if kernels is not None and not register(options, kernels):
             raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -55,8 +55,8 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], console: Co
             f"{skill['name']}: distributions of {neurons['neurons']} adjusted neurons measured anew; forget means "
             f"moved by {moved['median']:.2f} deviations (median; most {moved['most']:.1f})."
         )
-        for name, text in neurons.get("texts", {}).items():
-            console.print(f"  loss of {name} texts {text['rise']:+.4f} nats per token when neurons are adjusted")
+        for name, text in neurons["texts"].items():
+            console.print(f"  {name} texts: loss {text['rise']:+.4f} nats per token with the neurons adjusted")
     if found is None:
         return
     lost, alpha = found["blocked_without_refitting"], found["alpha"]
