@@ -9,19 +9,16 @@ from typing import Any
 import click
 
 from exporter.errors import BadInput, NothingSeparates
+from exporter.onnx.settings import DTYPES, QUANTISED, OnnxSettings, no_dtype
 
 
 class GraphDtype(click.Choice):
     """float32 or float16; for quantised weights the way to them is named."""
 
     def __init__(self) -> None:
-        from exporter.onnx.settings import DTYPES
-
         super().__init__(DTYPES)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from exporter.onnx.settings import QUANTISED, no_dtype
-
         if value in QUANTISED:
             raise BadInput(no_dtype(value))
         return super().convert(value, param, ctx)
@@ -33,7 +30,7 @@ class GraphDtype(click.Choice):
 @click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
 @click.option(
     "--quantize",
-    type=click.Choice(("int8", "int4")),
+    type=click.Choice(QUANTISED),
     help="Quantise weights, and fit the interventions anew on what that gives; needs the export's --forget, --retain.",
 )
 @click.option("--retain", multiple=True, metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
@@ -80,8 +77,6 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     unskill onnx OUT --forget maths.jsonl,column=question
     unskill onnx OUT --quantize int8 --forget maths.jsonl --retain code.jsonl (the sources of the export)
     """
-    from exporter.onnx.settings import OnnxSettings
-
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
     if folder.name in ("", ".."):  # beside the folder one is in, not inside it
         folder = folder.resolve()

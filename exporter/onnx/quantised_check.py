@@ -64,6 +64,7 @@ class Checked:
 
 
 REPORT, AFTER, EVERY = "forget prompts as probed", "after the refusal", "every token refused"
+ROWS = 8
 EXPECTED = (AFTER, EVERY)
 """Cases whose next tokens are known beforehand."""
 
@@ -90,6 +91,8 @@ def check_quantised(
             for case, steps in cases(sequences, pad, token)
         ]
     ways = list(other_ways(bodies, sequences, pad, token))
+    if token is not None:
+        ways.append(in_batches(bodies, probed, pad, token))
     if refusal is not None:
         for name, session in sides.items():
             rows.append(as_probed(session, name, probed, refusal[0]))
@@ -147,6 +150,19 @@ def as_probed(session: Session, name: str, probed: Sequence[tuple[Sequence[int],
         logits, _ = session.forward(np.array([ids], np.int64))
         right += bool(refused(logits[0, -1:], refusal)[0]) is expected
     return Row(REPORT, name, len(probed), len(probed), 0.0, right, right, 0)
+
+
+def in_batches(session: Session, probed: Sequence[tuple[Sequence[int], bool]], pad: int, refusal: int) -> Row:
+    """The same in left-padded batches of ROWS, of prompts of all lengths."""
+    right = 0
+    for start in range(0, len(probed), ROWS):
+        part = probed[start : start + ROWS]
+        batch = whole([ids for ids, _ in part], pad)
+        logits, _ = session.forward(batch.ids, batch.mask)
+        right += sum(
+            bool(hit) is expected for hit, (_, expected) in zip(refused(logits[:, -1], refusal), part, strict=True)
+        )
+    return Row(f"{REPORT}, in batches", BODIES, len(probed), len(probed), 0.0, right, right, 0)
 
 
 def after_refusal(session: Session, name: str, sequences: Sequence[Sequence[int]], refusal: tuple[int, int]) -> Row:

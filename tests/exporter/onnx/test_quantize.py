@@ -278,8 +278,14 @@ def test_without_quantising_it_is_what_the_export_fitted(made: Callable[[str], M
 
     with mock.patch("exporter.onnx.quantised.quantize", not_quantised):
         summary = tried.write(tmp_path / "out")
-    alpha = summary["skills"][0]["key_space"]["alpha"]["value"]
-    assert alpha == pytest.approx(summary["skills"][0]["key_space"]["alpha_before"]["value"], rel=1e-3)
+    found = summary["skills"][0]["key_space"]
+    assert found["alpha"]["value"] == pytest.approx(found["alpha_before"]["value"], rel=1e-3)
+    (exported,) = json.loads((tried.checkpoint / "reproduce" / "summary.json").read_text())["skills"]
+    for figure in ("blocked", "false_blocks", "false_blocks_over_answers", "limits"):
+        assert found[figure] == exported["key_space"][figure], figure
+    texts = summary["skills"][0]["neurons"]["texts"]
+    for side, effect in exported["neurons"]["texts"].items():
+        assert texts[f"skill: {side}"]["rise"] == pytest.approx(effect["rise"], abs=1e-3)
     before, after = constants(tried.graph), constants(tmp_path / "out" / GRAPH["int4"])
     assert before.keys() == after.keys()
     for name, values in before.items():
