@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,8 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     del model.graph.value_info[:]
     model.ClearField("metadata_props")
     onnx.save(model, path)
+    # onnx makes the weights' file readable by its owner alone, which a folder to be served must not be.
+    path.with_name(path.name + DATA_SUFFIX).chmod(stat.S_IMODE(path.stat().st_mode))
     onnx.checker.check_model(path)
 
 

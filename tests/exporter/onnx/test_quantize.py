@@ -313,6 +313,7 @@ def test_projections_are_quantised_and_nothing_else(
     data = path.with_name(path.name + "_data")
     assert hashlib.sha256(data.read_bytes()).hexdigest() == summary["weights_sha256"]
     assert sorted(each.name for each in path.parent.iterdir()) == [path.name, data.name]
+    assert data.stat().st_mode == path.stat().st_mode
     config = json.loads((folder / "config.json").read_text())
     name = {"int8": "int8", "int4": "q4"}[kind]
     assert path.name == f"model_{name}.onnx" and config["transformers.js_config"]["dtype"] == name
