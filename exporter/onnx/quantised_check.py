@@ -5,8 +5,8 @@ it refuses against what its probed key vectors say.
 
 With int8 the activations of a whole forward share one scale, and pads and neighbours in a batch take part in it: there
 a batch, or a prompt in pieces, gives other activations than the prompt alone. How much is measured, and not required:
-SmolLM2, hypercubes fitted on prompts alone, 9 of 30 held-out forget prompts are decided otherwise in left-padded batches
-of eight, and 4 of 10 next tokens are others; with int4 none.
+SmolLM2, hypercubes fitted on prompts alone, 9 of 30 held-out forget prompts are decided otherwise in left-padded
+batches of eight, and 4 of 10 next tokens are others; with int4 none.
 """
 
 from __future__ import annotations
