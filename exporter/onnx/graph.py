@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def cache_shape(config: Any) -> tuple[int, int]:
 
 
 def write_graph(model: Any, path: Path) -> None:
-    """Trace a checkpoint loaded on the CPU and write `path` (the graph) and `path`_data (its weights).
+    """Trace a model loaded on the CPU, a checkpoint or a plain one, and write `path` (the graph) and `path`_data (its weights).
 
     The graph's inputs are those of INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs
     logits (batch, positions, vocabulary) and present.N.key|value.
@@ -83,7 +84,8 @@ def write_graph(model: Any, path: Path) -> None:
         "position_ids": {0: batch, 1: tokens},
         "past": [{0: batch, 2: before}] * (2 * layers),
     }
-    with operators_for(model), torch.no_grad(), warnings.catch_warnings():
+    edited = operators_for(model) if hasattr(config, "unskill") else nullcontext()
+    with edited, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own ways
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
@@ -102,6 +104,22 @@ def write_graph(model: Any, path: Path) -> None:
         assert program is not None
         program.save(path, external_data=True)
     finish(path)
+
+
+def check_data(path: Path) -> None:
+    """Raises RunFailed where the weights' file of a graph is missing or too short: ONNX Runtime says it in a paragraph."""
+    needed: dict[str, int] = {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            found = {entry.key: entry.value for entry in tensor.external_data}
+            end = int(found.get("offset", 0)) + int(found["length"])
+            needed[found["location"]] = max(end, needed.get(found["location"], 0))
+    for name, size in needed.items():
+        data = path.with_name(name)
+        if not data.is_file():
+            raise RunFailed(f"{path}: its weights are missing: {name} belongs beside it")
+        if data.stat().st_size < size:
+            raise RunFailed(f"{path}: {name} is cut off: {data.stat().st_size} of {size} bytes are there")
 
 
 def finish(path: Path) -> None:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed
-from exporter.onnx.graph import cache_names
+from exporter.onnx.graph import cache_names, check_data
 from exporter.onnx.library import register
 
 Array = np.ndarray
@@ -46,9 +46,12 @@ class Session:
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
     kernels: our library of operators, or None for their bodies.
+
+    Raises RunFailed where the library or the weights cannot be loaded.
     """
 
     def __init__(self, path: Path, kernels: Path | None = None) -> None:
+        check_data(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if kernels is not None and not register(options, kernels):
