@@ -336,7 +336,7 @@ def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
 
 
 def onnx(subject: Subject, pairs: int) -> list[Row]:
-    """A checkpoint with hypercubes and one per cent of its neurons adjusted, in ONNX Runtime, against its base there."""
+    """A checkpoint with hypercubes and one per cent of its neurons adjusted, in ONNX Runtime, against its base."""
     out = subject.work / "both"
     assert subject.arguments  # the prompts are there
     sources = (f"'{subject.work / f'{count}-prompts.jsonl'}'" for count in (40, 24))

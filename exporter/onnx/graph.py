@@ -63,7 +63,7 @@ def cache_shape(config: Any) -> tuple[int, int]:
 
 
 def write_graph(model: Any, path: Path) -> None:
-    """Trace a model loaded on the CPU, a checkpoint or a plain one, and write `path` (the graph) and `path`_data (its weights).
+    """Trace a model on the CPU, a checkpoint or a plain one; write `path` (the graph) and `path`_data (its weights).
 
     The graph's inputs are those of INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs
     logits (batch, positions, vocabulary) and present.N.key|value.
@@ -107,7 +107,7 @@ def write_graph(model: Any, path: Path) -> None:
 
 
 def check_data(path: Path) -> None:
-    """Raises RunFailed where the weights' file of a graph is missing or too short: ONNX Runtime says it in a paragraph."""
+    """Raises RunFailed where a graph's weights are missing or cut off: ONNX Runtime says it in a paragraph."""
     needed: dict[str, int] = {}
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
