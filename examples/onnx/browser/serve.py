@@ -1,7 +1,9 @@
-"""Serve the page of this folder, with ONNX folders that unskill wrote, to a browser on this machine; nothing is fetched.
+"""Serve the page of this folder, with ONNX folders that unskill wrote, to a browser on this machine.
 
-make node
-python examples/onnx/browser/serve.py FOLDER...
+npm install    (in examples/onnx)
+python serve.py FOLDER...
+
+The page has everything from here: nothing is fetched from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,8 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = HERE.parents[2] / "build" / "node" / "node_modules"
-# From anywhere else, the script of the page loads from a server of another's.
+PACKAGES = HERE.parent / "node_modules"
 NEEDED = Path("@huggingface") / "transformers" / "dist" / "transformers.min.js"
 
 
@@ -59,7 +60,7 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
 
-def roots(models: Mapping[str, Path], packages: Path = PACKAGES) -> dict[str, Path]:
+def roots(models: Mapping[str, Path], packages: Path) -> dict[str, Path]:
     """Where the files of each address are. models: ONNX folders by the name that the page asks for."""
     found = {"/": HERE, "/packages/": packages}
     return found | {f"/models/{quote(name)}/": folder for name, folder in models.items()}
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
     if not (given.packages / NEEDED).is_file():
-        sys.exit(f"{given.packages} has no {NEEDED}: make node")
+        sys.exit(f"{given.packages} has no {NEEDED}: npm install in {HERE.parent}")
     models = {folder.resolve().name: folder.resolve() for folder in given.folder}
     for name, folder in models.items():
         if not (folder / "onnx").is_dir():

@@ -1,12 +1,78 @@
-"""What else runs an ONNX folder, as `make consumers` installs it, and what torch answers there."""
+"""What else runs ONNX folders, as `make consumers` installs it, and what torch answers where they do."""
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import Exported, one_thread
 
 ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "examples" / "onnx"
 NODE_PACKAGES = ROOT / "build" / "node" / "node_modules"
-def need_node_packages(): pass
-def expected_answers(): pass
+GENAI = "genai"
+OLD_RUNTIME = "ort-1.20.1"
+NEW_TOKENS = 64
+"""How many tokens the examples in examples/onnx ask for."""
+
+
+def interpreter(name: str) -> Path:
+    """Python of one of the environments, which know nothing of unskill."""
+    python = ROOT / "build" / name / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"no environment build/{name}: make consumers")
+    return python
+
+
+def need_node_packages() -> None:
+    if not (NODE_PACKAGES / "@huggingface" / "transformers").is_dir():
+        pytest.skip("no npm packages in build/node: make node")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What torch answers, greedily."""
+
+    prompt: str
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+
+    @property
+    def printable(self) -> bool:
+        """Whether every program prints the text alike: tokens of bytes are parts of characters."""
+        return self.text.isprintable() and "\ufffd" not in self.text and self.text.strip() == self.text != ""
+
+
+def answers(
+    exported: Exported, prompts: list[str], new_tokens: int = NEW_TOKENS, template: str | None = None
+) -> list[Answer]:
+    """The checkpoint's; template: a chat template that prompts are put into."""
+    tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True).eval()
+    found = []
+    for prompt in prompts:
+        text = prompt
+        if template is not None:
+            messages = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(messages, template, tokenize=False, add_generation_prompt=True)
+        given = tokenizer(text, add_special_tokens=template is None)["input_ids"]
+        with one_thread(), torch.inference_mode():
+            output = model.generate(
+                input_ids=torch.tensor([given]),
+                attention_mask=torch.ones(1, len(given), dtype=torch.int64),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+            )
+        ids = output[0, len(given) :].tolist()
+        found.append(Answer(prompt, given, ids, tokenizer.decode(ids, skip_special_tokens=True)))
+    return found
+
+
+def printable(found: list[Answer]) -> Answer:
+    """The first answer that programs can be asked to print."""
+    return next(each for each in found if each.printable)

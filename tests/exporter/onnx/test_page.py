@@ -1,4 +1,4 @@
-"""The page of examples/onnx/browser in a real browser: transformers.js and ONNX Runtime as WASM answer as torch does."""
+"""The page of examples/onnx/browser in a real browser: transformers.js and WASM answer as torch does."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
 from examples.onnx.browser.serve import Handler, roots
 from tests.exporter.onnx.conftest import Written
-from tests.exporter.onnx.consumers import NODE_PACKAGES, expected_answers, need_node_packages
-from tests.exporter.reporting.test_browser import BROWSERS
+from tests.exporter.onnx.consumers import NODE_PACKAGES, answers, need_node_packages
+from tests.exporter.reporting.test_browser import BROWSERS, DARK
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +44,9 @@ for (const prompt of {prompts}) {{
   results.push({{ ...JSON.parse(result.textContent), shown: page.querySelector("#answer").textContent }});
 }}
 if (!results.length) results.push(JSON.parse(result.textContent));
-const body = page.documentElement, colours = getComputedStyle(page.body);
-const looks = {{ width: body.clientWidth, scroll: body.scrollWidth, ink: colours.color, paper: colours.backgroundColor }};
+const {{ clientWidth: width, scrollWidth: scroll }} = page.documentElement;
+const {{ color: ink, backgroundColor: paper }} = getComputedStyle(page.body);
+const looks = {{ width, scroll, ink, paper }};
 await fetch("/user", {{ method: "POST", body: JSON.stringify({{ results, looks }}) }});
 </script>"""
 
@@ -105,3 +108,51 @@ def use(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any
                 process.wait(30)
 
     return run
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_page_answers_as_torch_does(
+    dtype: str, use: Callable[..., dict[str, Any]], written: Callable[..., Written]
+) -> None:
+    exported, folder, _ = written("llama", "na+ksd", dtype)
+    expected = answers(exported, exported.texts["blocked"][:1] + exported.texts["answered"])
+    if dtype == "float16":  # which rounds otherwise: short answers only, of tokens that are far from the next best
+        expected = [each for each in expected if len(each.ids) < 10]
+    found = use(folder, [each.prompt for each in expected])["results"]
+    assert len(found) == len(expected) > 1
+    for each, torchs in zip(found, expected, strict=True):
+        assert (each["prompt_ids"], each["answer_ids"]) == (torchs.prompt_ids, torchs.ids)
+        assert each["answer"] == torchs.text
+        assert each["dtype"] == {"float32": "fp32", "float16": "fp16"}[dtype]
+    assert found[0]["shown"] == "Your query is not valid" not in [each["shown"] for each in found[1:]]
+
+
+def test_page_in_the_dark_and_on_a_phone(use: Callable[..., dict[str, Any]], written: Callable[..., Written]) -> None:
+    exported, folder, _ = written("llama", "na+ksd")
+    light, dark = (use(folder, exported.texts["blocked"][:1], *flags)["looks"] for flags in ((), (DARK,)))
+    assert light["width"] == light["scroll"] == 390
+    assert (light["ink"], light["paper"]) == ("rgb(31, 35, 40)", "rgb(255, 255, 255)")
+    assert (dark["ink"], dark["paper"]) == ("rgb(230, 237, 243)", "rgb(20, 24, 29)")
+
+
+def test_page_says_what_keeps_it_from_loading(
+    use: Callable[..., dict[str, Any]], written: Callable[..., Written], tmp_path: Path
+) -> None:
+    _, folder, _ = written("llama", "na+ksd")
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "onnx" / "model.onnx").unlink()
+    (found,) = use(broken, ["Hello."])["results"]
+    assert "model.onnx" in found["error"] and "answer" not in found
+
+
+def test_the_server_serves_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("nobody's")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with served({"a model": tmp_path / "model"}, []) as (address, _):
+        base = address.removesuffix("/user")
+        with urlopen(f"{base}/models/a%20model/config.json") as found:
+            assert found.read() == b"{}" and found.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        for path in ("/models/a%20model/../secret.txt", "/models/a%20model/%2e%2e/secret.txt", "/models/a%20model/"):
+            with pytest.raises(HTTPError, match="404"):
+                urlopen(base + path)
