@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import Exported, one_thread
@@ -48,6 +47,26 @@ class Answer:
         return self.text.isprintable() and "\ufffd" not in self.text and self.text.strip() == self.text != ""
 
 
+def answers(exported: Exported, prompts: list[str], new_tokens: int = NEW_TOKENS) -> list[Answer]:
+    """The checkpoint's, with torch."""
+    tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True).eval()
+    found = []
+    for prompt in prompts:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        given = inputs["input_ids"][0].tolist()
+        with one_thread():
+            output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        ids = output[0, len(given) :].tolist()
+        found.append(Answer(prompt, given, ids, tokenizer.decode(ids, skip_special_tokens=True)))
+    return found
+
+
+def printable(self) -> bool:
+    """Whether every program prints the text alike: tokens of bytes are parts of characters."""
+    return self.text.isprintable() and "\ufffd" not in self.text and self.text.strip() == self.text != ""
+
+
 def answers(
     exported: Exported, prompts: list[str], new_tokens: int = NEW_TOKENS, template: str | None = None
 ) -> list[Answer]:
@@ -59,7 +78,9 @@ def answers(
         text = prompt
         if template is not None:
             messages = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(messages, template, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
         given = tokenizer(text, add_special_tokens=template is None)["input_ids"]
         with one_thread(), torch.inference_mode():
             output = model.generate(

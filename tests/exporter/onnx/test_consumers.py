@@ -30,7 +30,7 @@ from tests.exporter.onnx.consumers import (
     need_node_packages,
     printable,
 )
-from tests.tiny import CHAT_TEMPLATE, RETAIN, edit_json
+from tests.tiny import edit_json
 
 pytestmark = pytest.mark.slow
 
@@ -91,18 +91,20 @@ def test_chat(dtype: str, chat: Chat, written: Callable[..., Written]) -> None:
 
 
 def test_chat_with_a_template(chat: Chat, written: Callable[..., Written], tmp_path: Path) -> None:
+    """One that ends a prompt with a full stop, so that what is answered is known."""
     exported, folder, _ = written("llama", "na+ksd")
     folder = shutil.copytree(folder, tmp_path / "with-template")
-    edit_json(folder / "tokenizer_config.json", lambda content: {**content, "chat_template": CHAT_TEMPLATE})
-    prompts = RETAIN[:20]
-    expected, without = (answers(exported, prompts, template=each) for each in (CHAT_TEMPLATE, None))
-    pairs = zip(expected, without, strict=True)
-    found = printable([templated for templated, plain in pairs if templated.text != plain.text])
-    assert chat(folder, found.prompt) == found.text
+    template = "{% for message in messages %}{{ message['content'] }}.{% endfor %}"
+    edit_json(folder / "tokenizer_config.json", lambda content: {**content, "chat_template": template})
+    expected = printable(answers(exported, exported.texts["answered"]))
+    assert expected.prompt.endswith(".")
+    prompt = expected.prompt.removesuffix(".")
+    (without,) = answers(exported, [prompt])
+    assert chat(folder, prompt) == expected.text != without.text
 
 
 def answered(program: list[Any], written: Written, tmp_path: Path, *more: Any, folder: Path | None = None) -> Any:
-    """One of the scripts in tests/checks answers prompts, blocked and not: what it prints, with all token ids torch's."""
+    """A script of tests/checks answers prompts, blocked and not, as torch does, token by token: what it prints."""
     exported, plain, _ = written
     texts = exported.texts["blocked"][:2] + exported.texts["answered"]
     expected = answers(exported, texts, new_tokens=12)
