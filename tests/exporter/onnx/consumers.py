@@ -62,38 +62,6 @@ def answers(exported: Exported, prompts: list[str], new_tokens: int = NEW_TOKENS
     return found
 
 
-def printable(self) -> bool:
-    """Whether every program prints the text alike: tokens of bytes are parts of characters."""
-    return self.text.isprintable() and "\ufffd" not in self.text and self.text.strip() == self.text != ""
-
-
-def answers(
-    exported: Exported, prompts: list[str], new_tokens: int = NEW_TOKENS, template: str | None = None
-) -> list[Answer]:
-    """The checkpoint's; template: a chat template that prompts are put into."""
-    tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
-    model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True).eval()
-    found = []
-    for prompt in prompts:
-        text = prompt
-        if template is not None:
-            messages = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        given = tokenizer(text, add_special_tokens=template is None)["input_ids"]
-        with one_thread(), torch.inference_mode():
-            output = model.generate(
-                input_ids=torch.tensor([given]),
-                attention_mask=torch.ones(1, len(given), dtype=torch.int64),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-            )
-        ids = output[0, len(given) :].tolist()
-        found.append(Answer(prompt, given, ids, tokenizer.decode(ids, skip_special_tokens=True)))
-    return found
-
-
 def printable(found: list[Answer]) -> Answer:
     """The first answer that programs can be asked to print."""
     return next(each for each in found if each.printable)
