@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = HERE.parent / "node_modules"
@@ -41,10 +41,10 @@ class Handler(SimpleHTTPRequestHandler):
 
     def translate_path(self, path: str) -> str:
         """The file of an address: below the folder whose prefix is the longest that fits."""
-        path = path.split("?", 1)[0].split("#", 1)[0]
+        path = unquote(path.split("?", 1)[0].split("#", 1)[0])
         prefix = max((each for each in self.roots if path.startswith(each)), key=len)
         self.directory = str(self.roots[prefix])
-        return super().translate_path("/" + path[len(prefix) :])
+        return super().translate_path("/" + quote(path[len(prefix) :]))
 
     def end_headers(self) -> None:
         # A page may have threads for its WASM where no page of another origin shares its process.
@@ -63,7 +63,7 @@ class Handler(SimpleHTTPRequestHandler):
 def roots(models: Mapping[str, Path], packages: Path) -> dict[str, Path]:
     """Where the files of each address are. models: ONNX folders by the name that the page asks for."""
     found = {"/": HERE, "/packages/": packages}
-    return found | {f"/models/{quote(name)}/": folder for name, folder in models.items()}
+    return found | {f"/models/{name}/": folder for name, folder in models.items()}
 
 
 def main() -> None:
