@@ -17,7 +17,8 @@ import onnxruntime
 
 def answer(session, ids, new_tokens, ends):
     past = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]
-    cache = [np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in past]
+    dtype = np.float16 if past[0].type == "tensor(float16)" else np.float32
+    cache = [np.zeros((1, each.shape[1], 0, each.shape[3]), dtype) for each in past]
     given, found = ids, []
     while len(found) < new_tokens and not set(ends) & set(found):
         before = cache[0].shape[2]
@@ -40,7 +41,7 @@ options.enable_profiling = True
 options.profile_file_prefix = str(Path(tempfile.mkdtemp()) / "profile")
 for path in library:
     options.register_custom_ops_library(path)
-graph = Path(folder) / "onnx" / "model.onnx"
+graph = next((Path(folder) / "onnx").glob("*.onnx"))
 session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 ends = [json.loads((Path(folder) / "config.json").read_text())["unskill"]["eos_token_id"]]
 found = [answer(session, ids, int(new_tokens), ends) for ids in json.loads(Path(prompts).read_text())]

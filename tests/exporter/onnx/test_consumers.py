@@ -116,13 +116,13 @@ def answered(program: list[Any], written: Written, tmp_path: Path, *more: Any, f
     return found
 
 
-@pytest.mark.parametrize("method", ["ksd", "na+ksd"])
+@pytest.mark.parametrize(("method", "dtype"), [("ksd", "float32"), ("na+ksd", "float32"), ("na+ksd", "float16")])
 @pytest.mark.parametrize("kernels", [False, True], ids=["bodies", "kernels"])
 def test_an_old_runtime(
-    kernels: bool, method: str, written: Callable[..., Written], library: Path, tmp_path: Path
+    kernels: bool, method: str, dtype: str, written: Callable[..., Written], library: Path, tmp_path: Path
 ) -> None:
     program = [interpreter(OLD_RUNTIME), "-I", CHECKS / "onnx_answers.py"]
-    found = answered(program, written("llama", method), tmp_path, *([library] if kernels else []))
+    found = answered(program, written("llama", method, dtype), tmp_path, *([library] if kernels else []))
     assert found["release"] == "1.20.1"
     ours = {"KeySpaceDetect", *(("NeuronAdjust", "NeuronDraws") if method == "na+ksd" else ())}
     assert set(found["operators"]) == (ours if kernels else set())
