@@ -53,7 +53,7 @@ matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unski
 consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX folders: npm packages, two environments
 
 node: ## npm packages of examples/onnx, for its tests
-	@if command -v npm > /dev/null; then $(MAKE) $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
 
 lint: $(READY) ## ruff: lint and format
 	$(PY) -m ruff check .

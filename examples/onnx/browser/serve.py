@@ -75,16 +75,18 @@ def main() -> None:
     if not (given.packages / NEEDED).is_file():
         sys.exit(f"{given.packages} has no {NEEDED}: npm install in {HERE.parent}")
     models = {folder.resolve().name: folder.resolve() for folder in given.folder}
-    for name, folder in models.items():
+    for folder in models.values():
         if not (folder / "onnx").is_dir():
             sys.exit(f"{folder} is no ONNX folder: it has no onnx/")
-        print(f"http://localhost:{given.port}/?model={quote(name)}", flush=True)
-    handler = partial(Handler, roots=roots(models, given.packages))
-    try:
-        # For this machine alone: a browser gives threads to a page from localhost, or by HTTPS.
-        ThreadingHTTPServer(("127.0.0.1", given.port), handler).serve_forever()
-    except KeyboardInterrupt:
-        print()
+    handler = partial(Handler, roots=roots(models, given.packages.resolve()))
+    # For this machine alone: a browser gives threads to a page from localhost, or by HTTPS.
+    with ThreadingHTTPServer(("127.0.0.1", given.port), handler) as server:
+        for name in models:
+            print(f"http://localhost:{server.server_port}/?model={quote(name)}", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
 
 
 if __name__ == "__main__":
