@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import torch
@@ -20,6 +22,7 @@ OPSET = 18
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 # Sizes to trace with: all different and none of them 1, which would be taken for a constant.
 BATCH, TOKENS, PAST = 2, 3, 5
+DROPPED = 1e-8
 DATA_SUFFIX = "_data"
 """What transformers.js appends to the name of a graph for that of its weights."""
 
@@ -85,7 +88,7 @@ def write_graph(model: Any, path: Path) -> None:
         "past": [{0: batch, 2: before}] * (2 * layers),
     }
     edited = operators_for(model) if hasattr(config, "unskill") else nullcontext()
-    with edited, torch.no_grad(), warnings.catch_warnings():
+    with edited, seen_epsilons(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own ways
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
@@ -104,6 +107,21 @@ def write_graph(model: Any, path: Path) -> None:
         assert program is not None
         program.save(path, external_data=True)
     finish(path)
+
+
+@contextmanager
+def seen_epsilons(model: Any) -> Iterator[None]:
+    """While this holds no normalisation adds so little that the graph's optimiser takes it for nothing.
+
+    It drops additions of up to 1e-8, after which a row of zeros, as a pad's embedding may be, is divided by zero.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in ("variance_epsilon", "eps"):
+                value = getattr(module, name, None)
+                if isinstance(value, float) and 0 < value <= DROPPED:
+                    stack.enter_context(mock.patch.object(module, name, 1.01 * DROPPED))
+        yield
 
 
 def check_data(path: Path) -> None:
