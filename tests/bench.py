@@ -51,6 +51,7 @@ from exporter.skills import SkillOutcome
 from exporter.staging import Staging
 from exporter.text_probe import longest_first, probe_texts
 from exporter.texts import answer_starts, as_texts
+from tests import bench_onnx
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
@@ -334,11 +335,27 @@ def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
         yield Row(f"evaluation: {what}", against, seconds["bare"], seconds["ours"], "s", "<= 1.10")
 
 
+def onnx(subject: Subject, pairs: int) -> list[Row]:
+    """A checkpoint with hypercubes and one per cent of its neurons adjusted, in ONNX Runtime, against its base."""
+    out = subject.work / "both"
+    assert subject.arguments  # the prompts are there
+    sources = (f"'{subject.work / f'{count}-prompts.jsonl'}'" for count in (40, 24))
+    layer = find_base(str(subject.base)).config["num_hidden_layers"] * 3 // 5
+    chosen = {"method": "na+ksd", "beta": 1.0, "score": "effect-size", "layer": layer, "alpha": 12.0}
+    with mock.patch.object(evidence, "ANSWER_TOKENS", 2):
+        settings = one_skill(
+            subject.base, out, *sources, **chosen, everyday=False, dtype="float32", force=True, quiet=True
+        )
+        export(settings, remarks.print)
+    return [Row(*row) for row in bench_onnx.rows(subject.base, out, subject.work, pairs, interleave)]
+
+
 SECTIONS = {
     "probing": probing,
     "prefill": prefill,
     "decode": decode,
     "evaluation": evaluation,
+    "onnx": onnx,
     "writing": writing,
     "memory": memory,
 }

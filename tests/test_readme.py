@@ -44,7 +44,7 @@ def test_make_targets_exist() -> None:
 
 def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
     asked = [command for command in commands() if command[0] == "unskill"]
-    assert {command[1] for command in asked} == {"export", "probe", "evaluate", "report"}
+    assert {command[1] for command in asked} == {"export", "probe", "evaluate", "report", "onnx", "build-ops"}
     assert any("--recipe" in command for command in asked)
     base = tiny_model(tmp_path / "tiny", max_position_embeddings=4096)  # packaged formats are long byte by byte
     for name, columns in SOURCES.items():
@@ -58,18 +58,18 @@ def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
     for command in asked:
         arguments = [str(base) if word == MODEL else word for word in command[1:]]
         # A tiny random model cannot keep everyday prompts apart, which is no matter of the command.
-        more = {"export": ["--force", "--no-everyday"], "probe": ["--no-everyday"], "evaluate": [], "report": []}[
-            command[1]
-        ]
+        more = {"export": ["--quiet", "--force", "--no-everyday"], "probe": ["--quiet", "--no-everyday"]}
+        more["build-ops"] = ["--no-cuda"]
         done = subprocess.run(
-            [sys.executable, "-m", "exporter", *arguments, "--quiet", *more],
+            [sys.executable, "-m", "exporter", *arguments, *more.get(command[1], ["--quiet"])],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)},
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert (tmp_path / OUT / "config.json").is_file()
+    assert (tmp_path / f"{OUT}-onnx" / "onnx" / "model.onnx").is_file()
     (code,) = blocks("python")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdin=subprocess.DEVNULL)
 

@@ -1,6 +1,6 @@
 // Chat with an ONNX folder that unskill wrote, by transformers.js; nothing is fetched.
 //
-//   npm install --ignore-scripts @huggingface/transformers
+//   npm install    (in this folder)
 //   node chat.mjs FOLDER "What is 3 + 4?"
 import path from "node:path";
 import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transformers";

@@ -23,7 +23,9 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "
 # Names of transformers.js for a graph's numbers.
 JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "q4"}
 PREFIX = "unskill_"
-GENAI_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3_text", "granite": "granite"}
+# Model types that onnxruntime-genai 0.18 knows, of the families that have a graph. It rejects all others, and reads
+# nothing out of the type for these: what it needs is in the file, so that "llama" does for the rest.
+GENAI_TYPES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3")
 
 
 def write_folder(
@@ -38,7 +40,9 @@ def write_folder(
         for path in sorted(files.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     write_json(folder / "config.json", plain_config(files.config, dtype))
-    write_json(folder / "genai_config.json", genai_config(files.config, config, dtype))
+    path = files.folder / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(folder / "genai_config.json", genai_config(files.config, config, generation, dtype))
     (folder / "README.md").write_text(render_card(files, dtype, quantised), encoding="utf-8")
 
 
@@ -58,11 +62,21 @@ def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return found
 
 
-def genai_config(config: Mapping[str, Any], live: Any, dtype: str) -> dict[str, Any]:
-    """onnxruntime-genai's description of the graph."""
+def end_tokens(config: Mapping[str, Any], live: Any, generation: Mapping[str, Any]) -> list[int]:
+    """Every token that ends an answer: what comes after R, those of the config, those of generation_config.json.
+
+    onnxruntime-genai does not read the last, where many chat models have the token that ends a turn.
+    """
+    named = [config["unskill"]["eos_token_id"], live.eos_token_id, generation.get("eos_token_id")]
+    found = [each if isinstance(each, list) else [each] for each in named if each is not None]
+    return list(dict.fromkeys(id_ for each in found for id_ in each))
+
+
+def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """onnxruntime-genai's description of the graph. config: config.json; live: of the loaded model."""
     heads, size = cache_shape(live)
-    eos = config["unskill"]["eos_token_id"]
-    ends = live.eos_token_id if live.eos_token_id is not None else eos
+    ends = end_tokens(config, live, generation)
+    family = config["model_type"].removeprefix(PREFIX)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": GRAPH[dtype],
@@ -84,11 +98,11 @@ def genai_config(config: Mapping[str, Any], live: Any, dtype: str) -> dict[str, 
             "present_value_names": "present.%d.value",
         },
     }
+    pad = live.pad_token_id if live.pad_token_id is not None else next(iter(ends), None)
+    ids = {"bos_token_id": live.bos_token_id, "eos_token_id": ends or None, "pad_token_id": pad}
     model = {
-        "type": GENAI_TYPES.get(config["model_type"].removeprefix(PREFIX), "llama"),
-        "bos_token_id": live.bos_token_id,
-        "eos_token_id": ends,
-        "pad_token_id": live.pad_token_id if live.pad_token_id is not None else ends,
+        "type": family if family in GENAI_TYPES else "llama",
+        **{name: value for name, value in ids.items() if value is not None},  # null is an error there
         "context_length": live.max_position_embeddings,
         "vocab_size": config["vocab_size"],
         "decoder": decoder,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import torch
@@ -19,6 +22,7 @@ OPSET = 18
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 # Sizes to trace with: all different and none of them 1, which would be taken for a constant.
 BATCH, TOKENS, PAST = 2, 3, 5
+DROPPED = 1e-8
 DATA_SUFFIX = "_data"
 """What transformers.js appends to the name of a graph for that of its weights."""
 
@@ -62,7 +66,7 @@ def cache_shape(config: Any) -> tuple[int, int]:
 
 
 def write_graph(model: Any, path: Path) -> None:
-    """Trace a checkpoint loaded on the CPU and write `path` (the graph) and `path`_data (its weights).
+    """Trace a model on the CPU, a checkpoint or a plain one; write `path` (the graph) and `path`_data (its weights).
 
     The graph's inputs are those of INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs
     logits (batch, positions, vocabulary) and present.N.key|value.
@@ -83,7 +87,8 @@ def write_graph(model: Any, path: Path) -> None:
         "position_ids": {0: batch, 1: tokens},
         "past": [{0: batch, 2: before}] * (2 * layers),
     }
-    with operators_for(model), torch.no_grad(), warnings.catch_warnings():
+    edited = operators_for(model) if hasattr(config, "unskill") else nullcontext()
+    with edited, seen_epsilons(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own ways
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
@@ -102,6 +107,37 @@ def write_graph(model: Any, path: Path) -> None:
         assert program is not None
         program.save(path, external_data=True)
     finish(path)
+
+
+@contextmanager
+def seen_epsilons(model: Any) -> Iterator[None]:
+    """While this holds no normalisation adds so little that the graph's optimiser takes it for nothing.
+
+    It drops additions of up to 1e-8, after which a row of zeros, as a pad's embedding may be, is divided by zero.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in ("variance_epsilon", "eps"):
+                value = getattr(module, name, None)
+                if isinstance(value, float) and 0 < value <= DROPPED:
+                    stack.enter_context(mock.patch.object(module, name, 1.01 * DROPPED))
+        yield
+
+
+def check_data(path: Path) -> None:
+    """Raises RunFailed where a graph's weights are missing or cut off: ONNX Runtime says it in a paragraph."""
+    needed: dict[str, int] = {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            found = {entry.key: entry.value for entry in tensor.external_data}
+            end = int(found.get("offset", 0)) + int(found["length"])
+            needed[found["location"]] = max(end, needed.get(found["location"], 0))
+    for name, size in needed.items():
+        data = path.with_name(name)
+        if not data.is_file():
+            raise RunFailed(f"{path}: its weights are missing: {name} belongs beside it")
+        if data.stat().st_size < size:
+            raise RunFailed(f"{path}: {name} is cut off: {data.stat().st_size} of {size} bytes are there")
 
 
 def finish(path: Path) -> None:

@@ -19,7 +19,7 @@ from exporter.onnx.again import check_parts, export_again
 from exporter.onnx.folder import write_folder, write_json
 from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
-from exporter.onnx.quantised_check import ROW_BY_ROW, check_quantised
+from exporter.onnx.quantised_check import check_quantised
 from exporter.onnx.quantize import file_sha256, quantize
 from exporter.onnx.refit import Adjusted, Refit, refit
 from exporter.onnx.self_check import as_json
@@ -81,11 +81,10 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
                 refusal=export.refusal,
                 bos_id=tokenizer.bos_token_id,
                 answers=settings.answers,
-                # Of int8 a prompt alone, as it is asked: neighbours in a batch would change its activations.
                 probe={
                     "pad_id": pad,
                     "eos": eos,
-                    "batch_size": None if settings.quantize in ROW_BY_ROW else 1,
+                    "batch_size": None,
                     "quiet": settings.quiet,
                 },
             )
@@ -98,12 +97,11 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
         kernels = next(iter(built_libraries()), None)
         probed = fitted.refused if fitted else []
-        checked = check_quantised(graph, settings.quantize, kernels, sequences, pad, refusal, probed)
+        checked = check_quantised(graph, kernels, sequences, pad, refusal, probed)
         summary |= {
             "bytes": graph.stat().st_size + beside(graph).stat().st_size,
             "agrees": checked.agrees,
             "self_check": as_json(checked.rows),
-            "measured": as_json(checked.measured),
         }
         if not checked.agrees:
             raise Disagrees("the graph refuses something else than was probed: nothing was written", summary)

@@ -2,11 +2,6 @@
 
 Its bodies are held against the kernels, prompts in a batch and with a cache against the same alone and whole, and what
 it refuses against what its probed key vectors say.
-
-With int8 the activations of a whole forward share one scale, and pads and neighbours in a batch take part in it: there
-a batch, or a prompt in pieces, gives other activations than the prompt alone. How much is measured, and not required:
-SmolLM2, hypercubes fitted on prompts alone, 9 of 30 held-out forget prompts are decided otherwise in left-padded
-batches of eight, and 4 of 10 next tokens are others; with int4 none.
 """
 
 from __future__ import annotations
@@ -32,9 +27,6 @@ from exporter.onnx.self_check import (
 )
 from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
 
-ROW_BY_ROW = ("int4",)
-"""Quantisations under which a row of a batch gives what it gives alone."""
-
 
 class Bodies(Session):
     """A graph without kernels, which others are held against; how close its decisions are is not known."""
@@ -48,10 +40,9 @@ class Bodies(Session):
 
 @dataclass(frozen=True)
 class Checked:
-    """rows: what has to agree; measured: what need not, under this quantisation."""
+    """rows: what has to agree."""
 
     rows: list[Row]
-    measured: list[Row]
 
     @property
     def agrees(self) -> bool:
@@ -73,14 +64,13 @@ EXPECTED = (AFTER, EVERY)
 
 def check_quantised(
     path: Path,
-    kind: str,
     kernels: Path | None,
     sequences: Sequence[Sequence[int]],
     pad: int,
     refusal: tuple[int, int] | None,
     probed: Sequence[tuple[Sequence[int], bool]],
 ) -> Checked:
-    """kind: "int8" or "int4"; sequences: token ids of prompts; refusal: R and EOS, None where nothing is refused;
+    """sequences: token ids of prompts; refusal: R and EOS, None where nothing is refused;
     probed: token ids of forget prompts, and whether their last token is to be refused."""
     token = None if refusal is None else refusal[0]
     bodies = Bodies(path)
@@ -108,9 +98,7 @@ def check_quantised(
                 rows.append(every_token(Session(beside, library), name, sequences, refusal[0]))
         finally:
             beside.unlink(missing_ok=True)
-    if kind in ROW_BY_ROW:
-        return Checked([*rows, *ways], [])
-    return Checked(rows, ways)
+    return Checked([*rows, *ways])
 
 
 def other_ways(session: Session, sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Row]:

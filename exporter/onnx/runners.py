@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed
-from exporter.onnx.graph import cache_names
+from exporter.onnx.graph import cache_names, check_data
 from exporter.onnx.library import register
 from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
 
@@ -52,9 +52,12 @@ class Session:
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
     kernels: our library of operators, or None for their bodies.
+
+    Raises RunFailed where the library or the weights cannot be loaded.
     """
 
     def __init__(self, path: Path, kernels: Path | None = None) -> None:
+        check_data(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Its threads spin while they wait, and keep the cores from whoever was to have them.

@@ -25,8 +25,6 @@ def show_check(summary: dict[str, Any], as_json: bool) -> None:
         show_skill(skill, summary, console)
     what = f"{quantised} weights: ONNX Runtime" if quantised else f"{summary['dtype']}: torch against ONNX Runtime"
     console.print(check_table(f"{summary['checkpoint']}, {what}", summary["self_check"]))
-    if summary.get("measured"):
-        console.print(check_table("Not required to agree: activations share one scale", summary["measured"]))
     if "out" in summary:
         print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
 

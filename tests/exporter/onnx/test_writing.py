@@ -178,6 +178,16 @@ def test_beyond_a_sliding_window(written: Callable[..., Written]) -> None:
     assert np.abs(np.concatenate(rows) - expected).max() < 1e-3
 
 
+def test_a_small_epsilon_is_kept(written: Callable[..., Written]) -> None:
+    """Helium adds 1e-8 in its norms, and a pad's embedding is zero: without it the row would be NaN, and refused."""
+    exported, folder, summary = written("helium", "ksd")
+    config = json.loads((exported.checkpoint / "config.json").read_text())
+    assert config["rms_norm_eps"] == 1e-8 and summary["agrees"] is True
+    ids = np.array([[config["pad_token_id"]] * 2 + [5, 6]])
+    logits, _ = Session(folder / GRAPH["float32"]).forward(ids, np.array([[0, 0, 1, 1]]))
+    assert np.isfinite(logits).all() and (logits[0, 2:].argmax(-1) != config["unskill"]["refusal_token_id"]).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ksd", "na+ksd"])
 @pytest.mark.parametrize("family", GATED_FAMILIES)

@@ -1,0 +1,79 @@
+"""The section `onnx` of `make bench`: one step of decoding in ONNX Runtime, and what writing the graph takes."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from exporter.onnx.graph import write_graph
+from exporter.onnx.library import build_operators
+from exporter.onnx.runners import Session
+
+PREFILL, STEPS = 64, 32
+BARE, BODIES, KERNELS = "base model", "bodies", "kernels"
+AIMS = {BODIES: "<= 1.10", KERNELS: "<= 1.03"}
+
+
+def graphs(base: Path, checkpoint: Path, work: Path) -> dict[str, Path]:
+    """Both models as graphs; the base's in the same way, without interventions."""
+    found = {BARE: work / "base-onnx" / "model.onnx", BODIES: work / "ours-onnx" / "model.onnx"}
+    for folder, path in ((base, found[BARE]), (checkpoint, found[BODIES])):
+        path.parent.mkdir()
+        trusted = folder is checkpoint
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trusted)
+        write_graph(model.eval(), path)
+    return found
+
+
+def decoding(paths: Mapping[str, Path], work: Path) -> dict[str, Callable[[], object]]:
+    """By side: STEPS tokens one by one after PREFILL others, the same for all."""
+    library = build_operators(work / "operators.so", cuda=False)
+    sessions = {
+        BARE: Session(paths[BARE]),
+        BODIES: Session(paths[BODIES]),
+        KERNELS: Session(paths[BODIES], library),
+    }
+    ids = np.arange(100, 100 + PREFILL + STEPS, dtype=np.int64)[None]
+    caches = {name: session.forward(ids[:, :PREFILL])[1] for name, session in sessions.items()}
+
+    def run(name: str) -> None:
+        cache = caches[name]
+        for place in range(PREFILL, PREFILL + STEPS):
+            _, cache = sessions[name].forward(ids[:, place : place + 1], None, cache)
+
+    return {name: lambda name=name: run(name) for name in sessions}  # type: ignore[misc]
+
+
+def writing(checkpoint: Path, out: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of `unskill onnx`, in a process of its own."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "exporter", "onnx", str(checkpoint), str(out), "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+def rows(
+    base: Path,
+    checkpoint: Path,
+    work: Path,
+    pairs: int,
+    interleave: Callable[..., dict[str, list[float]]],
+) -> Iterator[tuple[str, str, list[float], list[float], str, str]]:
+    """Lines of the bench's table: what, against what, values of both sides, unit, aim."""
+    seconds, peak = writing(checkpoint, work / "whole-onnx")
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) / 2**20
+    yield "onnx: writing and comparing", "180 s", [180.0], [seconds], "s", "<= 1"
+    yield "onnx: peak memory", "the weights", [size], [peak], "MiB", "<= 3"
+    found = interleave(decoding(graphs(base, checkpoint, work), work), pairs)
+    bare = found.pop(BARE)
+    for name, values in found.items():
+        what = f"onnx: {STEPS} steps after {PREFILL}, {name}"
+        yield what, BARE, bare, values, "s", AIMS[name]
