@@ -1,7 +1,8 @@
 """Interventions fitted anew on a quantised graph: what quantised weights move is measured on the file that ships.
 
 SmolLM2, GSM8K, layer 20: under int4 weights the keys of forget prompts lie 18 to 27 deviations from the centre of the
-hypercube that was fitted in float32, where its alpha is about 3, and overlap with those of retain prompts; a hypercube fitted on the quantised graph separates them as before.
+hypercube that was fitted in float32, where its alpha is about 3, and overlap with those of retain prompts; a
+hypercube fitted on the quantised graph separates them as before.
 
 Nothing is computed here in another way than at the export: parts, formats, seed, layer and neurons are its own, and
 `exporter.evidence` fits, calibrates and reports. Only the model is another, and it runs in ONNX Runtime.
