@@ -216,7 +216,11 @@ def export_command(
     if graph is not None:
         from exporter.onnx.writing import write_onnx
 
-        summary["onnx"] = write_onnx(graph, remarks(settings.quiet)) | {"out": str(graph.out)}
+        try:
+            summary["onnx"] = write_onnx(graph, remarks(settings.quiet)) | {"out": str(graph.out)}
+        except UnskillError:
+            show(summary | {"out": str(settings.out)}, as_json)  # the checkpoint is there
+            raise
     show(summary | {"out": str(settings.out)}, as_json)
 
 

@@ -102,7 +102,8 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
 @click.option("--cuda/--no-cuda", default=None, help="With CUDA kernels too; default: if there is an nvcc.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> None:
-    """Compile the kernels of the custom ONNX operators into one shared object for any ONNX Runtime from 1.16 on.
+    """Compile the kernels of the custom ONNX operators into one shared object, tried with ONNX Runtime 1.20
+    to 1.32.
 
     Needed is a C++17 compiler: CXX, g++ or clang++; for CUDA, nvcc on PATH or named by NVCC. Models run without the
     kernels too, by the bodies of standard operators that they bring along.

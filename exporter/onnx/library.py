@@ -1,4 +1,4 @@
-"""The kernels of the custom operators: one shared object that any ONNX Runtime from 1.16 on can load.
+"""The kernels of the custom operators: one shared object for every ONNX Runtime (1.20 to 1.32 were tried).
 
 It needs a C++17 compiler and nothing of ONNX Runtime. With nvcc it also holds CUDA kernels; the CPU kernels are always
 in it, because a session in which an operator is registered but has no kernel fails instead of taking its body.

@@ -11,13 +11,17 @@ from unittest import mock
 import onnxruntime
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from exporter.errors import BadInput
+from exporter.export import export
+from exporter.onnx.graph import write_graph
 from exporter.onnx.library import build_operators, find_compiler
 from exporter.onnx.settings import OnnxSettings
 from exporter.onnx.writing import write_onnx
+from tests.exporter.onnx.quantising import LAYER, TARGET, TEXTS, Made
 from tests.operator_models import options, run, session
-from tests.tiny import Exported, one_thread, write_prompts
+from tests.tiny import Exported, one_skill, one_thread, tiny_model, write_prompts
 
 Written = tuple[Exported, Path, dict[str, Any]]
 
@@ -71,5 +75,51 @@ def written(
                 summary = write_onnx(settings, lambda text: None)
             made[family, method, dtype] = exported, folder / "out", json.loads(json.dumps(summary))
         return made[family, method, dtype]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """made(method)"""
+    found: dict[str, Made] = {}
+
+    def get(method: str) -> Made:
+        if method not in found:
+            folder = tmp_path_factory.mktemp(f"quantize-{method}")
+            base = tiny_model(folder / "base", chat=False)
+            sources = {
+                side: f"{write_prompts(folder / f'{side}.jsonl', texts)},column=prompt"
+                for side, texts in TEXTS.items()
+            }
+            settings: dict[str, Any] = {"layer": LAYER, "target_block_rate": TARGET}
+            settings |= {"beta": 20.0, "score": "effect-size"} if method == "na+ksd" else {}
+            common = {"prompt_template": "{prompt}", "everyday": False, "force": True, "quiet": True}
+            with one_thread():
+                export(
+                    one_skill(base, folder / "mine", *sources.values(), method=method, **settings, **common),
+                    lambda text: None,
+                )
+                model = AutoModelForCausalLM.from_pretrained(folder / "mine", trust_remote_code=True).eval()
+                (folder / "graph").mkdir()
+                write_graph(model, folder / "graph" / "model.onnx")
+            found[method] = Made(folder / "mine", sources, folder / "graph" / "model.onnx")
+        return found[method]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def quantised(
+    made: Callable[[str], Made], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[Made, Path, dict[str, Any]]]:
+    """quantised(method, kind): the checkpoint, its folder, and what self_check.json has."""
+    found: dict[tuple[str, str], tuple[Made, Path, dict[str, Any]]] = {}
+
+    def get(method: str, kind: str) -> tuple[Made, Path, dict[str, Any]]:
+        if (method, kind) not in found:
+            out = tmp_path_factory.mktemp(f"{method}-{kind}") / "out"
+            found[method, kind] = made(method), out, made(method).write(out, kind)
+        return found[method, kind]
 
     return get

@@ -275,6 +275,11 @@ def test_export_writes_both(tmp_path: Path) -> None:
     (tmp_path / "out-onnx").mkdir()
     done = CliRunner().invoke(cli, command)
     assert "out-onnx exists" in str(done.exception) and not (tmp_path / "out").exists()
+    with one_thread(), swapped("KeySpaceDetect", "Or", "And"):
+        done = CliRunner().invoke(cli, [*command, "--overwrite"])
+    # The checkpoint is there, and said to be, though its graph is not.
+    assert "something else" in str(done.exception) and json.loads(done.stdout)["out"] == str(tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file() and list((tmp_path / "out-onnx").iterdir()) == []
     with one_thread():
         done = CliRunner().invoke(cli, [*command, "--overwrite"])
     found = json.loads(done.stdout)["onnx"]
