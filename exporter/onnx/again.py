@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint import records, text_sha256
 from exporter.errors import BadInput
 from exporter.formats import Formatter
 from exporter.reporting.given import as_exported, plain
 from exporter.reporting.stored import Stored, StoredSkill
+from exporter.reproduce import records, text_sha256
 from exporter.settings import ExportSettings, SkillSettings
 from exporter.skills import SkillPlan, SkillPrompts, collect_from, options_of
 from exporter.sources import Source, fingerprint, read_template

@@ -1,0 +1,136 @@
+"""`reproduce/` in a checkpoint: what it takes to make it again and to check it. No path and no prompt text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from exporter import __version__
+from exporter.formats import Query
+from exporter.settings import ExportSettings
+from exporter.shards import CHUNK, write_tensors
+from exporter.skills import SkillOutcome
+
+FOLDER, HASHES = "reproduce", "hashes.json"
+
+
+def write_reproduce(
+    folder: Path,
+    settings: ExportSettings,
+    outcomes: Sequence[SkillOutcome],
+    summary: dict[str, Any],
+    hashes: dict[str, str],
+) -> None:
+    """Write the folder, as the last of a checkpoint's files.
+
+    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied.
+    """
+    target = folder / FOLDER
+    target.mkdir()
+    packages = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
+    recipe = asdict(settings)
+    for name in ("model", "out", "statistics", "overwrite", "quiet", "link", "fingerprints"):
+        del recipe[name]
+    recipe["system_prompts"] = [text_sha256(text) for text in settings.system_prompts]
+    recipe |= {"model": summary["model"], "revision": summary["revision"]}
+    for skill, found in zip(recipe["skills"], summary["skills"], strict=True):
+        del skill["forget"], skill["retain"]
+        skill["sources"] = found["sources"]
+    write_json(target / "recipe.json", recipe)
+    write_json(
+        target / "versions.json",
+        {"unskill": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
+    )
+    write_json(target / "summary.json", summary)
+    write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
+    tensors = {
+        f"{outcome.skill.name}.{name}": tensor.contiguous()
+        for outcome in outcomes
+        for name, tensor in statistics(outcome).items()
+    }
+    write_tensors(target / "statistics.safetensors", tensors)
+    write_json(target / HASHES, all_hashes(folder, hashes))
+
+
+def all_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of every file by its path inside the folder; base weights only where they are known."""
+    shards = sorted(folder.glob("model-*.safetensors"))[:-1]  # the last has the interventions
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in shards]
+    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    return dict(sorted((found | dict(known)).items()))
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
+    """What was found for one skill, by names as in `reproduce/statistics.safetensors`, all float64."""
+    tensors: dict[str, Tensor] = {} if outcome.evidence is None else outcome.evidence.tensors()
+    if outcome.neurons is not None:
+        for side, found in (("forget", outcome.neurons.forget), ("retain", outcome.neurons.retain)):
+            tensors |= {
+                f"na.{side}.mean": found.gaussian.mean,
+                f"na.{side}.deviation": found.gaussian.deviation,
+                f"na.{side}.magnitude": found.magnitude,
+            }
+    return tensors
+
+
+def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
+    """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
+    forget, retain, evidence = outcome.plan.forget, outcome.plan.retain, outcome.evidence
+    found = {
+        "forget.fit": records(forget.fit if evidence is None else evidence.fitted),
+        "forget.choose": records(forget.choose),
+        "forget.calibrate": records(forget.calibrate),
+        "forget.report": records(forget.report),
+        "retain.choose": records(retain.choose),
+        "retain.report": records(retain.report),
+    }
+    if evidence is not None:
+        found |= {
+            "forget.choose.unseen": records(evidence.choose_unseen.queries),
+            "forget.report.unseen": records(evidence.report_unseen.queries),
+            "retain.choose.others": records(evidence.retain_others.queries),
+        }
+    if outcome.plan.texts is not None:
+        for side in ("forget", "retain", "everyday"):
+            parts = getattr(outcome.plan.texts, side)
+            found |= {f"texts.{side}.{name}": records(part) for name, part in parts.items()}
+    return found
+
+
+def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
+    """Prompts by source, row and sha256."""
+    return [
+        {
+            "source": query.prompt.source,
+            "row": query.prompt.row,
+            "sha256": query.prompt.sha256,
+            "format": query.format,
+            "variant": query.variant,
+            "tokens": len(query.ids),
+        }
+        for query in queries
+    ]
+
+
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
