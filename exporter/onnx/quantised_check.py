@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.onnx.runners import Array, Session
+from exporter.onnx.runners import Array, Session, opened_graph
 from exporter.onnx.self_check import (
     BODIES,
     KERNELS,
@@ -25,7 +25,6 @@ from exporter.onnx.self_check import (
     refused,
     whole,
 )
-from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
 
 
 class Bodies(Session):
@@ -89,15 +88,10 @@ def check_quantised(
         for name, session in sides.items():
             rows.append(as_probed(session, name, probed, refusal[0]))
             rows.append(after_refusal(session, name, sequences, refusal))
-        held = read_constants(path, find_places(path).bounds.values())
-        beside = path.with_name(f"opened-{path.name}")
-        try:
-            rewrite(path, beside, {name: opened_bounds(each.shape) for name, each in held.items()})
+        with opened_graph(path) as everything:
             for name in sides:
                 library = kernels if name == KERNELS else None
-                rows.append(every_token(Session(beside, library), name, sequences, refusal[0]))
-        finally:
-            beside.unlink(missing_ok=True)
+                rows.append(every_token(Session(everything, library), name, sequences, refusal[0]))
     return Checked([*rows, *ways])
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from unittest import mock
 
 import numpy as np
@@ -135,20 +135,55 @@ class Torch:
         self.close = close.numpy()
 
 
+class Recorded:
+    """What a runner found, forward by forward in their order, when it is itself no longer in memory.
+
+    file: open for reading and writing; a position takes 4 * vocabulary bytes of it, 2 in float16.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.close: Array = np.zeros(0, np.int64)
+        self._file = file
+
+    def record(self, runner: Judged, ids: Array, mask: Array, past: Any = None) -> Any:
+        """Keep what a forward gives; its cache is returned."""
+        logits, past = runner.forward(ids, mask, past)
+        np.save(self._file, logits, allow_pickle=False)
+        np.save(self._file, runner.close, allow_pickle=False)
+        return past
+
+    def rewind(self) -> None:
+        self._file.seek(0)
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        """The next one that was recorded; the caller hands over the same ids."""
+        logits: Array = np.load(self._file, allow_pickle=False)
+        self.close = np.load(self._file, allow_pickle=False)
+        assert logits.shape[:2] == ids.shape
+        return logits, None
+
+
 @contextmanager
-def opened(model: Any, path: Path) -> Iterator[Path]:
-    """While this holds every token is inside the loaded checkpoint's hypercubes, and in the graph that is given."""
-    end = ".unskill_ksd_bounds"
-    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(end)]
+def opened_model(model: Any) -> Iterator[None]:
+    """While this holds every token is inside the loaded checkpoint's hypercubes."""
+    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(".unskill_ksd_bounds")]
     kept = [tensor.clone() for tensor in bounds]
-    held = read_constants(path, find_places(path).bounds.values())
-    beside = path.with_name(f"opened-{path.name}")  # where its weights are
     try:
         for tensor in bounds:
             tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape))))
+        yield
+    finally:
+        for tensor, before in zip(bounds, kept, strict=True):
+            tensor.copy_(before)
+
+
+@contextmanager
+def opened_graph(path: Path) -> Iterator[Path]:
+    """While this holds there is a graph beside the given one with every token inside its hypercubes."""
+    held = read_constants(path, find_places(path).bounds.values())
+    beside = path.with_name(f"opened-{path.name}")  # where its weights are
+    try:
         rewrite(path, beside, {name: opened_bounds(tensor.shape) for name, tensor in held.items()})
         yield beside
     finally:
         beside.unlink(missing_ok=True)
-        for tensor, before in zip(bounds, kept, strict=True):
-            tensor.copy_(before)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from exporter.onnx.runners import Array, Judged, Runner, Session, Torch, opened
+from exporter.onnx.runners import Array, Judged, Recorded, Runner, Session, Torch, opened_graph, opened_model
 
 STEPS = 4
 """Tokens decoded one by one."""
@@ -58,35 +58,61 @@ class Step:
     mask: Array
 
 
-def self_check(
-    model: Any, sequences: Sequence[Sequence[int]], pad: int, path: Path, kernels: Path | None
-) -> tuple[list[Row], bool]:
+class Expected:
+    """What a loaded checkpoint computes in every case, so that it need not stay in memory.
+
+    file: see `Recorded`.
+    """
+
+    def __init__(self, model: Any, sequences: Sequence[Sequence[int]], pad: int, file: IO[bytes]) -> None:
+        self.refusal = model.config.unskill["refusal_token_id"]
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.cases = list(cases(sequences, pad, self.refusal))
+        self.opened = [] if self.refusal is None else [("every token refused", [[whole(sequences[:1], pad)]])]
+        self.found = Recorded(file)
+        runner = Torch(model)
+        self._record(runner, self.cases)
+        with opened_model(model):
+            self._record(runner, self.opened)
+
+    def _record(self, runner: Judged, cases: Sequence[Case]) -> None:
+        for _, runs in cases:
+            for steps in runs:
+                past = None
+                for step in steps:
+                    past = self.found.record(runner, step.ids, step.mask, past)
+
+
+def self_check(expected: Expected, path: Path, kernels: Path | None) -> tuple[list[Row], bool]:
     """Compare the graph at `path` with the checkpoint that it was made of; whether all agree.
 
-    sequences: token ids of prompts; kernels: the library of operators, or None where it is not built.
+    kernels: the library of operators, or None where it is not built.
     """
-    refusal = model.config.unskill["refusal_token_id"]
-    dtype = str(model.dtype).removeprefix("torch.")
     rows: list[Row] = []
     sides = {BODIES: None} | ({KERNELS: kernels} if kernels is not None else {})
-    torch_side = Torch(model)
-    for name, library in sides.items():
-        session = Session(path, library)
-        for case, steps in cases(sequences, pad, refusal):
-            rows.append(compare(case, name, torch_side, session, steps, refusal, dtype))
-        del session
-        if refusal is not None:
-            with opened(model, path) as everything:
-                runs = [[whole(sequences[:1], pad)]]
-                session = Session(everything, library)
-                rows.append(compare("every token refused", name, torch_side, session, runs, refusal, dtype))
-    return rows, agree(rows, dtype)
+
+    def compared(name: str, graph: Path, cases: Sequence[Case]) -> None:
+        session = Session(graph, sides[name])
+        for case, runs in cases:
+            rows.append(compare(case, name, expected.found, session, runs, expected.refusal, expected.dtype))
+
+    for name in sides:
+        expected.found.rewind()
+        compared(name, path, expected.cases)
+        if expected.opened:
+            with opened_graph(path) as everything:
+                compared(name, everything, expected.opened)
+    return rows, agree(rows, expected.dtype)
 
 
-def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[tuple[str, list[list[Step]]]]:
-    """Cases by name: runs of forwards, each of which goes on with the cache of the one before."""
+Case = tuple[str, list[list[Step]]]
+"""A name, and runs of forwards, each of which goes on with the cache of the one before."""
+
+
+def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Case]:
     yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
-    yield "left-padded batch", [[whole(sequences, pad)]]
+    # In two batches, each of prompts from all over: their logits are most of what a large vocabulary takes.
+    yield "left-padded batch", [[whole(part, pad)] for part in (sequences[::2], sequences[1::2]) if part]
     yield "with a cache", [in_steps(ids) for ids in sequences]
     if refusal is not None:
         yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:1]]
@@ -132,8 +158,8 @@ def compare(
             expected, past[0] = theirs.forward(step.ids, step.mask, past[0])
             found, past[1] = ours.forward(step.ids, step.mask, past[1])
             close += theirs.close
-            expected, found = expected.astype(np.float32), found.astype(np.float32)
-            gap = np.where(real, np.abs(expected - found).max(-1), 0).max(-1)
+            # Row by row, because differences of all positions and tokens are as large as the logits themselves.
+            gap = np.array([greatest(*pair) for pair in zip(expected, found, real, strict=True)])
             differences = np.maximum(differences, np.nan_to_num(gap, nan=np.inf))
             same = [expected.argmax(-1) == found.argmax(-1)]
             same.append(refused(expected, refusal) == refused(found, refusal))
@@ -146,6 +172,11 @@ def compare(
         )
         worst = max([worst, *differences[counted]])
     return Row(case, name, sequences, positions, float(worst), argmax, refusals, left_out)
+
+
+def greatest(expected: Array, found: Array, real: Array) -> float:
+    """The greatest difference of logits (positions, vocabulary) at real positions, which there are."""
+    return float(np.abs(np.subtract(expected[real], found[real], dtype=np.float32)).max())
 
 
 def refused(logits: Array, refusal: int | None) -> Array:

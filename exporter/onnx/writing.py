@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from tempfile import TemporaryFile
 from typing import Any
 
 from exporter import __version__
@@ -13,7 +14,7 @@ from exporter.model import Base, check_checkpoint, find_files, load_files
 from exporter.onnx.folder import write_folder, write_json
 from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
-from exporter.onnx.self_check import as_json, self_check
+from exporter.onnx.self_check import Expected, as_json, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
 from exporter.packaged import everyday_prompts
 from exporter.probe import pad_id_of
@@ -64,7 +65,10 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         kernels = next(iter(built_libraries()), None)
         what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
         remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
-        rows, agree = self_check(model, sequences, pad_id_of(tokenizer, model, files.name), graph, kernels)
+        with TemporaryFile(dir=staging.path) as file:
+            expected = Expected(model, sequences, pad_id_of(tokenizer, model, files.name), file)
+            del model  # a session holds the weights too
+            rows, agree = self_check(expected, graph, kernels)
         summary = {
             "unskill": __version__,
             "checkpoint": files.name,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from exporter.onnx.runners import Torch, opened
+from exporter.onnx.runners import Recorded, Session, Torch, opened_graph, opened_model
 from exporter.onnx.self_check import Row, Step, agree, compare, in_steps, whole
 from tests.exporter.onnx.conftest import Written
 
@@ -79,16 +79,33 @@ def test_steps_go_on_where_the_last_one_ended() -> None:
     assert len(in_steps([5])) == 1 and isinstance(in_steps([5])[0], Step)
 
 
+def test_what_was_recorded_comes_again_without_the_model(tmp_path: Path) -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    ids = np.zeros((2, 3), np.int64)
+    with (tmp_path / "file").open("x+b") as file:
+        recorded = Recorded(file)
+        for times in (1, 2):
+            fixed: Any = Fixed(times * logits, [times, 0])
+            recorded.record(fixed, ids, np.ones_like(ids))
+        for _ in range(2):
+            recorded.rewind()
+            for times in (1, 2):
+                assert np.array_equal(recorded.forward(ids)[0], times * logits) and recorded.close.tolist() == [
+                    times,
+                    0,
+                ]
+
+
 def test_opened_hypercubes_are_closed_again(written: Callable[..., Written]) -> None:
     exported, folder, _ = written()
     model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True)
     path: Path = folder / "onnx" / "model.onnx"
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    with opened(model, path) as beside:
-        assert beside.is_file()
+    with opened_model(model), opened_graph(path) as beside:
         refusal = model.config.unskill["refusal_token_id"]
-        logits = Torch(model).forward(np.array([[5, 6, 7]]))[0]
-        assert (logits.argmax(-1) == refusal).all()
+        for side in (Torch(model), Session(beside)):
+            logits = side.forward(np.array([[5, 6, 7]]))[0]
+            assert (logits.argmax(-1) == refusal).all()
     assert not beside.exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if "bounds" in name)
 
