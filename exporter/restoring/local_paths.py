@@ -65,7 +65,7 @@ def _json_without(text: str, local: re.Pattern[str]) -> tuple[str, int]:
             return '""'
         cleaned, found = local.subn("", value)
         count += found
-        return json.dumps(cleaned, ensure_ascii=False) if found else string
+        return json.dumps(cleaned) if found else string
 
     def replace(match: re.Match[str]) -> str:
         first, colon, value = match.groups()

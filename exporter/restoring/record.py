@@ -100,8 +100,8 @@ def read_record(folder: Path, checkpoint: str) -> Record:
     """The record of a checkpoint, its paths checked to stay inside. BadInput where there is none or it is damaged."""
     if not (folder / FOLDER / NAME).is_file():
         raise BadInput(
-            f"CHECKPOINT {checkpoint} has no {FOLDER}/{NAME}, which says how to give its base back: it was saved anew "
-            "since its export, or exported by an unskill that did not keep the base's files yet"
+            f"CHECKPOINT {checkpoint} has no {FOLDER}/{NAME}, which says how to give its base back: it is an ONNX "
+            "folder, was saved anew since its export, or is of an unskill that did not keep the base's files yet"
         )
     content = read_json(folder / FOLDER / NAME, checkpoint, "CHECKPOINT")
     if content.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""`unskill restore`: the base's files out of a checkpoint, each compared with its sha256 before any of them is there."""
+"""`unskill restore`: the base's files out of a checkpoint, each compared with its sha256 before any is in place."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ def _restore_file(folder: Path, file: BaseFile, out: Path, what: str) -> Mapping
             pieces = original_pieces(start, source, rows)
         except ValueError as error:
             raise RunFailed(
-                f"{file.name}: {what} has an altered {file.path} ({error}); nothing was written"
+                f"{file.name}: {file.path} of {what} was altered ({error}); nothing was written"
             ) from error
     with write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     sha256 = write_pieces(source, target, pieces, fingerprint=True, clone=file.patched is None)
     if target.stat().st_size != file.size or file.sha256 not in (None, sha256):
         raise RunFailed(
-            f"{file.name}: would not come back as the base had it, because {file.path} of {what} was altered since the "
-            "export; nothing was written"
+            f"{file.name}: would not come back as the base had it, because {file.path} of {what} was altered since "
+            "the export; nothing was written"
         )
     return {
         "size": file.size,
