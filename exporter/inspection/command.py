@@ -20,7 +20,7 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
     \b
     unskill inspect OUT
     """
-    from exporter.inspection.read import inspect
+    from exporter.inspection.read import inspect, written_by_unskill
 
     found = inspect(checkpoint)
     if as_json:
@@ -28,6 +28,8 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from exporter.inspection.show import show
+    from exporter.inspection.show import parts
 
-    show(found, Console(width=None if sys.stdout.isatty() else 100))
+    with written_by_unskill(found["checkpoint"]):
+        shown = list(parts(found))
+    Console(width=None if sys.stdout.isatty() else 100).print(*shown, sep="\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ class Found:
     local: bool
 
 
+@contextmanager
+def written_by_unskill(name: str) -> Iterator[None]:
+    """Turn what goes wrong where other JSON than an export's is read into BadInput."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"CHECKPOINT {name}: config.json or a file of reproduce/ is not as unskill writes it ({error!r})"
+        ) from error
+
+
 def inspect(checkpoint: str) -> dict[str, Any]:
     """One JSON object with everything that is known of the checkpoint without loading it.
 
@@ -41,31 +53,26 @@ def inspect(checkpoint: str) -> dict[str, Any]:
 
     Raises BadInput where CHECKPOINT is none of ours, or one of the files that are read is damaged.
     """
-    found = locate(checkpoint)
-    config = read_json(found.folder / "config.json", found.name, "CHECKPOINT")
-    check_checkpoint(config, found.name)
+    folder, name, revision = Path(checkpoint), Path(checkpoint).resolve().name, None
+    if not folder.is_dir():
+        folder, revision = download(checkpoint, "CHECKPOINT", SMALL)
+        name = checkpoint
+    config = read_json(folder / "config.json", name, "CHECKPOINT")
+    check_checkpoint(config, name)
+    sizes = local_sizes(folder) if revision is None else hub_sizes(checkpoint, revision)
+    found = Found(name, folder, sizes, revision is None)
     stored = {
         path: read_json(found.folder / path, found.name, "CHECKPOINT")
         for path in (MARKER, INDEX, SUMMARY, VERSIONS, HASHES)
         if (found.folder / path).is_file()
     }
-    try:
+    with written_by_unskill(name):
         return _describe(found, config, stored)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadInput(
-            f"CHECKPOINT {found.name}: config.json or a file of reproduce/ is not as unskill writes it ({error!r})"
-        ) from error
 
 
-def locate(checkpoint: str) -> Found:
-    """A folder, or the small files of a Hub model. Raises BadInput where it is neither."""
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        files = (path for path in folder.rglob("*") if path.is_file())
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-        return Found(folder.resolve().name, folder, sizes, True)
-    folder, revision = download(checkpoint, "CHECKPOINT", SMALL)
-    return Found(checkpoint, folder, hub_sizes(checkpoint, revision), False)
+def local_sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def hub_sizes(checkpoint: str, revision: str) -> dict[str, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -23,21 +23,18 @@ COUNTED = {"cubes": "hypercubes", "adjusted": "adjusted", "pruned": "pruned"}
 ALARMS = ("FORCED", "MISSING", "NOT BORNE")
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
+def parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What there is to print, one under the other."""
     head = "ONNX folder of a checkpoint" if found["kind"] == "onnx" else "checkpoint"
-    console.print(
-        plain(f"{found['checkpoint']}: {head}, unskill {found['unskill']}, format {found['format']}", "bold")
-    )
-    console.print(pairs(overview(found)))
+    yield plain(f"{found['checkpoint']}: {head}, unskill {found['unskill']}, format {found['format']}", "bold")
+    yield pairs(overview(found))
     for skill in found["skills"]:
-        console.print()
-        console.print(plain(f"skill {skill['name']}: {skill['method']}", "bold"))
-        console.print(pairs(skill_facts(found, skill)))
-        for table in skill_tables(skill):
-            if table.row_count:
-                console.print(table)
+        yield ""
+        yield plain(f"skill {skill['name']}: {skill['method']}", "bold")
+        yield pairs(skill_facts(found, skill))
+        yield from (table for table in skill_tables(skill) if table.row_count)
     for line in found["warnings"] or ():
-        console.print(plain(f"warning: {line}", "yellow"))
+        yield plain(f"warning: {line}", "yellow")
 
 
 def overview(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

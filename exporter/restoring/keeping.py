@@ -34,6 +34,8 @@ from exporter.staging import human_size, write_errors
 
 TEMPLATES = "additional_chat_templates"
 """The one folder inside a model that `from_pretrained` reads."""
+# Under its own name git would obey it there, and take the kept files for others than they are.
+RENAMED = {".gitattributes": "gitattributes"}
 OTHER_WEIGHTS = {
     "pickle": ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"),
     "weights that were not used": ("*.safetensors", "*.gguf", "*.onnx", "*.onnx_data", "*.h5", "*.msgpack"),
@@ -108,8 +110,8 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     if why is not None:
         size = path.stat().st_size if path.is_file() else None
         return LeftOut(os.fsencode(name).decode("utf-8", "replace"), size, why)
-    content = path.read_bytes()
-    cleaned, count = without_local_paths(name, content, (base.folder.absolute(), base.folder.resolve(), Path.home()))
+    content, home = path.read_bytes(), Path(os.path.expanduser("~"))  # unlike Path.home, also where there is none
+    cleaned, count = without_local_paths(name, content, (base.folder.absolute(), base.folder.resolve(), home))
     if count and not _is_text(content):
         return LeftOut(name, len(content), "holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()
@@ -117,12 +119,13 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     there = folder / name
     if _is_any(path, LICENCES) and there.is_file() and there.read_bytes() == cleaned:
         return BaseFile(name, len(content), sha256, CHECKPOINT, name)
-    target = folder / FOLDER / name
+    kept = f"{FOLDER}/{RENAMED.get(name, name)}"
+    target = folder / kept
     with write_errors(target, len(cleaned)):
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(cleaned)
     blanked = Blanked(count, len(content), hashlib.sha256(content).hexdigest()) if count else None
-    return BaseFile(name, len(cleaned), sha256, KEPT, f"{FOLDER}/{name}", blanked=blanked)
+    return BaseFile(name, len(cleaned), sha256, KEPT, kept, blanked=blanked)
 
 
 def _keep_shard(folder: Path, base: Base, shard: CopiedShard, fingerprints: bool) -> BaseFile:

@@ -42,11 +42,11 @@ def original_pieces(start: Path, patched: Path, rows: Sequence[RowPatch]) -> lis
     for name, info in original.tensors.items():
         there = header.tensors.get(name)
         if there is None or (there.dtype, there.shape[1:]) != (info.dtype, info.shape[1:]) or there.size < info.size:
-            raise ValueError(f"tensor {name} is missing, or has another dtype or shape")
+            raise ValueError(f"tensor {name!r} is missing, or has another dtype or shape")
         kept = {patch.row: patch.values for patch in rows if patch.tensor == name}
         count = info.shape[0] if info.shape else 0
         if any(not 0 <= row < count or len(values) * count != info.size for row, values in kept.items()):
-            raise ValueError(f"rows {sorted(kept)} do not fit tensor {name}")
+            raise ValueError(f"rows {sorted(kept)} do not fit tensor {name!r}")
         begin = header.data_start + there.begin
         pieces += with_rows(range(begin, begin + info.size), kept)
     return pieces

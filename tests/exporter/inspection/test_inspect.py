@@ -23,7 +23,7 @@ from exporter.cli import cli
 from exporter.errors import BadInput
 from exporter.inspection import read
 from exporter.inspection.read import inspect
-from exporter.inspection.show import show
+from exporter.inspection.show import parts
 from exporter.onnx.folder import plain_config
 from exporter.onnx.settings import MARKER
 from tests.exporter.reporting.conftest import Several
@@ -74,7 +74,7 @@ def check_schema(found: dict[str, Any]) -> None:
 
 def shown(found: dict[str, Any], width: int = 100, terminal: bool = False) -> str:
     text = io.StringIO()
-    show(found, Console(file=text, width=width, force_terminal=terminal))
+    Console(file=text, width=width, force_terminal=terminal).print(*parts(found), sep="\n")
     return text.getvalue()
 
 
@@ -233,6 +233,7 @@ def test_names_are_shown_literally(copied: Path) -> None:
 def test_it_fits_the_terminal(several: Several, width: int) -> None:
     text = shown(inspect(str(several.checkpoint)), width)
     assert max(map(len, text.splitlines())) <= width
+    assert "\n\nskill letters: sp\n" in text
     for part in ("effect-size", "alpha", "95 % interval", "perplexity", "seed 0", "transformers", "FORCED", "sha256"):
         assert part in text
 
@@ -254,6 +255,16 @@ def test_broken_files(copied: Path, file: str, content: str, message: str) -> No
     with pytest.raises(BadInput, match=message) as caught:
         inspect(str(copied))
     assert "CHECKPOINT mine" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_summary_that_cannot_be_shown(copied: Path) -> None:
+    def change(summary: dict[str, Any]) -> dict[str, Any]:
+        summary["skills"][0]["sources"][0] = {"label": "x"}
+        return summary
+
+    edit_json(copied / "reproduce" / "summary.json", change)
+    done = CliRunner().invoke(cli, ["inspect", str(copied)])
+    assert isinstance(done.exception, BadInput) and done.stdout == ""
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

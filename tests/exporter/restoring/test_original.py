@@ -101,7 +101,7 @@ def test_what_does_not_fit(tmp_path: Path, entry: dict[str, Any], rows: list[Row
     found = there | entry
     size = {"F32": 4, "F16": 2}[str(found["dtype"])] * found["shape"][0] * found["shape"][1]
     start = raw_file(tmp_path / "start", json.dumps({"a": found | {"data_offsets": [0, size]}}), b"")
-    with pytest.raises(ValueError, match="tensor a"):
+    with pytest.raises(ValueError, match="tensor 'a'"):
         original_pieces(start, path, rows)
 
 
