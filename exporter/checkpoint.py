@@ -22,19 +22,18 @@ from exporter.base_json import checkpoint_config, checkpoint_generation_config
 from exporter.card import render_card
 from exporter.errors import RunFailed
 from exporter.live import layer_counts, neuron_buffers
-from exporter.model import LoadedModel, read_json
+from exporter.model import LICENCES, LoadedModel, read_json
 from exporter.modeling_source import class_names, module_name, render_modeling
 from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
 from exporter.refusal_token import RefusalToken, check_tokenizer, write_tokenizer
 from exporter.reproduce import write_json, write_reproduce
+from exporter.restoring.keeping import CopiedShard, keep_base
 from exporter.settings import ExportSettings
 from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, write_tensors
 from exporter.skills import SkillOutcome
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Files of the base that go along as they are: its licence binds the checkpoint too.
-LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_checkpoint(
@@ -53,7 +52,7 @@ def write_checkpoint(
     """
     base, family = loaded.base, loaded.family
     buffers = intervention_buffers(settings, outcomes, changes, states)
-    hashes = write_weights(folder, loaded, settings, token, states, buffers)
+    shards = write_weights(folder, loaded, settings, token, states, buffers)
 
     config = checkpoint_config(
         base.config,
@@ -95,6 +94,8 @@ def write_checkpoint(
         for path in sorted(base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     (folder / "README.md").write_text(render_card(base, settings, summary), encoding="utf-8")
+    keep_base(folder, base, shards, settings.fingerprints)
+    hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
     write_reproduce(folder, settings, outcomes, summary, hashes)
 
 
@@ -157,12 +158,11 @@ def write_weights(
     token: RefusalToken | None,
     states: RefusalStates | None,
     buffers: dict[str, Tensor],
-) -> dict[str, str]:
-    """Base shards with R's row, one more shard with the interventions, and the index. Returns sha256 by file name."""
+) -> list[CopiedShard]:
+    """Base shards with R's row, one more shard with the interventions, and the index. Returns the base's."""
     base = loaded.base
     total = len(base.shards) + 1
-    targets: list[Path] = []
-    hashes: dict[str, str] = {}
+    shards: list[CopiedShard] = []
     patched: set[str] = set()
     for number, shard in enumerate(base.shards, start=1):
         source, target = base.folder / shard, folder / f"model-{number:05d}-of-{total:05d}.safetensors"
@@ -176,14 +176,13 @@ def write_weights(
             ]
         patched.update(patch.tensor for patch in patches)
         fingerprint = copy_shard(source, target, patches, link=settings.link, fingerprint=settings.fingerprints)
-        if fingerprint is not None:
-            hashes[target.name] = fingerprint
-        targets.append(target)
+        shards.append(CopiedShard(shard, target.name, tuple(patches), fingerprint))
     tied = loaded.model.config.get_text_config().tie_word_embeddings
     whole = (EMBEDDING in patched or (tied and HEAD in patched)) and (tied or HEAD in patched)
     if token is not None and not whole:
         raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
     extra = folder / f"model-{total:05d}-of-{total:05d}.safetensors"
     write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
+    targets = [folder / shard.target for shard in shards]
     write_json(folder / "model.safetensors.index.json", merged_index([*targets, extra]))
-    return hashes
+    return shards

@@ -12,8 +12,10 @@ import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.inspection.command import inspect_command
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
+from exporter.restoring.command import restore_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
 
 
@@ -337,6 +339,8 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 cli.add_command(report_command)
 cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
+cli.add_command(restore_command)
+cli.add_command(inspect_command)
 
 
 def settings_of(

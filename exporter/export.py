@@ -11,10 +11,11 @@ from exporter.errors import BadInput, NothingSeparates
 from exporter.formats import Formatter, Query
 from exporter.model import Base, context_length, find_base, load, read_json
 from exporter.refusal_token import plan_refusal
+from exporter.restoring.keeping import kept_size
 from exporter.settings import ExportSettings
 from exporter.skills import SkillOutcome, SkillPlan, SkillPrompts, collect, make_plans
 from exporter.splits import split_forget
-from exporter.staging import Staging, check_target, repair
+from exporter.staging import Staging, check_target, nested, repair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
         remark(text)
-    check_target(settings.out, settings.overwrite, size + EXTRA_BYTES)
+    check_target(settings.out, settings.overwrite, size + kept_size(base) + EXTRA_BYTES)
     token = None
     if settings.blocks:
         tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
@@ -243,8 +244,7 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
 
 def check_apart(out: Path, base: Base) -> None:
     """Raise BadInput where OUT and the base's folder hold one another: replacing OUT would destroy the base."""
-    ours, theirs = out.resolve(), base.folder.resolve()
-    if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+    if nested(out, base.folder):
         raise BadInput(f"{out}: OUT and MODEL must be folders apart from each other")
 
 

@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Files of a base that go along as they are: its licence binds the checkpoint too.
+LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+# What belongs to a model beside its weights. By name: beside a model on somebody's disk there may be anything else.
+SMALL_FILES: tuple[str, ...] = (*LICENCES, "README*", ".gitattributes", "*config.json", "params.json", "*.index.json")
+SMALL_FILES += ("*.jinja", "chat_template.json", "special_tokens_map.json", "added_tokens.json", "tokenizer*.json")
+SMALL_FILES += (
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.tiktoken",
+    "tokenizer.model*",
+    "spiece.model",
+)
 # Everything a checkpoint may take from its base; never weights in another format.
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE*")
+HUB_FILES = (*SMALL_FILES, "*.json", "*.safetensors")
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
 from exporter.formats import Query
 from exporter.settings import ExportSettings
-from exporter.shards import CHUNK, write_tensors
+from exporter.shards import file_sha256, write_tensors
 from exporter.skills import SkillOutcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER, HASHES = "reproduce", "hashes.json"
 
@@ -34,7 +35,7 @@ def write_reproduce(
     hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied.
     """
     target = folder / FOLDER
-    target.mkdir()
+    target.mkdir(exist_ok=True)  # what is kept of the base lies in it already
     packages = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
     recipe = asdict(settings)
     for name in ("model", "out", "statistics", "overwrite", "quiet", "link", "fingerprints"):
@@ -66,14 +67,6 @@ def all_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file() and path not in shards]
     found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     return dict(sorted((found | dict(known)).items()))
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:

@@ -13,21 +13,20 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from operator import index
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput, RunFailed
 from exporter.staging import human_size, write_errors
+
+if TYPE_CHECKING:  # bytes are moved without torch, which takes longer to import than a small model to copy
+    from torch import Tensor
 
 CHUNK = 8 * 2**20  # bytes moved at a time: what a copy holds in memory, whatever the size of the file
 WAITING = 3  # chunks that may wait for the hashing thread
@@ -36,7 +35,7 @@ FICLONE = 0x40049409
 # Loaded tensors are often views of the mapped file, and matrix products may pick another kernel, with other last
 # bits, for another alignment. So a tensor keeps its place modulo a cache line.
 ALIGNMENT = 64
-ROW_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ROW_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -51,6 +50,10 @@ class TensorInfo:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def size(self) -> int:
+        return self.end - self.begin
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,16 @@ def read_header(path: Path) -> Header:
     data_start = 8 + length
     if size < data_start:
         raise BadInput(f"{path} is truncated: it ends within its header")
+    header, end = parse_header(text, data_start, path)
+    if size < data_start + end:
+        raise BadInput(f"{path} is truncated: {human_size(data_start + end)} expected, {human_size(size)} there")
+    if size > data_start + end:
+        raise BadInput(f"{path} has {size - data_start - end} bytes too many at its end")
+    return header
+
+
+def parse_header(text: bytes, data_start: int, path: Path) -> tuple[Header, int]:
+    """The header out of its JSON, and the length of the data. BadInput, which names `path`, if it is broken."""
     try:
         entries = json.loads(text)
         metadata = dict(entries.pop("__metadata__", {}))
@@ -102,23 +115,21 @@ def read_header(path: Path) -> Header:
         end = 0
         for name, info in tensors.items():
             count = ITEM_BYTES.get(info.dtype)  # sizes of dtypes that are not known here are taken on trust
-            if info.begin != end or (count is not None and info.end - info.begin != count * prod(info.shape)):
+            if info.begin != end or (count is not None and info.size != count * prod(info.shape)):
                 raise ValueError(f"tensor {name} is not where or not as long as it should be")
             end = info.end
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{path} has a broken header ({error})") from error
-    if size < data_start + end:
-        raise BadInput(f"{path} is truncated: {human_size(data_start + end)} expected, {human_size(size)} there")
-    if size > data_start + end:
-        raise BadInput(f"{path} has {size - data_start - end} bytes too many at its end")
-    return Header(tensors, metadata, data_start)
+    return Header(tensors, metadata, data_start), end
 
 
 def encode_row(values: Tensor, dtype: str) -> bytes:
     """Bytes of one row, float32 (d,), in a file's dtype. BadInput if not F32, F16 or BF16; RunFailed if not finite."""
     if dtype not in ROW_DTYPES:
         raise BadInput(f"a vocabulary row cannot be added to weights of dtype {dtype}: it must be F32, F16 or BF16")
-    row = values.detach().cpu().to(ROW_DTYPES[dtype]).contiguous()
+    import torch
+
+    row = values.detach().cpu().to(getattr(torch, ROW_DTYPES[dtype])).contiguous()
     if not torch.isfinite(row).all():
         raise RunFailed(f"a vocabulary row does not fit its dtype {dtype}: NaN or infinity")
     return row.view(torch.uint8).numpy().tobytes()
@@ -138,20 +149,43 @@ def copy_shard(
     """
     header = read_header(source)
     pieces: list[Piece] = _patched(header, patches) if patches else [range(source.stat().st_size)]
+    if link and not patches:
+        _hard_link(source, target)
+        return file_sha256(source) if fingerprint else None
+    return write_pieces(source, target, pieces, fingerprint=fingerprint, clone=not patches)
+
+
+def write_pieces(
+    source: Path, target: Path, pieces: Sequence[Piece], *, fingerprint: bool = False, clone: bool = False
+) -> str | None:
+    """Write a new file out of pieces of another one, in a bounded amount of memory; its sha256 with `fingerprint`.
+
+    clone: the pieces are the whole source, so that the file system may share its blocks. RunFailed as `copy_shard`.
+    """
     digest = hashlib.sha256() if fingerprint else None
-    with source.open("rb", buffering=0) as reader:
-        if link and not patches:
-            _hard_link(source, target)
-            _move(reader.fileno(), None, pieces, digest)
-        else:
-            with write_errors(target, sum(map(len, pieces))), target.open("xb", buffering=0) as writer:
-                cloned = not patches and _reflink(reader.fileno(), writer.fileno())
-                _move(reader.fileno(), None if cloned else writer.fileno(), pieces, digest)
+    with (
+        source.open("rb", buffering=0) as reader,
+        write_errors(target, sum(map(len, pieces))),
+        target.open("xb", buffering=0) as writer,
+    ):
+        cloned = clone and _reflink(reader.fileno(), writer.fileno())
+        _move(reader.fileno(), None if cloned else writer.fileno(), pieces, digest)
     return digest.hexdigest() if digest else None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a small file of tensors, kept in memory meanwhile. RunFailed if the disk is full or fails."""
+    import safetensors.torch
+
     # Cloned: the library refuses tensors that share memory.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     content = safetensors.torch.save(own, {"format": "pt"})  # save_file's own errors are not OSErrors
@@ -173,8 +207,19 @@ def merged_index(shards: Sequence[Path]) -> dict[str, Any]:
             if name in weight_map:
                 raise BadInput(f"tensor {name} occurs in two files: {weight_map[name]} and {shard.name}")
             weight_map[name] = shard.name
-            total += info.end - info.begin
+            total += info.size
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def with_rows(place: range, rows: Mapping[int, bytes]) -> list[Piece]:
+    """A tensor's place in a file with other bytes for some of its rows; rows behind its end are appended."""
+    pieces: list[Piece] = []
+    start = place.start
+    for row in sorted(rows):
+        at = min(place.start + row * len(rows[row]), place.stop)
+        pieces += [range(start, at), rows[row]]
+        start = min(at + len(rows[row]), place.stop)
+    return [*pieces, range(start, place.stop)]
 
 
 def _patched(header: Header, patches: Sequence[RowPatch]) -> list[Piece]:
@@ -183,20 +228,15 @@ def _patched(header: Header, patches: Sequence[RowPatch]) -> list[Piece]:
     tensors = dict(header.tensors)
     for name, info in header.tensors.items():
         start, end = header.data_start + info.begin, header.data_start + info.end
-        data[name] = []
-        if rows := {patch.row: patch.values for patch in patches if patch.tensor == name}:
+        rows = {patch.row: patch.values for patch in patches if patch.tensor == name}
+        if rows:
             count = max(info.shape[0], max(rows) + 1)
             size = prod(info.shape[1:]) * ITEM_BYTES[info.dtype]
             missing = set(range(info.shape[0], count)) - rows.keys()
             if missing or min(rows) < 0 or any(len(values) != size for values in rows.values()):
                 raise ValueError(f"rows {sorted(rows)} do not fit {name}: {info}")
             tensors[name] = replace(info, shape=(count, *info.shape[1:]))
-            first = start
-            for row in sorted(rows):
-                at = min(first + row * size, end)  # a row that is appended replaces nothing
-                data[name] += [range(start, at), rows[row]]
-                start = min(at + size, end)
-        data[name].append(range(start, end))
+        data[name] = with_rows(range(start, end), rows)
     if unknown := {patch.tensor for patch in patches} - data.keys():
         raise ValueError(f"no tensor {', '.join(sorted(unknown))} in the file")
     placed = _place(header, tensors, {name: sum(map(len, pieces)) for name, pieces in data.items()})

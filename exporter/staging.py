@@ -81,6 +81,12 @@ def repair(out: Path) -> list[str]:
     return remarks
 
 
+def nested(one: Path, other: Path) -> bool:
+    """Whether one folder is the other, or inside it, so that replacing it would destroy what the other holds."""
+    ours, theirs = one.resolve(), other.resolve()
+    return ours == theirs or ours in theirs.parents or theirs in ours.parents
+
+
 def check_target(
     out: Path, overwrite: bool, needed_bytes: int, what: str = "checkpoint", marker: str = "config.json"
 ) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
-from exporter.calibration import Rate
-from exporter.cautions import Caution, SharedNeurons, frame_figures
-from exporter.evidence import Decision, Evidence
-from exporter.formats import Formatter
-from exporter.frames import FrameCheck
-from exporter.model import LoadedModel
-from exporter.neuron_choice import NeuronChoice, TextEffect
-from exporter.neuron_selection import NeuronChanges
-from exporter.refusal_states import RefusalStates
-from exporter.settings import ExportSettings, SkillSettings
-from exporter.skills import SkillOutcome
-from exporter.trade_off import Trial
+
+if TYPE_CHECKING:  # a summary is read without any of these
+    from exporter.calibration import Rate
+    from exporter.cautions import Caution, SharedNeurons
+    from exporter.evidence import Decision, Evidence
+    from exporter.formats import Formatter
+    from exporter.frames import FrameCheck
+    from exporter.model import LoadedModel
+    from exporter.neuron_choice import NeuronChoice, TextEffect
+    from exporter.neuron_selection import NeuronChanges
+    from exporter.refusal_states import RefusalStates
+    from exporter.settings import ExportSettings, SkillSettings
+    from exporter.skills import SkillOutcome
+    from exporter.trade_off import Trial
 
 
 def summarise(
@@ -109,6 +111,8 @@ def key_space_summary(
     limits: Mapping[str, Rate],
     frames: Sequence[FrameCheck],
 ) -> dict[str, Any]:
+    from exporter.cautions import frame_figures
+
     return {
         "hypercubes": list(evidence.keys.formats),
         "layer": decision.layer,
@@ -151,9 +155,10 @@ def asdict_parts(parts: Any) -> dict[str, Sequence[Any]]:
 
 def rates(value: Any) -> Any:
     """The same nesting with every Rate as a JSON object."""
-    if isinstance(value, Rate):
-        return value.as_json()
-    return {name: rates(inner) for name, inner in value.items()}
+    if isinstance(value, Mapping):
+        return {name: rates(inner) for name, inner in value.items()}
+    rate: Rate = value
+    return rate.as_json()
 
 
 def trial_line(trial: Trial) -> str:

@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 from exporter.errors import BadInput
 from exporter.model import check_checkpoint, download, read_json
 
-FILES = ("config.json", "reproduce/*.json", "reproduce/*.safetensors")
+# By name: a pattern would take what is kept of the base along, its tokenizer of up to 30 MB too.
+FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "recipe", "summary", "prompts")))
+FILES += ("reproduce/statistics.safetensors",)
 Floats = NDArray[np.float64]
 Records = list[dict[str, Any]]
 

@@ -1,0 +1,1 @@
+"""`unskill inspect`: what a checkpoint says of itself, without its weights."""

@@ -1,0 +1,35 @@
+"""The command `unskill inspect`; it imports no torch, so that a look costs no wait."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+
+@click.command("inspect", short_help="What a checkpoint says of itself.")
+@click.argument("checkpoint")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, with every rate.")
+def inspect_command(checkpoint: str, as_json: bool) -> None:
+    """Print what CHECKPOINT (folder or Hub id, or a folder of unskill onnx) says of itself: its skills and what was
+    done to them, what was measured, what it was made of, sizes.
+
+    Nothing is loaded, and nothing compared: that is what unskill verify is for.
+
+    \b
+    unskill inspect OUT
+    """
+    from exporter.inspection.read import inspect, written_by_unskill
+
+    found = inspect(checkpoint)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from exporter.inspection.show import parts
+
+    with written_by_unskill(found["checkpoint"]):
+        shown = list(parts(found))
+    Console(width=None if sys.stdout.isatty() else 100).print(*shown, sep="\n")
