@@ -51,14 +51,16 @@ def positions_of(mask: Array, count: int) -> Array:
 class Session:
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
-    kernels: our library of operators, or None for their bodies.
+    kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
+    which is quicker and takes more.
 
     Raises RunFailed where the library or the weights cannot be loaded.
     """
 
-    def __init__(self, path: Path, kernels: Path | None = None) -> None:
+    def __init__(self, path: Path, kernels: Path | None = None, arena: bool = True) -> None:
         check_data(path)
         options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = arena
         options.log_severity_level = 3
         # Its threads spin while they wait, and keep the cores from whoever was to have them.
         options.intra_op_num_threads = torch.get_num_threads()

@@ -92,7 +92,7 @@ def self_check(expected: Expected, path: Path, kernels: Path | None) -> tuple[li
     sides = {BODIES: None} | ({KERNELS: kernels} if kernels is not None else {})
 
     def compared(name: str, graph: Path, cases: Sequence[Case]) -> None:
-        session = Session(graph, sides[name])
+        session = Session(graph, sides[name], arena=False)
         for case, runs in cases:
             rows.append(compare(case, name, expected.found, session, runs, expected.refusal, expected.dtype))
 

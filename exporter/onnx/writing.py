@@ -12,7 +12,7 @@ from exporter.errors import BadInput, RunFailed
 from exporter.formats import PLAIN, Formatter
 from exporter.model import Base, check_checkpoint, find_files, load_files
 from exporter.onnx.folder import write_folder, write_json
-from exporter.onnx.graph import DATA_SUFFIX, write_graph
+from exporter.onnx.graph import DATA_SUFFIX, release_weights, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.self_check import Expected, as_json, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
@@ -67,7 +67,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
         with TemporaryFile(dir=staging.path) as file:
             expected = Expected(model, sequences, pad_id_of(tokenizer, model, files.name), file)
-            del model  # a session holds the weights too
+            release_weights(model)  # a session holds them too
             rows, agree = self_check(expected, graph, kernels)
         summary = {
             "unskill": __version__,
