@@ -289,8 +289,8 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
     if source.sha256 is not None and (found := fingerprint(source, flag)) != source.sha256:
         raise BadInput(
-            f"{where}: is not the file that was asked for: its sha256 is {found}, not {source.sha256}; {flag} without "
-            "sha256= takes it as it is"
+            f"{where}: is not the file that was meant, for its sha256 is {found[:12]}... and not "
+            f"{source.sha256[:12]}... (sha256=, or an export's recipe); {flag} on the command line takes another"
         )
     return read_file(path, source.limit, where), where
 
