@@ -128,9 +128,12 @@ def dataset(skill: Mapping[str, Any], source: str) -> dict[str, Any]:
         return {"dataset_type": "unskill-everyday", "dataset_name": "everyday prompts of unskill"}
     sources = [each for each in skill["sources"] if source in (each["label"], each["flag"].removeprefix("--"))]
     name = ", ".join(each["label"] for each in sources) or source
-    if len(sources) != 1 or not is_dataset(sources[0]):
-        return {"dataset_type": "custom", "dataset_name": plain(name)}
-    (only,) = sources
+    only = sources[0] if len(sources) == 1 else None
+    if only is None or not is_dataset(only):
+        # The name twice: results are told apart by type, configuration and revision.
+        revision = only["fingerprint"] if only else None
+        named = {"dataset_name": plain(name), "dataset_config": plain(name)}
+        return {"dataset_type": "custom", "dataset_revision": revision, **named}
     options = only["options"]
     return {
         "dataset_type": re.sub(r" #\d+$", "", only["label"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import BadInput
@@ -22,7 +22,9 @@ from exporter.sources import Source, read_template, write_template
 from tests.tiny import tiny_model
 
 # Quotes, commas, line ends and escapes of both syntaxes, and anything else.
-TEXT = st.text(st.one_of(st.sampled_from("\"'\\\n\r\t,=@#[]{}n\x00\x7f\u2028é"), st.characters(codec="utf-8")), max_size=20)
+TEXT = st.text(
+    st.one_of(st.sampled_from("\"'\\\n\r\t,=@#[]{}n\x00\x7f\u2028é"), st.characters(codec="utf-8")), max_size=20
+)
 FILLED = TEXT.filter(str.strip)
 LINE = FILLED.filter(str.isprintable)
 NUMBER = st.floats(0.001, 0.999)
@@ -104,17 +106,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("base") / "base", chat=False)
 
 
+@settings(deadline=None)
 @given(case=exports())
 def test_settings_come_back(case: tuple[ExportSettings, list[SkillPrompts]], base: Path) -> None:
-    settings, prompts = case
+    asked, prompts = case
     path = base.parent / "recipe.toml"
-    path.write_text(recipe_toml(settings, prompts, find_base(str(base)), threads=3), encoding="utf-8")
+    path.write_text(recipe_toml(asked, prompts, find_base(str(base)), threads=3), encoding="utf-8")
     values = read_recipe(path)
-    again = merged_settings(values, {"out": Path("out"), "system_prompts": settings.system_prompts[::-1]})
+    again = merged_settings(values, {"out": Path("out"), "system_prompts": asked.system_prompts[::-1]})
     assert again.threads == 3
     for name in ExportSettings.__dataclass_fields__.keys() - {"threads", "skills"}:
-        assert getattr(again, name) == getattr(settings, name), name
-    for ours, theirs, read in zip(again.skills, settings.skills, prompts, strict=True):
+        assert getattr(again, name) == getattr(asked, name), name
+    for ours, theirs, read in zip(again.skills, asked.skills, prompts, strict=True):
         for name in SkillSettings.__dataclass_fields__.keys() - {"forget", "retain"}:
             assert getattr(ours, name) == getattr(theirs, name), name
         found = [Source.parse(spec, "--forget") for spec in (*ours.forget, *ours.retain)]
@@ -124,11 +127,13 @@ def test_settings_come_back(case: tuple[ExportSettings, list[SkillPrompts]], bas
     assert values[RECORDED].base == base_files(find_base(str(base)))
 
 
+@settings(deadline=None)
 @given(source=sources())
 def test_a_source_is_read_from_its_text(source: Source) -> None:
     assert Source.parse(source.spec, "--forget") == source
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("\\n@N\n{}"), max_size=9))
 def test_templates_come_back(text: str) -> None:
     assert read_template(write_template(text), "--prompt-template") == text
@@ -187,7 +192,7 @@ def test_files_that_are_not_there(values: dict[str, Any], expected: str, tmp_pat
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--data: .*absent is no folder"):
+    with pytest.raises(BadInput, match=r"--data: .*absent is no folder"):
         locate({}, {}, [tmp_path / "absent"])
 
 
@@ -196,7 +201,9 @@ def test_another_base(base: Path, tmp_path: Path) -> None:
     recorded.check(find_base(str(base)), None, pytest.fail)
     other = tiny_model(tmp_path / "base", chat=True, initializer_range=0.2)
     files = "model.safetensors, tokenizer_config.json"
-    with pytest.raises(BadInput, match=f"MODEL base: chat_template.jinja, config.json, {files} are not as the recipe's"):
+    with pytest.raises(
+        BadInput, match=f"MODEL base: chat_template.jinja, config.json, {files} are not as the recipe's"
+    ):
         recorded.check(find_base(str(other)), None, pytest.fail)
     said: list[str] = []
     Recorded(recorded.base, model_given=True).check(find_base(str(other)), None, said.append)
@@ -212,14 +219,17 @@ def test_one_weight_of_another_base(base: Path, tmp_path: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"][0] = torch.nextafter(tensors["model.norm.weight"][0], torch.tensor(9.0))
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BadInput, match="MODEL base: model.safetensors is not as the recipe's export found it"):
+    with pytest.raises(BadInput, match=r"MODEL base: model\.safetensors is not as the recipe's export found it"):
         recorded.check(find_base(str(copy)), None, pytest.fail)
 
 
 def test_system_prompts_are_asked_for() -> None:
     recorded = Recorded(system_prompts=(text_sha256("b"), text_sha256("a")))
     assert recorded.ordered(["a", "b"]) == ("b", "a")
-    for texts, missing in (((), "2 are missing here, and 0 are not"), (("a", "c"), "1 is missing here, and 1 are not")):
+    for texts, missing in (
+        ((), "2 are missing here, and 0 are not"),
+        (("a", "c"), "1 is missing here, and 1 are not"),
+    ):
         with pytest.raises(BadInput) as error:
             recorded.ordered(texts)
         assert "--system-prompt: the recipe's export had 2 of its own" in str(error.value)
