@@ -50,6 +50,7 @@ def render_card(
         base=base,
         settings=settings,
         summary=summary,
+        refused=refused(summary["skills"]),
         code=code.name,
         code_sha256=hashlib.sha256(code.read_bytes()).hexdigest(),
         figures=lambda prefix: [figure for figure in figures if figure.id.startswith(prefix)],
@@ -79,6 +80,14 @@ def licence(data: Mapping[str, Any]) -> str | None:
     if isinstance(link, str) and re.match(r"https?://|[^:]+\Z", link):
         text += f", [its text]({quote(link, safe=':/?#&=%+,;@~')})"
     return text
+
+
+def refused(skills: Sequence[Mapping[str, Any]]) -> str:
+    """The skills whose prompts are refused, in words."""
+    if len(skills) == 1:
+        return "the skill"
+    *some, last = [markdown(skill["name"]) for skill in skills if skill["key_space"]] or [""]
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def total(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
