@@ -60,7 +60,7 @@ def _recorded(table: Any, path: Path) -> Recorded:
     def digests(values: Any) -> bool:
         return all(isinstance(value, str) for value in values)
 
-    known = {field.name for field in fields(Recorded)} & {"base", "system_prompts", "statistics"}
+    known = {"base", "statistics", "system_prompts"}
     if not isinstance(table, dict) or set(table) - known:
         raise BadInput(f"--recipe {path.name}: [recorded] may hold {', '.join(sorted(known))}; leave out the rest")
     base, prompts, statistics = table.get("base", {}), table.get("system_prompts", []), table.get("statistics")

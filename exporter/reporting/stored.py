@@ -98,7 +98,7 @@ def _check_hash(path: Path, hashes: Mapping[str, Any], name: str) -> None:
 def _settings(path: Path, summary: Mapping[str, Any], hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the recipe says, with what the summary knows of its sources."""
     if not path.is_file():
-        raise BadInput(f"CHECKPOINT {name} has no {path.name}")
+        raise BadInput(f"CHECKPOINT {name} has no {path.name}: an older unskill made it, export it again")
     _check_hash(path, hashes, name)
     values = read_recipe(path)
     recorded = values.pop(RECORDED)

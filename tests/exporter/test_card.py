@@ -38,7 +38,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\nmetrics: [x]\n---\n# Base\n")
     forget = write_prompts(folder / "forget.jsonl", FORGET + FORGET_MORE)
     retain = write_prompts(folder / "retain.jsonl", RETAIN)
-    asked = {"method": "na+ksd", "layer": 1, "everyday": False, "prompt_template": "{prompt}", "quiet": True}
+    asked = {
+        "figures": True,
+        "method": "na+ksd",
+        "layer": 1,
+        "everyday": False,
+        "prompt_template": "{prompt}",
+        "quiet": True,
+    }
     with one_thread():
         export(
             one_skill(base, folder / "out", f"{forget},column=prompt", f"{retain},column=prompt", force=True, **asked),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,6 +224,36 @@ def test_one_weight_of_another_base(base: Path, tmp_path: Path) -> None:
         recorded.check(find_base(str(copy)), None, pytest.fail)
 
 
+def test_a_model_and_a_dataset_of_the_hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are recorded at their commits, and asked for at these."""
+    import huggingface_hub
+
+    commit = base.parent / ("c" * 40)
+    shutil.copytree(base, commit, dirs_exist_ok=True)
+    asked: list[str | None] = []
+
+    def snapshot(model: str, revision: str | None = None, **_: Any) -> str:
+        asked.append(revision)
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = find_base("some/model", "v1")
+    source = Source("some/data", split="test", revision="main")
+    record = SourceRecord("--forget", "some/data", source.options, "d" * 40, 1)
+    settings = ExportSettings("some/model", Path("out"), (SkillSettings((source.spec,)),), revision="v1")
+    path = base.parent / "hub.toml"
+    path.write_text(recipe_toml(settings, [SkillPrompts(settings.skills[0], (), (), (record,), (source,))], found, 1))
+    again = merged_settings(locate(read_recipe(path), {}, []), {"out": Path("again")})
+    assert (again.model, again.revision) == ("some/model", "c" * 40)
+    assert again.skills[0].forget == (f"some/data,split=test,revision={'d' * 40}",)
+    Recorded(base_files(found)).check(find_base(again.model, again.revision), None, pytest.fail)
+    assert asked == ["v1", "c" * 40]
+    # Another model is not looked for at the recipe's commit.
+    assert merged_settings(read_recipe(path), {"model": "other/model", "out": Path("again")}).revision is None
+    with pytest.raises(BadInput, match="--revision: is for models of the Hub, and MODEL base is a folder"):
+        find_base(str(base), "main")
+
+
 def test_system_prompts_are_asked_for() -> None:
     recorded = Recorded(system_prompts=(text_sha256("b"), text_sha256("a")))
     assert recorded.ordered(["a", "b"]) == ("b", "a")
@@ -245,6 +276,26 @@ def test_other_versions_are_told_of() -> None:
     assert said == [
         "The recipe's export was made with torch 2.6 (here 2.7): the interventions may differ in their last bits."
     ]
+
+
+def test_batches_that_were_halved_are_recorded() -> None:
+    """Their sums depend on the memory that there was, so nobody can promise the same bytes."""
+    from exporter.formats import Query
+    from exporter.probe import KeyProber
+    from exporter.sources import Prompt
+
+    def run(rows: list[int]) -> int:
+        if len(rows) > 2:
+            raise MemoryError
+        return len(rows)
+
+    prober: Any = SimpleNamespace(batch_size=4, quiet=True, halved=False)
+    queries = [Query(Prompt("a", "b", row), "plain", (1, 2)) for row in range(4)]
+    assert list(KeyProber.batches(prober, queries, run, "what")) == [2, 2]
+    assert prober.halved
+    said: list[str] = []
+    Recorded(versions={"batches_halved": True}).compare({}, said.append)
+    assert len(said) == 1 and "Memory ran out" in said[0]
 
 
 @pytest.mark.parametrize(
