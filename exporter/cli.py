@@ -120,9 +120,9 @@ def export_command(
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
-    sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names the
-    column that follows the prompt. A checkpoint's own reproduce/recipe.toml makes it again; beside a recipe that names the
-    model, OUT alone is enough.
+    sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names
+    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml makes it again; beside a recipe that
+    names the model, OUT alone is enough.
 
     \b
     unskill export MODEL OUT --forget maths.jsonl,column=question --retain code.jsonl
