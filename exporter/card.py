@@ -2,47 +2,116 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from huggingface_hub import ModelCard, ModelCardData
+import jinja2
 
+from exporter.calibration import rate
+from exporter.card_metadata import card_metadata, is_dataset, title
+from exporter.card_text import markdown
 from exporter.model import Base
 from exporter.settings import ExportSettings
-from exporter.summary import neurons_line, promise, warning_lines
+from exporter.summary import RATES, neurons_line, promise, warning_lines
 
-TAGS = ["unlearning", "skill-unlearning", "custom_code", "unskill", "arxiv:2503.21730"]
-METHOD_TAGS = {
-    "ksd": ["key-space-detection"],
-    "na": ["neuron-adjust"],
-    "na+ksd": ["neuron-adjust", "key-space-detection"],
-    "sp": ["selective-pruning"],
+if TYPE_CHECKING:
+    from exporter.reporting.figure import Figure
+
+PLACEHOLDER = "THIS_CHECKPOINT"
+"""Stands for the checkpoint's own name, which is known when it is pushed."""
+METHODS = {
+    "ksd": "Key Space Detection: refused",
+    "na": "Neuron Adjust: made unlikely",
+    "na+ksd": "Neuron Adjust and Key Space Detection: made unlikely, and refused",
+    "sp": "Selective Pruning: neurons set to zero",
 }
-# What a base's card says of its licence; the checkpoint is a derivative and inherits it.
-LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 
 
-def render_card(base: Base, settings: ExportSettings, summary: dict[str, Any]) -> str:
-    """README.md of a checkpoint, with the base's licence where its card names one."""
-    inherited: dict[str, Any] = {}
-    readme = base.folder / "README.md"
-    if readme.is_file():
-        data = ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict()
-        inherited = {name: data[name] for name in LICENCE_KEYS if name in data}
-    if base.revision is not None:
-        inherited |= {"base_model": base.name, "base_model_relation": "finetune"}
-    methods = [tag for skill in settings.skills for tag in METHOD_TAGS[skill.method]]
-    tags = [*TAGS, *dict.fromkeys(methods)]
-    card_data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **inherited)
+def render_card(
+    base: Base, settings: ExportSettings, summary: dict[str, Any], code: Path, figures: Sequence[Figure] = ()
+) -> str:
+    """README.md of a checkpoint, with the base's licence where its card names one.
+
+    code: its modeling file; figures: what lies in figures/ (see `draw_figures`).
+    """
+    data = card_metadata(base, summary)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = resources.files("exporter").joinpath("templates", "card.md.jinja").read_text(encoding="utf-8")
-    card = ModelCard.from_template(
-        card_data,
-        template_str=template,
-        base=base.name,
+    return environment.from_string(template).render(
+        card_data=data.to_yaml(),
+        here=PLACEHOLDER,
+        title=title(base.name, summary["skills"]),
+        base=base,
         settings=settings,
         summary=summary,
+        refused=refused(summary["skills"]),
+        code=code.name,
+        code_sha256=hashlib.sha256(code.read_bytes()).hexdigest(),
+        figures=lambda prefix: [figure for figure in figures if figure.id.startswith(prefix)],
+        licence=licence(data.to_dict()),
+        methods=METHODS,
+        rates=RATES,
+        exp=math.exp,
+        markdown=markdown,
+        share=share,
+        total=total,
+        sources=sources,
         promise=promise,
         neurons_line=neurons_line,
         warnings=warning_lines(summary),
     )
-    return str(card)
+
+
+def licence(data: Mapping[str, Any]) -> str | None:
+    """The licence as Markdown, with a link to its text where that is a file of the checkpoint or on the web."""
+    if "license" not in data:
+        return None
+    named = data["license"] if isinstance(data["license"], list) else [data["license"]]
+    text = ", ".join(map(markdown, named))
+    if isinstance(name := data.get("license_name"), str):
+        text += f" ({markdown(name)})"
+    link = data.get("license_link")
+    if isinstance(link, str) and re.match(r"https?://|[^:]+\Z", link):
+        text += f", [its text]({quote(link, safe=':/?#&=%+,;@~')})"
+    return text
+
+
+def refused(skills: Sequence[Mapping[str, Any]]) -> str:
+    """The skills whose prompts are refused, in words."""
+    if len(skills) == 1:
+        return "the skill"
+    *some, last = [markdown(skill["name"]) for skill in skills if skill["key_space"]] or [""]
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def total(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A rate over all sources together."""
+    parts = [formats["all"] for formats in found.values()]
+    return rate(sum(each["hits"] for each in parts), sum(each["total"] for each in parts)).as_json()
+
+
+def share(found: Mapping[str, Any]) -> str:
+    """A rate with its interval: 39 of 40 (97.5 %; 86.8 - 99.9 %)."""
+    if not found["total"]:
+        return "none measured"
+    low, high = (100 * found[end] for end in ("low", "high"))
+    return f"{found['hits']} of {found['total']} ({100 * found['rate']:.1f} %; {low:.1f} - {high:.1f} %)"
+
+
+def sources(skill: Mapping[str, Any], flag: str) -> str:
+    """A skill's sources of one flag as Markdown, those of the Hub as links."""
+    found = []
+    for each in skill["sources"]:
+        if each["flag"] == flag:
+            name = markdown(each["label"])
+            if is_dataset(each):
+                where = each["label"].split(" #")[0]
+                name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each['fingerprint']})"
+            found.append(f"{name} ({each['prompts']})")
+    return ", ".join(found)

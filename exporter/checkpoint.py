@@ -20,6 +20,7 @@ from custom_modeling.runtime import UNSKILL_FORMAT
 from exporter import __version__
 from exporter.base_json import checkpoint_config, checkpoint_generation_config
 from exporter.card import render_card
+from exporter.card_figures import can_draw, draw_figures
 from exporter.errors import RunFailed
 from exporter.live import layer_counts, neuron_buffers
 from exporter.model import LICENCES, LoadedModel, read_json
@@ -45,10 +46,12 @@ def write_checkpoint(
     outcomes: Sequence[SkillOutcome],
     changes: NeuronChanges,
     summary: dict[str, Any],
+    halved: bool = False,
 ) -> None:
     """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails.
 
-    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's.
+    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's; halved: whether
+    memory ran out while it was probed.
     """
     base, family = loaded.base, loaded.family
     buffers = intervention_buffers(settings, outcomes, changes, states)
@@ -89,14 +92,16 @@ def write_checkpoint(
             write_json(folder / generation.name, copied)
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, folder, token)
-    (folder / f"{module_name(family)}.py").write_text(render_modeling(family), encoding="utf-8")
+    code = folder / f"{module_name(family)}.py"
+    code.write_text(render_modeling(family), encoding="utf-8")
     for pattern in LICENCES:
         for path in sorted(base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    (folder / "README.md").write_text(render_card(base, settings, summary), encoding="utf-8")
+    figures = draw_figures(folder, outcomes, summary) if settings.figures and can_draw() else []
+    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
-    write_reproduce(folder, settings, outcomes, summary, hashes)
+    write_reproduce(folder, base, settings, outcomes, summary, hashes, halved)
 
 
 def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[str, Any]) -> dict[str, Any]:

@@ -6,103 +6,28 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
 from exporter.inspection.command import inspect_command
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
 from exporter.restoring.command import restore_command
-from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
+from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
 
-
-class NumberOr(click.ParamType):
-    """A number, or one of some words."""
-
-    def __init__(self, number: type, words: dict[str, Any]) -> None:
-        self.number, self.words = number, words
-        self.name = "|".join([*words, "N" if number is int else "X"])
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value is None or not isinstance(value, str):
-            return value
-        if value in self.words:
-            return self.words[value]
-        try:
-            return self.number(value)
-        except ValueError:
-            self.fail(f"'{value}' is none of {self.name}", param, ctx)
-
-
-def split_commas(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+if TYPE_CHECKING:
+    from exporter.recorded import Recorded
+    from exporter.settings import ExportSettings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="unskill")
 def cli() -> None:
     """Write a checkpoint of a causal language model that no longer shows a skill (arXiv:2503.21730)."""
-
-
-def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in their order in --help."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(chosen):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-AUTO_FLOAT, AUTO_COUNT = NumberOr(float, {"auto": None}), NumberOr(int, {"auto": None})
-LAYER = NumberOr(int, {"auto": None, "last": "last"})
-
-sources = options(
-    click.option("--forget", multiple=True, metavar="SOURCE", help="Example prompts of the skill. Repeatable."),
-    click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable."),
-    click.option(
-        "--recipe",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="TOML file that says the same, for one skill or several; flags win.",
-    ),
-    click.option(
-        "--everyday/--no-everyday",
-        default=True,
-        show_default=True,
-        help="Use the packaged everyday prompts on the retain side.",
-    ),
-    click.option(
-        "--everyday-without",
-        multiple=True,
-        metavar="KIND[,KIND]",
-        callback=split_commas,
-        help="Kinds of everyday prompts that belong to the skill.",
-    ),
-)
-prompt_template = click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced.",
-)
-machine = options(
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the model."),
-    click.option("--device", default="cpu", show_default=True),
-    click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True),
-)
-running = options(
-    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
-    machine,
-    click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="No progress bars and remarks."),
-)
 
 
 @cli.command("export", short_help="Write a checkpoint that no longer shows a skill.")
@@ -188,30 +113,33 @@ running = options(
 @click.option(
     "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
 )
+@click.option("--figures/--no-figures", default=True, show_default=True, help="Draw charts for the model card.")
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.pass_context
 def export_command(
-    context: click.Context, /, recipe: Path | None, as_json: bool, and_onnx: bool, **flags: Any
+    context: click.Context, /, recipe: Path | None, data: tuple[Path, ...], as_json: bool, and_onnx: bool, **flags: Any
 ) -> None:
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
-    SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template;
-    .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names the column
-    that follows the prompt.
+    SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
+    sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names
+    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml makes it again; beside a recipe that
+    names the model, OUT alone is enough.
 
     \b
     unskill export MODEL OUT --forget maths.jsonl,column=question --retain code.jsonl
+    unskill export AGAIN --recipe OUT/reproduce/recipe.toml
     """
     from exporter.export import export
 
-    settings = settings_of(context, recipe, flags)
+    settings, recorded = settings_of(context, recipe, data, flags)
     graph = None
     if and_onnx:
         from exporter.onnx.settings import settings_after
 
         graph = settings_after(settings)
     try:
-        summary = export(settings, remarks(settings.quiet))
+        summary = export(settings, remarks(settings.quiet), recorded)
     except NothingSeparates as error:
         show(error.summary, as_json)
         raise
@@ -232,7 +160,9 @@ def export_command(
 @sources
 @running
 @click.pass_context
-def probe_command(context: click.Context, /, recipe: Path | None, as_json: bool, **flags: Any) -> None:
+def probe_command(
+    context: click.Context, /, recipe: Path | None, data: tuple[Path, ...], as_json: bool, **flags: Any
+) -> None:
     """Write the statistics file OUT of MODEL: mean and deviation of every neuron over forget and retain texts.
 
     Probed are the texts that an export with the same sources and seed would probe, and no held-out ones. An
@@ -244,8 +174,8 @@ def probe_command(context: click.Context, /, recipe: Path | None, as_json: bool,
     """
     from exporter.probing import probe
 
-    settings = settings_of(context, recipe, flags, {} if recipe else {"method": "na"})
-    found = probe(settings, remarks(settings.quiet)) | {"out": str(settings.out)}
+    settings, recorded = settings_of(context, recipe, data, flags, {} if recipe else {"method": "na"})
+    found = probe(settings, remarks(settings.quiet), recorded) | {"out": str(settings.out)}
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -344,16 +274,31 @@ cli.add_command(inspect_command)
 
 
 def settings_of(
-    context: click.Context, recipe: Path | None, flags: dict[str, Any], defaults: dict[str, Any] | None = None
-) -> ExportSettings:
-    """Settings from the recipe, if there is one, and the flags that were given; `defaults` are the weakest."""
-    from exporter.recipe import merged_settings, read_recipe
+    context: click.Context,
+    recipe: Path | None,
+    data: tuple[Path, ...],
+    flags: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+) -> tuple[ExportSettings, Recorded | None]:
+    """Settings from the recipe, if there is one, and the flags that were given; `defaults` are the weakest.
+
+    Also what the recipe has recorded, where an export has written it.
+    """
+    from exporter.recipe import merged_settings, read_recipe, recorded_in
+    from exporter.recorded import locate
 
     default = click.core.ParameterSource.DEFAULT
     given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
     if given.get("score") == "auto":
         given["score"] = None
-    return merged_settings({**(defaults or {}), **(read_recipe(recipe) if recipe else {})}, given)
+    if data and not recipe:
+        raise BadInput("--data: is where the files of a recipe are looked for; give --recipe too")
+    values = read_recipe(recipe) if recipe else {}
+    if "model" in values and "model" in given and "out" not in given:
+        given["out"] = Path(given.pop("model"))  # one argument alone is what the recipe does not say
+    if recipe:
+        values = locate(values, given, data)
+    return merged_settings({**(defaults or {}), **values}, given), recorded_in(values, given)
 
 
 def remarks(quiet: bool) -> Callable[[str], None]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from exporter.neuron_choice import NeuronChoice
     from exporter.neuron_statistics import NeuronSums
     from exporter.probe import Prober
+    from exporter.recorded import Recorded
     from exporter.refusal_states import RefusalStates
     from exporter.statistics_file import StatisticsFile
 
@@ -35,8 +36,10 @@ EXTRA_BYTES = 64 * 2**20
 STATES_POSITIONS = 3000
 
 
-def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
+def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
     """Run the export and return its summary, a JSON object (see `exporter.summary`).
+
+    recorded: what an earlier export read and was run with, where its recipe is followed.
 
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, NothingSeparates where no layer
     tells a skill from the rest or no share of neurons is borne; that writes nothing unless settings.force.
@@ -44,7 +47,9 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     skills = read_skills(settings)
     if settings.statistics is not None and not settings.statistics.is_file():
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
-    base = find_base(settings.model)
+    base = find_base(settings.model, settings.revision)
+    if recorded is not None:
+        recorded.check(base, settings.statistics, remark)
     check_apart(settings.out, base)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
@@ -55,8 +60,11 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
         tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
         token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
 
+    from exporter.card_figures import HINT, can_draw
+    from exporter.card_metadata import inherited
     from exporter.cautions import of_outcomes, of_prompts, shared_neurons
     from exporter.checkpoint import write_checkpoint
+    from exporter.environment import environment
     from exporter.live import changed
     from exporter.neuron_choice import effect, measure_effects, single_rows, text_sets
     from exporter.neuron_selection import united
@@ -67,8 +75,14 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     for caution in cautions:
         # Said at once, and again in the end: who reads it now need not wait.
         remark(f"warning: {caution.message}")
-    loaded = load(base, settings.dtype, settings.device)
-    prober = Prober(loaded, settings.batch_size, settings.quiet)
+    _, unreadable = inherited(base)
+    for problem in (unreadable, None if can_draw() or not settings.figures else HINT):
+        if problem:
+            remark(problem)
+    loaded = load(base, settings.dtype, settings.device, settings.threads)
+    if recorded is not None:
+        recorded.compare(environment(settings), remark)
+    prober = first = Prober(loaded, settings.batch_size, settings.quiet)
     for each in skills:
         each.skill.layer_number(prober.layers)
     formatter, plans = prepare(skills, loaded, settings, remark)
@@ -91,7 +105,9 @@ def export(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     if failed and not settings.force:
         raise NothingSeparates(message(outcomes), summary)
     with Staging(settings.out, overwrite=settings.overwrite) as staging:
-        write_checkpoint(staging.path, loaded, settings, token, states, outcomes, changes, summary)
+        write_checkpoint(
+            staging.path, loaded, settings, token, states, outcomes, changes, summary, halved=first.halved
+        )
         staging.commit()
     return summary
 

@@ -53,39 +53,50 @@ class LoadedModel:
     family: Family
 
 
-def find_base(model: str) -> Base:
-    """Locate MODEL, a folder or a Hub id. Raises BadInput where something an export needs is not there."""
-    return find_files(model, "MODEL", check_config)
+def find_base(model: str, revision: str | None = None) -> Base:
+    """Locate MODEL, a folder or a Hub id. Raises BadInput where something an export needs is not there.
+
+    revision: branch, tag or commit of a Hub model."""
+    return find_files(model, "MODEL", check_config, revision=revision)
 
 
-def find_files(model: str, what: str, check: Callable[[dict[str, Any], str], None], code: bool = False) -> Base:
+def find_files(
+    model: str,
+    what: str,
+    check: Callable[[dict[str, Any], str], None],
+    code: bool = False,
+    revision: str | None = None,
+) -> Base:
     """Locate the files of a model, a folder or a Hub id.
 
     what: the argument's name, for errors; check: raises BadInput where a config.json, with the model's name, is not
-    that of a model that can be used; code: with the modeling code of a checkpoint.
+    that of a model that can be used; code: with the modeling code of a checkpoint; revision: of a Hub model.
 
     Raises BadInput where there is no config.json, tokenizer.json or safetensors file.
     """
-    folder, revision = Path(model), None
+    folder, commit = Path(model), None
     if not folder.is_dir():
-        folder, revision = download(model, what, [*HUB_FILES, *(["*.py"] if code else [])])
-    name = model if revision else folder.resolve().name
+        folder, commit = download(model, what, [*HUB_FILES, *(["*.py"] if code else [])], revision)
+    elif revision is not None:
+        raise BadInput(f"--revision: is for models of the Hub, and {what} {folder.name} is a folder; leave it out")
+    name = model if commit else folder.resolve().name
     config = read_json(folder / "config.json", name, what)
     check(config, name)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{what} {name} has no tokenizer.json: a fast tokenizer is needed")
-    return Base(folder, name, revision, config, find_shards(folder, name, what))
+    return Base(folder, name, commit, config, find_shards(folder, name, what))
 
 
-def download(model: str, what: str, patterns: Sequence[str]) -> tuple[Path, str]:
+def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
     """A Hub model's files of these names: their folder, and the commit. Raises BadInput where it cannot be reached."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(model, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
     # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached") from error
+        at = f" (revision {revision})" if revision else ""
+        raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached{at}") from error
     return folder, folder.name
 
 
@@ -123,11 +134,18 @@ def check_checkpoint(config: dict[str, Any], name: str) -> None:
         raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: config.json has no unskill object")
 
 
-def load(base: Base, dtype: str, device: str) -> LoadedModel:
+def load(base: Base, dtype: str, device: str, threads: int | None = None) -> LoadedModel:
     """Load the base model for probing. dtype: "auto" (the checkpoint's own) or a torch dtype name.
+
+    threads: of torch from now on, in this process; None for as many as it takes. Float sums depend on it.
 
     Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
     """
+    import torch
+
+    # The number that torch takes is set too: libraries below it may otherwise have another of their own, and then the
+    # same number given by a recipe would give other last bits.
+    torch.set_num_threads(threads or torch.get_num_threads())
     model, tokenizer = load_files(base, dtype, device, "MODEL")
     return LoadedModel(base, model, tokenizer, identify(model))
 

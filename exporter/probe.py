@@ -39,6 +39,8 @@ class KeyProber(ABC):
     batch_size: int | None
     quiet: bool
     pad_id: int
+    halved: bool = False
+    """Whether memory ran out, so that batches are smaller than asked for: another run may sum up otherwise."""
 
     @property
     @abstractmethod
@@ -120,6 +122,7 @@ class KeyProber(ABC):
                     if len(rows) == 1:
                         raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
                     limit = len(rows) // 2
+                    self.halved = True
                     continue
                 yield result
                 order = order[len(rows) :]

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput
 from exporter.export import Remark, prepare, read_skills
 from exporter.model import find_base, load
 from exporter.settings import ExportSettings
 
+if TYPE_CHECKING:
+    from exporter.recorded import Recorded
+
 # Between two savings of what has been seen so far: a save takes a second for a large model.
 SAVE_SECONDS = 30.0
 
 
-def probe(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
+def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
     """Probe the fit texts of every skill into the file settings.out, and return what is in it, as a JSON object.
 
-    An interrupted probe leaves FILE.partial, and one of the same model and texts goes on from there. Raises BadInput
-    for wrong input, where there is a file already (unless settings.overwrite), and where a FILE.partial is of another
-    model; RunFailed where the run cannot go on.
+    recorded: see `export`. An interrupted probe leaves FILE.partial, and one of the same model and texts goes on from
+    there. Raises BadInput for wrong input, where there is a file already (unless settings.overwrite), and where a
+    FILE.partial is of another model; RunFailed where the run cannot go on.
     """
     if not any(skill.changes_neurons for skill in settings.skills):
         raise BadInput(
@@ -31,13 +34,18 @@ def probe(settings: ExportSettings, remark: Remark) -> dict[str, Any]:
     if not settings.out.resolve().parent.is_dir():
         raise BadInput(f"OUT: {settings.out.parent} is no folder; make it first")
     skills = read_skills(settings)
-    base = find_base(settings.model)
+    base = find_base(settings.model, settings.revision)
+    if recorded is not None:
+        recorded.check(base, None, remark)
 
+    from exporter.environment import environment
     from exporter.probe import Prober
     from exporter.statistics_file import SIDES, ProbedSide, StatisticsFile, model_fingerprint, texts_fingerprint
     from exporter.text_probe import longest_first, probe_texts
 
-    loaded = load(base, settings.dtype, settings.device)
+    loaded = load(base, settings.dtype, settings.device, settings.threads)
+    if recorded is not None:
+        recorded.compare(environment(settings), remark)
     prober = Prober(loaded, settings.batch_size, settings.quiet)
     _, plans = prepare(skills, loaded, settings, remark)
     file = StatisticsFile(model_fingerprint(loaded), str(loaded.model.dtype).removeprefix("torch."))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter import __version__
+from exporter.environment import environment
 from exporter.formats import Query
+from exporter.model import Base
+from exporter.recipe_file import recipe_toml
 from exporter.settings import ExportSettings
 from exporter.shards import file_sha256, write_tensors
 from exporter.skills import SkillOutcome
@@ -20,36 +18,29 @@ from exporter.skills import SkillOutcome
 if TYPE_CHECKING:
     from torch import Tensor
 
-FOLDER, HASHES = "reproduce", "hashes.json"
+FOLDER, HASHES, RECIPE = "reproduce", "hashes.json", "recipe.toml"
 
 
 def write_reproduce(
     folder: Path,
+    base: Base,
     settings: ExportSettings,
     outcomes: Sequence[SkillOutcome],
     summary: dict[str, Any],
     hashes: dict[str, str],
+    halved: bool,
 ) -> None:
     """Write the folder, as the last of a checkpoint's files.
 
-    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied.
+    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied;
+    halved: whether memory ran out, and batches were made smaller than the settings say.
     """
     target = folder / FOLDER
     target.mkdir(exist_ok=True)  # what is kept of the base lies in it already
-    packages = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
-    recipe = asdict(settings)
-    for name in ("model", "out", "statistics", "overwrite", "quiet", "link", "fingerprints"):
-        del recipe[name]
-    recipe["system_prompts"] = [text_sha256(text) for text in settings.system_prompts]
-    recipe |= {"model": summary["model"], "revision": summary["revision"]}
-    for skill, found in zip(recipe["skills"], summary["skills"], strict=True):
-        del skill["forget"], skill["retain"]
-        skill["sources"] = found["sources"]
-    write_json(target / "recipe.json", recipe)
-    write_json(
-        target / "versions.json",
-        {"unskill": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
-    )
+    versions = environment(settings) | {"batches_halved": halved}
+    recipe = recipe_toml(settings, [outcome.plan.prompts for outcome in outcomes], base, versions["threads"])
+    (target / RECIPE).write_text(recipe, encoding="utf-8")
+    write_json(target / "versions.json", versions)
     write_json(target / "summary.json", summary)
     write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
     tensors = {
@@ -119,10 +110,6 @@ def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
         }
         for query in queries
     ]
-
-
-def text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

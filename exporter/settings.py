@@ -104,8 +104,10 @@ class SkillSettings:
         return number
 
 
-def check_running(batch_size: int | None, dtype: str) -> None:
-    """Raises BadInput for a batch size or dtype that no command can have."""
+def check_running(batch_size: int | None, dtype: str, threads: int | None = None) -> None:
+    """Raises BadInput for a batch size, dtype or number of threads that no command can have."""
+    if threads is not None and threads < 1:
+        raise BadInput(f"--threads: {threads} is not 1 or more")
     if batch_size is not None and batch_size < 1:
         raise BadInput(f"--batch-size: {batch_size} is not 1 or more")
     if dtype not in DTYPES:
@@ -114,11 +116,16 @@ def check_running(batch_size: int | None, dtype: str) -> None:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Settings of `unskill export`: the skills, and what holds for all of them."""
+    """Settings of `unskill export`: the skills, and what holds for all of them.
+
+    revision: branch, tag or commit of a Hub model; batch_size: None for as many rows as there is room for; threads:
+    None for as many as torch takes.
+    """
 
     model: str
     out: Path
     skills: tuple[SkillSettings, ...]
+    revision: str | None = None
     refusal: str = DEFAULT_REFUSAL
     draws: str = "sampled"
     compat: str | None = None
@@ -131,10 +138,12 @@ class ExportSettings:
     dtype: str = "auto"
     device: str = "cpu"
     batch_size: int | None = None
+    threads: int | None = None
     overwrite: bool = False
     force: bool = False
     link: bool = False
     fingerprints: bool = True
+    figures: bool = True
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -144,7 +153,7 @@ class ExportSettings:
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")
-        check_running(self.batch_size, self.dtype)
+        check_running(self.batch_size, self.dtype, self.threads)
         if self.draws not in DRAWS:
             raise BadInput(f"--draws: '{self.draws}' is not one of {', '.join(DRAWS)}")
         if self.compat is not None and self.compat not in COMPATS:

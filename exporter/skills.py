@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exporter.errors import BadInput
@@ -48,12 +48,16 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class SkillPrompts:
-    """Prompts of one skill, without repetitions, and where they come from; `retain` with the everyday prompts."""
+    """Prompts of one skill, without repetitions, and where they come from; `retain` with the everyday prompts.
+
+    `sources`: as they were given, one for each of `records`.
+    """
 
     skill: SkillSettings
     forget: tuple[Prompt, ...]
     retain: tuple[Prompt, ...]
     records: tuple[SourceRecord, ...]
+    sources: tuple[Source, ...]
 
     @property
     def minimum(self) -> int:
@@ -139,7 +143,7 @@ def collect_from(
     forget = deduplicate(forget)
     known = {prompt.text for prompt in forget}
     kept = [prompt for prompt in deduplicate(retain) if prompt.text not in known]
-    return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records))
+    return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records), (*forget_sources, *retain_sources))
 
 
 def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> list[Prompt]:
@@ -149,14 +153,9 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> l
         # Two folders may hold files of one name, and paths are told nowhere.
         same = sum(record.flag == flag and record.label.split(" #")[0] == source.label for record in records)
         label = f"{source.label} #{same + 1}" if same else source.label
-        records.append(SourceRecord(flag, label, options_of(source), fingerprint(source, flag), len(loaded)))
+        records.append(SourceRecord(flag, label, source.options, fingerprint(source, flag), len(loaded)))
         prompts += [replace(prompt, source=label) for prompt in loaded]
     return prompts
-
-
-def options_of(source: Source) -> dict[str, str | int]:
-    """How a source is read, as `reproduce/` has it."""
-    return {name: value for name, value in asdict(source).items() if value is not None and name != "location"}
 
 
 def make_plans(

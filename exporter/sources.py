@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Source:
         revision: Branch, tag or commit of a Hub dataset.
         limit: Number of rows, from the top.
         template: Text in which `{column}` is replaced by the row's value, for every column.
+        sha256: Digest that a local file must have, 64 hex digits.
     """
 
     location: str
@@ -45,6 +46,22 @@ class Source:
     revision: str | None = None
     limit: int | None = None
     template: str | None = None
+    sha256: str | None = None
+
+    @property
+    def options(self) -> dict[str, str | int]:
+        """How it is read: every field that is given, but where it is and its digest."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("location", "sha256")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def spec(self) -> str:
+        """The text that `parse` reads this source from."""
+        values = {name: str(value) for name, value in self.options.items()}
+        if self.template is not None:
+            values["template"] = write_template(self.template)
+        values |= {"sha256": self.sha256} if self.sha256 is not None else {}
+        return ",".join([_quoted(self.location), *(f"{name}={_quoted(value)}" for name, value in values.items())])
 
     @property
     def path(self) -> Path | None:
@@ -72,8 +89,8 @@ class Source:
             flag: The flag it was given to, for errors.
 
         Raises:
-            BadInput: No location, an unknown or repeated key, a limit that is not a whole number from 1, a quote
-                that is not closed, a template file that cannot be read.
+            BadInput: No location, an unknown or repeated key, a limit that is not a whole number from 1, a sha256 that
+                is none, a quote that is not closed, a template file that cannot be read.
         """
         location, *pairs = _split_spec(spec, flag)
         if not location.strip():
@@ -97,6 +114,8 @@ class Source:
             values["limit"] = _whole_number(values["limit"], flag)
         if "template" in values:
             values["template"] = read_template(values["template"], f"{flag} template=")
+        if "sha256" in values and not re.fullmatch("[0-9a-f]{64}", values["sha256"]):
+            raise BadInput(f"{flag}: sha256={values['sha256']} is not 64 hex digits in lower case")
         return cls(location, **values)
 
 
@@ -125,6 +144,13 @@ def _split_spec(spec: str, flag: str) -> list[str]:
         rest = rest[1:]
 
 
+def _quoted(value: str) -> str:
+    """A path or value as `_split_spec` reads it back: in quotes where it would otherwise be cut or unwrapped."""
+    if "," not in value and not value.startswith(("'", '"')):
+        return value
+    return '"' + value.replace('"', '""') + '"'
+
+
 def _whole_number(text: str, flag: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise BadInput(f"{flag}: limit={text} must be a whole number from 1")
@@ -134,13 +160,14 @@ def _whole_number(text: str, flag: str) -> int:
 def read_template(value: str, flag: str) -> str:
     r"""A template as given on the command line: `@FILE` is the text of that file, to the letter but for one line break
     at its end; anything else is taken in place, with `\n` for a line break, which few shells let one type, and `\\n`
-    for a backslash and an n.
+    for a backslash and an n; `\@` at its beginning is an @.
 
     Raises:
         BadInput: The file cannot be read as UTF-8 text or is empty.
     """
     if not value.startswith("@"):
-        return re.sub(r"\\(\\(?=n)|n)", lambda match: "\n" if match.group(1) == "n" else "\\", value)
+        plain = re.sub(r"\\(\\(?=n)|n)", lambda match: "\n" if match.group(1) == "n" else "\\", value)
+        return re.sub(r"\A\\(?=\\*@)", "", plain)
     try:
         text = Path(os.path.expanduser(value[1:])).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -150,6 +177,11 @@ def read_template(value: str, flag: str) -> str:
     if not text.strip():
         raise BadInput(f"{flag}: {value[1:]} is empty")
     return text.removesuffix("\n")
+
+
+def write_template(text: str) -> str:
+    r"""What `read_template` reads this text from: with one backslash more where it would take one away."""
+    return re.sub(r"(\\+)(?=n)", r"\1\\", re.sub(r"\A(?=\\*@)", r"\\", text))
 
 
 @dataclass(frozen=True)
@@ -235,6 +267,8 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
     where = f"{flag} {source.label}"
     path = source.path
     if path is None:
+        if source.sha256 is not None:
+            raise BadInput(f"{where}: sha256= is for local files; revision= pins a dataset of the Hub")
         return read_hub(
             source.location,
             name=source.name,
@@ -253,6 +287,11 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
     for key in ("split", "name", "revision"):
         if getattr(source, key) is not None:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
+    if source.sha256 is not None and (found := fingerprint(source, flag)) != source.sha256:
+        raise BadInput(
+            f"{where}: is not the file that was meant, for its sha256 is {found[:12]}... and not "
+            f"{source.sha256[:12]}... (sha256=, or an export's recipe); {flag} on the command line takes another"
+        )
     return read_file(path, source.limit, where), where
 
 

@@ -205,15 +205,19 @@ def neurons_line(skill: Mapping[str, Any]) -> str:
     return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."
 
 
+RATES = (
+    ("forget set", "blocked"),
+    ("forget set, unseen formats", "blocked_in_unseen_formats"),
+    ("false blocks", "false_blocks"),
+    ("false blocks over answers", "false_blocks_over_answers"),
+)
+"""What is counted on the report part, in words and by its key in the summary."""
+
+
 def rate_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Everything that was counted on the report part, with exact 95 % intervals."""
     rows: list[dict[str, Any]] = []
-    for what, key in (
-        ("forget set", "blocked"),
-        ("forget set, unseen formats", "blocked_in_unseen_formats"),
-        ("false blocks", "false_blocks"),
-        ("false blocks over answers", "false_blocks_over_answers"),
-    ):
+    for what, key in RATES:
         for source, formats in found[key].items():
             rows += [{"what": what, "source": source, "format": name} | rate for name, rate in formats.items()]
     rows += [

@@ -164,11 +164,11 @@ def adjusted_neurons(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def one_skill(model: object, out: Path, forget: object, retain: object, **settings: Any) -> ExportSettings:
-    """Settings of an export of one skill; `settings` as SkillSettings and ExportSettings have them."""
+    """Settings of an export of one skill, without figures; `settings`: of SkillSettings and ExportSettings."""
     from exporter.recipe import merged_settings
 
-    sources = {"forget": (str(forget),), "retain": (str(retain),)}
-    return merged_settings({}, {"model": str(model), "out": out, **sources, **settings})
+    given = {"forget": (str(forget),), "retain": (str(retain),), "figures": False}
+    return merged_settings({}, {"model": str(model), "out": out, **given, **settings})
 
 
 def export_base(folder: Path, base: Path, **settings: Any) -> Exported:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput
 from exporter.formats import Formatter
+from exporter.recorded import text_sha256
 from exporter.reporting.given import as_exported, plain
 from exporter.reporting.stored import Stored, StoredSkill
-from exporter.reproduce import records, text_sha256
+from exporter.reproduce import records
 from exporter.settings import ExportSettings, SkillSettings
-from exporter.skills import SkillPlan, SkillPrompts, collect_from, options_of
+from exporter.skills import SkillPlan, SkillPrompts, collect_from
 from exporter.sources import Source, fingerprint, read_template
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def read_fingerprints(stored: Stored, settings: OnnxSettings, flag: str) -> list
 def is_source(given: Fingerprinted, record: Mapping[str, Any]) -> bool:
     source, digest = given
     same = source.label == plain(record["label"]) and digest == record["fingerprint"]
-    return same and options_of(source) == record["options"]
+    return same and source.options == record["options"]
 
 
 def matched(wanted: Sequence[Mapping[str, Any]], given: Sequence[Fingerprinted], flag: str) -> list[Source]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exporter.errors import BadInput
@@ -77,7 +77,7 @@ def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
     if not options:
         names = ", ".join(dict.fromkeys(plain(each["label"]) for each in records)) or "none"
         raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
-    if any(value is not None for name, value in asdict(source).items() if name != "location"):
+    if source.options:
         return [source]
     return list(dict.fromkeys(replace(source, **each) for each in options))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from safetensors.numpy import load_file
 
 from exporter.errors import BadInput
 from exporter.model import check_checkpoint, download, read_json
+from exporter.recipe import RECORDED, merged_settings, read_recipe
 
 # By name: a pattern would take what is kept of the base along, its tokenizer of up to 30 MB too.
-FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "recipe", "summary", "prompts")))
-FILES += ("reproduce/statistics.safetensors",)
+FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "summary", "prompts")))
+FILES += ("reproduce/recipe.toml", "reproduce/statistics.safetensors")
 Floats = NDArray[np.float64]
 Records = list[dict[str, Any]]
 
@@ -45,7 +46,8 @@ class StoredSkill:
 @dataclass(frozen=True)
 class Stored:
     """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json;
-    `recipe`: the settings of the export."""
+    `recipe`: the settings of the export; of its own system prompts the sha256, of skills "sources" as the summary has
+    them."""
 
     name: str
     unskill: Mapping[str, Any]
@@ -65,9 +67,8 @@ def read_stored(checkpoint: str) -> Stored:
     if not reproduce.is_dir():
         raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
     hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
-    recipe, summary, prompts = (
-        _unaltered(reproduce / f"{file}.json", hashes, name) for file in ("recipe", "summary", "prompts")
-    )
+    summary, prompts = (_unaltered(reproduce / f"{file}.json", hashes, name) for file in ("summary", "prompts"))
+    recipe = _settings(reproduce / "recipe.toml", summary, hashes, name)
     path = reproduce / "statistics.safetensors"
     if not path.is_file():
         raise BadInput(f"CHECKPOINT {name} has no {path.name}")
@@ -87,9 +88,28 @@ def read_stored(checkpoint: str) -> Stored:
 def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A JSON file as the export wrote it: what is in it then needs no further checks."""
     content = read_json(path, name, "CHECKPOINT")
+    _check_hash(path, hashes, name)
+    return content
+
+
+def _check_hash(path: Path, hashes: Mapping[str, Any], name: str) -> None:
     if hashlib.sha256(path.read_bytes()).hexdigest() != hashes.get(f"reproduce/{path.name}"):
         raise BadInput(f"CHECKPOINT {name}: reproduce/{path.name} is not as the export wrote it (hashes.json)")
-    return content
+
+
+def _settings(path: Path, summary: Mapping[str, Any], hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the recipe says, with what the summary knows of its sources."""
+    if not path.is_file():
+        raise BadInput(f"CHECKPOINT {name} has no {path.name}: an older unskill made it, export it again")
+    _check_hash(path, hashes, name)
+    values = read_recipe(path)
+    recorded = values.pop(RECORDED)
+    settings = asdict(merged_settings(values, {"out": path.parent}))
+    del settings["out"]
+    settings["system_prompts"] = list(recorded.system_prompts)
+    for skill, found in zip(settings["skills"], summary["skills"], strict=True):
+        skill["sources"] = found["sources"]
+    return settings
 
 
 def _check(skill: StoredSkill, where: str) -> None:
