@@ -12,95 +12,17 @@ import click
 
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
+from exporter.hub.command import push_command, show_push
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
-from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
-
-
-class NumberOr(click.ParamType):
-    """A number, or one of some words."""
-
-    def __init__(self, number: type, words: dict[str, Any]) -> None:
-        self.number, self.words = number, words
-        self.name = "|".join([*words, "N" if number is int else "X"])
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value is None or not isinstance(value, str):
-            return value
-        if value in self.words:
-            return self.words[value]
-        try:
-            return self.number(value)
-        except ValueError:
-            self.fail(f"'{value}' is none of {self.name}", param, ctx)
-
-
-def split_commas(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES, ExportSettings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="unskill")
 def cli() -> None:
     """Write a checkpoint of a causal language model that no longer shows a skill (arXiv:2503.21730)."""
-
-
-def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in their order in --help."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(chosen):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-AUTO_FLOAT, AUTO_COUNT = NumberOr(float, {"auto": None}), NumberOr(int, {"auto": None})
-LAYER = NumberOr(int, {"auto": None, "last": "last"})
-
-sources = options(
-    click.option("--forget", multiple=True, metavar="SOURCE", help="Example prompts of the skill. Repeatable."),
-    click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable."),
-    click.option(
-        "--recipe",
-        type=click.Path(path_type=Path, dir_okay=False),
-        help="TOML file that says the same, for one skill or several; flags win.",
-    ),
-    click.option(
-        "--everyday/--no-everyday",
-        default=True,
-        show_default=True,
-        help="Use the packaged everyday prompts on the retain side.",
-    ),
-    click.option(
-        "--everyday-without",
-        multiple=True,
-        metavar="KIND[,KIND]",
-        callback=split_commas,
-        help="Kinds of everyday prompts that belong to the skill.",
-    ),
-)
-prompt_template = click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced.",
-)
-machine = options(
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the model."),
-    click.option("--device", default="cpu", show_default=True),
-    click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True),
-)
-running = options(
-    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
-    machine,
-    click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="No progress bars and remarks."),
-)
 
 
 @cli.command("export", short_help="Write a checkpoint that no longer shows a skill.")
@@ -187,9 +109,18 @@ running = options(
     "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
 )
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
+@click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
+@click.option("--public", is_flag=True, help="With --push: make the repo public, once the commit is made.")
 @click.pass_context
 def export_command(
-    context: click.Context, /, recipe: Path | None, as_json: bool, and_onnx: bool, **flags: Any
+    context: click.Context,
+    /,
+    recipe: Path | None,
+    as_json: bool,
+    and_onnx: bool,
+    repo: str | None,
+    public: bool,
+    **flags: Any,
 ) -> None:
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
@@ -203,25 +134,34 @@ def export_command(
     from exporter.export import export
 
     settings = settings_of(context, recipe, flags)
-    graph = None
+    graph = pushing = None
     if and_onnx:
         from exporter.onnx.settings import settings_after
 
         graph = settings_after(settings)
+    if repo is not None:
+        from exporter.hub.after_export import push_exported, settings_to_push
+
+        pushing = settings_to_push(settings, repo, public)
+    elif public:
+        raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
+    remark = remarks(settings.quiet)
     try:
-        summary = export(settings, remarks(settings.quiet))
+        summary = export(settings, remark) | {"out": str(settings.out)}
     except NothingSeparates as error:
         show(error.summary, as_json)
         raise
-    if graph is not None:
-        from exporter.onnx.writing import write_onnx
+    try:
+        if graph is not None:
+            from exporter.onnx.writing import write_onnx
 
-        try:
-            summary["onnx"] = write_onnx(graph, remarks(settings.quiet)) | {"out": str(graph.out)}
-        except UnskillError:
-            show(summary | {"out": str(settings.out)}, as_json)  # the checkpoint is there
-            raise
-    show(summary | {"out": str(settings.out)}, as_json)
+            summary["onnx"] = write_onnx(graph, remark) | {"out": str(graph.out)}
+        if pushing is not None:
+            summary["push"] = push_exported(pushing, remark)
+    finally:
+        show(summary, as_json)  # whatever came after it, the checkpoint is there
+    if pushing is not None and not as_json:
+        show_push(summary["push"])
 
 
 @cli.command("probe", short_help="Statistics of neurons, for export --statistics.")
@@ -337,6 +277,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 cli.add_command(report_command)
 cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
+cli.add_command(push_command)
 
 
 def settings_of(
