@@ -17,66 +17,17 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.hub_requests import Answer, Fault, Request, User
 from tests.hub_store import GITATTRIBUTES, Commit, Objects, Repo, Stored, is_lfs, repo_info, tree, tree_entry
 
 CHUNK = 2**20
 REPO = r"([\w.-]+/[\w.-]+)"
-
-
-@dataclass(frozen=True)
-class User:
-    """Who a token belongs to. write: whether the token may write; orgs: namespaces of others it may write to."""
-
-    name: str
-    write: bool = True
-    orgs: tuple[str, ...] = ()
-
-    def may_write(self, repo: str) -> bool:
-        return self.write and self.owns(repo)
-
-    def owns(self, repo: str) -> bool:
-        return repo.split("/")[0] in (self.name, *self.orgs)
-
-
-@dataclass(frozen=True)
-class Request:
-    """token: whether the request brought one; body: of the requests whose body is JSON."""
-
-    method: str
-    path: str
-    status: int
-    token: bool
-    body: Any = None
-
-
-@dataclass
-class Fault:
-    """What happens to requests of a method whose path matches: an answer, or (cut_after) no answer after so many bytes
-    of the body. times: how often, None for ever; body: a function of the request's Authorization header."""
-
-    method: str
-    pattern: str
-    status: int = 0
-    times: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Callable[[str], bytes] = lambda _: b'{"error": "made to fail"}'
-    cut_after: int | None = None
-    wait: threading.Event | None = None
-
-
-class Answer(Exception):
-    """Raised where a request ends otherwise than by what it asked for."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **more: Any) -> None:
-        super().__init__(message)
-        self.status, self.code, self.body = status, code, {"error": message, **more}
 
 
 class HubServer:
@@ -117,6 +68,10 @@ class HubServer:
         """See `Fault`."""
         self.faults.append(Fault(method, pattern, **how))
 
+    def before(self, method: str, pattern: str, entered: threading.Event, go: threading.Event) -> None:
+        """Such requests set `entered` and wait for `go` before they are answered."""
+        self.faults.append(Fault(method, pattern, entered=entered, go=go))
+
     def count(self, method: str, pattern: str) -> int:
         """How many requests of that method and pattern there have been."""
         return sum(each.method == method and bool(re.search(pattern, each.path)) for each in self.requests)
@@ -156,8 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         self.body: Any = None
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
-        if (fault := self.hub.fault(self.command, url.path)) is not None:
-            self.break_off(fault)
+        fault = self.hub.fault(self.command, url.path)
+        self.lost = fault is not None and fault.lost
+        if fault is not None and self.breaks_off(fault):
             return
         try:
             for method, pattern, function in ROUTES:
@@ -170,14 +126,21 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Error-Code": answer.code} if answer.code else {}
             self.answer(answer.body, answer.status, headers)
 
-    def break_off(self, fault: Fault) -> None:
-        if fault.cut_after is None:
+    def breaks_off(self, fault: Fault) -> bool:
+        """Whether the request ends here."""
+        if fault.entered is not None and fault.go is not None:
+            fault.entered.set()
+            fault.go.wait()
+        if fault.cut_after is not None:
+            left = fault.cut_after
+            while left > 0 and (chunk := self.read(min(left, CHUNK))):
+                left -= len(chunk)
+            self.cut()
+        elif fault.status:
             self.send(fault.status, fault.body(self.headers.get("Authorization", "")), fault.headers)
-            return
-        while fault.cut_after > 0 and (chunk := self.read(min(self.left, fault.cut_after, CHUNK))):
-            fault.cut_after -= len(chunk)
-        if fault.wait is not None:
-            fault.wait.wait()
+        return fault.cut_after is not None or bool(fault.status)
+
+    def cut(self) -> None:
         self.note(0)
         self.close_connection = True
         # Shut down, not only closed: the handler's own files still hold the socket.
@@ -206,6 +169,9 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         while self.read():  # what was not asked for: the next request begins after it
             pass
+        if self.lost:
+            self.cut()
+            return
         self.start(status, {"Content-Length": str(len(content)), **headers})
         if self.command != "HEAD":
             self.wfile.write(content)

@@ -2,53 +2,71 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from json import JSONDecodeError
+from typing import Any, TypeVar
 
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from exporter.errors import Interrupted, RunFailed, first_line
+from exporter.errors import Interrupted, RunFailed, UnskillError, first_line
+
+Result = TypeVar("Result")
 
 # What huggingface_hub raises: its own errors and those of its HTTP library (whose name has changed twice), ValueError
 # and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be.
 HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def one_line(repo: str, token: str, state: str, go_on: str) -> Iterator[None]:
-    """Turn what fails inside into a RunFailed, and Ctrl-C into an Interrupted.
+@dataclass(frozen=True)
+class Attempts:
+    """Calls to the Hub whose failures are one line each. go_on: what to do after any of them."""
 
-    state: what the repo is like then; go_on: what to do. The errors are not chained: where a server repeats what it
-    was sent, the token would be in a traceback.
-    """
-    try:
-        yield
-    except HUB_ERRORS as error:
-        cause = innermost(error)
-        state = "whether the commit was made is not known" if is_lost(cause) else state
-        raise RunFailed(without(token, f"{explain(cause, repo)}; {state}; {go_on}")) from None
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {go_on}") from None
+    repo: str
+    token: str
+    go_on: str
+
+    def __call__(self, state: str, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+        """What the function returns. Raises RunFailed where it fails, with `state`, what the repo is like then, and
+        Interrupted on Ctrl-C.
+
+        They are raised where the library's error is gone, not from it: where a server repeats what it was sent, that
+        error's traceback shows the token.
+        """
+        try:
+            return function(*arguments, **named)
+        except HUB_ERRORS as error:
+            state = "whether the commit was made is not known" if is_lost(innermost(error)) else state
+            said = without(self.token, f"{explain(innermost(error), self.repo)}; {state}; {self.go_on}")
+            failure: UnskillError = RunFailed(said)
+        except KeyboardInterrupt:
+            failure = Interrupted(f"interrupted; {self.go_on}")
+        # The library closes the bar of a failed upload only when it is collected: better before the error is printed.
+        gc.collect()
+        raise failure
 
 
 def innermost(error: BaseException) -> BaseException:
     """The error of the call itself: uploads in threads wrap it into an "Error while uploading"."""
-    while not isinstance(error, errors.HfHubHTTPError) and error.__cause__ is not None:
+    while not isinstance(error, errors.HTTPError) and error.__cause__ is not None:  # type: ignore[attr-defined]
         error = error.__cause__
     return error
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether the Hub may have made the commit, and only its answer did not come."""
-    if not isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code >= 500 and "/commit/" in str(error.response.url)
+    try:
+        return "/commit/" in str(error.request.url)  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # only the HTTP library's own errors know what was asked
         return False
-    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500
-    return "/commit/" in str(error.request.url) and not refused
 
 
 def explain(error: BaseException, repo: str) -> str:

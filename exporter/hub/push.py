@@ -124,26 +124,24 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Re
     only then the world."""
     from huggingface_hub import HfApi
 
-    from exporter.hub.failures import library_messages, one_line
+    from exporter.hub.failures import Attempts, library_messages
 
     api = HfApi(token=token)
-    go_on = f"go on with: {settings.command}"
+    attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
     before = "no commit was made, and what was uploaded will not be uploaded again"
     with library_messages(remark, token, settings.quiet):
-        with one_line(settings.repo, token, before, go_on):
-            head = find_repo(api, settings)
-            check_kind(head, settings)
-            if not (head.private or settings.public):
-                remark(f"{settings.repo} is public, and stays so")
-            stale = stale_files(head, files)
-            commit = make_commit(api, settings, files, stale, head)
+        head = attempt(before, find_repo, api, settings)
+        check_kind(head, settings)
+        stale, private = stale_files(head, files), bool(head.private)
+        if not (private or settings.public):
+            remark(f"{settings.repo} is public, and stays so")
+        commit = attempt(before, make_commit, api, settings, files, stale, head)
         made = commit.oid != head.sha
         if not made:
             remark(f"{settings.repo} holds all of this already: no new commit")
-        private = bool(head.private)
         if settings.public and private:
-            with one_line(settings.repo, token, f"commit {commit.oid} is there, but still private", go_on):
-                api.update_repo_settings(settings.repo, private=False)
+            state = f"commit {commit.oid} is there, but still private"
+            attempt(state, api.update_repo_settings, settings.repo, private=False)
             private = False
     return {
         "url": f"{api.endpoint}/{settings.repo}",
