@@ -46,9 +46,9 @@ class PushSettings:
         try:
             validate_repo_id(self.repo)
         except HFValidationError as error:
-            raise BadInput(f"'{self.repo}' is no name of a repo: {str(error).splitlines()[0]}") from error
+            raise BadInput(f"{self.repo!r} is no name of a repo: {' '.join(str(error).split())}") from error
         if "/" not in self.repo:
-            raise BadInput(f"'{self.repo}' is no name of a repo: give USER/NAME or ORGANISATION/NAME")
+            raise BadInput(f"{self.repo!r} is no name of a repo: give USER/NAME or ORGANISATION/NAME")
         if self.create_pr and self.revision is not None:
             raise BadInput("--create-pr: the Hub opens pull requests against main only; leave out --revision")
         if self.create_pr and self.public:
@@ -63,7 +63,8 @@ class PushSettings:
         """The command that does the same."""
         words = ["unskill", "push", str(self.out), self.repo]
         words += [flag for flag, given in (("--public", self.public), ("--create-pr", self.create_pr)) if given]
-        words += [] if self.revision is None else ["--revision", self.revision]
+        for flag, value in (("--revision", self.revision), ("--message", self.message)):
+            words += [] if value is None else [flag, value]
         return shlex.join(words)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.exporter.hub.site import Site, names
+from tests.exporter.hub.site import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported
 
@@ -73,20 +74,17 @@ def test_second_checkpoint_is_a_second_commit(tiny: Callable[..., Exported], sit
     assert answers(newer) == answers(site.answers(other.checkpoint, other.prompts, online=False))
 
 
-def test_export_and_push(tiny: Callable[..., Exported], site: Site) -> None:
-    exported, out = tiny("llama"), site.folder / "out"
+def export(exported: Exported, site: Site, *flags: str) -> Done:
+    """The export of `exported` again, by its command, into the folder `out`."""
     sources = [f"--{side}={exported.base.parent / side}.jsonl,column=prompt" for side in ("forget", "retain")]
     fixed = ["--layer=1", "--alpha=5", "--no-everyday", "--force", "--prompt-template={prompt}", "--json"]
-    found = site.unskill(
-        "export",
-        exported.base,
-        out,
-        *sources,
-        *fixed,
-        "--push=me/model",
-        "--public",
-        variables={"OMP_NUM_THREADS": "1"},
-    ).json
+    arguments = [exported.base, site.folder / "out", *sources, *fixed, *flags]
+    return site.unskill("export", *arguments, variables={"OMP_NUM_THREADS": "1"})
+
+
+def test_export_and_push(tiny: Callable[..., Exported], site: Site) -> None:
+    exported, out = tiny("llama"), site.folder / "out"
+    found = export(exported, site, "--push=me/model", "--public").json
     repo = site.hub.repos["me/model"]
     assert found["push"]["commit"] == repo.history()[0].sha and not found["push"]["private"] and not repo.private
     assert set(repo.history()[0].files) == names(out) | {".gitattributes"}
@@ -94,6 +92,19 @@ def test_export_and_push(tiny: Callable[..., Exported], site: Site) -> None:
     assert local["blocked"] == [local["refusal"]] * 4
     # By anybody, as it is public now.
     assert answers(site.answers("me/model", exported.prompts, token=None)) == answers(local)
+
+
+def test_export_whose_push_fails(tiny: Callable[..., Exported], site: Site) -> None:
+    out = site.folder / "out"
+    site.hub.fail("POST", "/commit/", status=403)
+    done = export(tiny("llama"), site, "--push=me/model", "--public")
+    assert done.code == 1 and done.last.startswith(f"unskill: error: {out} is written, but not pushed: the token must")
+    assert done.last.endswith(f"; go on with: unskill push {out} me/model --public")
+    assert "push" not in json.loads(done.out) and json.loads(done.out)["out"] == str(out)
+    assert site.hub.repos["me/model"].private
+    site.hub.faults.clear()
+    assert site.push(out, "me/model", "--public").code == 0
+    assert set(site.hub.repos["me/model"].history()[0].files) == names(out) | {".gitattributes"}
 
 
 @pytest.mark.slow

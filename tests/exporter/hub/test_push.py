@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from exporter.errors import BadInput
+from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError
+from exporter.hub.after_export import push_exported
 from exporter.hub.files import uploads
 from exporter.hub.push import PushSettings
 from tests.exporter.hub.site import OTHER_TOKEN, TOKEN, Site, edit, names
@@ -254,10 +257,41 @@ def test_folder_that_verify_rejects(change: str, flags: tuple[str, ...], out: Pa
 
 
 def test_command_that_goes_on() -> None:
-    settings = PushSettings(Path("a folder"), "me/model", public=True, revision="trial")
-    assert settings.command == "unskill push 'a folder' me/model --public --revision trial"
-    with pytest.raises(BadInput, match="no name of a repo"):
-        PushSettings(Path("out"), "me//model")
+    settings = PushSettings(Path("a folder"), "me/model", public=True, revision="trial", message="my model")
+    wanted = "unskill push 'a folder' me/model --public --revision trial --message 'my model'"
+    assert settings.command == wanted
+
+
+@given(st.text("ab1-_./ é\n", max_size=12) | st.text(max_size=100))
+def test_names_of_repos(name: str) -> None:
+    """Either it can be a path on the Hub as it is, or it is refused in one line."""
+    try:
+        settings = PushSettings(Path("out"), name)
+    except BadInput as error:
+        assert "is no name of a repo" in str(error) and (str(error).splitlines() == [str(error)])
+    else:
+        assert re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", settings.repo, re.ASCII)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (BadInput("no"), RunFailed, "out is written, but not pushed: no"),
+        (RunFailed("no"), RunFailed, "out is written, but not pushed: no"),
+        (Interrupted("interrupted; go on"), Interrupted, "out is written, but the push was interrupted; go on"),
+        (KeyboardInterrupt(), Interrupted, "out is written, but .* go on with: unskill push out me/model"),
+    ],
+)
+def test_push_after_an_export_fails(
+    error: BaseException, raised: type[UnskillError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(settings: PushSettings, remark: object) -> None:
+        raise error
+
+    monkeypatch.setattr("exporter.hub.after_export.push", fail)
+    with pytest.raises(UnskillError, match=said) as caught:
+        push_exported(PushSettings(Path("out"), "me/model"), print)
+    assert caught.type is raised
 
 
 def test_somebody_elses_private_repo(out: Path, site: Site) -> None:
