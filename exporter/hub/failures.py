@@ -6,7 +6,7 @@ import gc
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -81,7 +81,7 @@ def explain(error: BaseException, repo: str) -> str:
 
 
 def explain_status(error: errors.HfHubHTTPError, repo: str) -> str:
-    status, headers = error.response.status_code, error.response.headers
+    status = error.response.status_code
     said = (error.server_message or "").strip().splitlines()
     reason = f"{status}: {said[0]}" if said else str(status)
     if status == 401:
@@ -93,11 +93,17 @@ def explain_status(error: errors.HfHubHTTPError, repo: str) -> str:
     if status in (409, 412):
         return f"{repo} was changed by somebody else meanwhile ({reason})"
     if status == 429:
-        wait = headers.get("Retry-After", "")
-        return f"the Hub takes no more requests for now ({reason}): wait {f'{wait} seconds' if wait else 'some time'}"
+        return f"the Hub takes no more requests for now ({reason}): wait {asked_to_wait(error.response.headers)}"
     if status >= 500:
         return f"the Hub has a fault of its own ({reason}): wait some time"
     return f"the Hub refuses to change {repo} ({reason})"
+
+
+def asked_to_wait(headers: Mapping[str, str]) -> str:
+    """For how long, by either of the two headers that say so: `Retry-After: 55`, `RateLimit: "api";r=0;t=55`."""
+    limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    seconds = headers.get("Retry-After", "") or (limit[1] if limit else "")
+    return f"{seconds} seconds" if seconds.isdigit() else "some time"
 
 
 def without(token: str, text: str) -> str:

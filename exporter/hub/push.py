@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
-from exporter.errors import BadInput
+from exporter.errors import BadInput, first_line
 from exporter.hub.files import Upload, uploads
 
 if TYPE_CHECKING:
@@ -74,11 +74,15 @@ def find_token() -> str:
     Raises BadInput where there is none, or one that no request can carry, or nothing may be sent at all. The token
     is in none of the messages.
     """
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import constants, errors, get_token
 
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
-    token = get_token()
+    try:
+        token = get_token()
+    # A CI that trades its own identity for a token, and a login that has to be renewed.
+    except (errors.OIDCError, errors.DeviceCodeError) as error:
+        raise BadInput(f"there is no token to push with: {first_line(error)}") from None
     if token is None:
         raise BadInput("there is no token to push with: log in with `hf auth login`, or set HF_TOKEN")
     if not re.fullmatch(r"[!-~]+", token):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporter.hub.site import USERS, Site
+from tests.exporter.hub.pushing import USERS, Site
 from tests.hub_server import HubServer
 from tests.tiny import Exported
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporter.hub.site import Done, Site, names
+from tests.exporter.hub.pushing import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported
 

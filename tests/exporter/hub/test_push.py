@@ -14,7 +14,7 @@ from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError
 from exporter.hub.after_export import push_exported
 from exporter.hub.files import uploads
 from exporter.hub.push import PushSettings
-from tests.exporter.hub.site import OTHER_TOKEN, TOKEN, Site, edit, names
+from tests.exporter.hub.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
 
 
 def commits(site: Site, repo: str = "me/model") -> int:

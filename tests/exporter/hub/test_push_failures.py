@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.exporter.hub.site import DRIVER, READ_TOKEN, TOKEN, Done, Site, clean, edit
+from tests.exporter.hub.pushing import DRIVER, READ_TOKEN, TOKEN, Done, Site, clean, edit
 from tests.hub_server import HubServer
 
 CREATE, PREUPLOAD, STORAGE, COMMIT, SETTINGS = (
@@ -41,6 +41,7 @@ FAULTS: dict[str, tuple[tuple[str, str], dict[str, Any], str]] = {
     "412 at commit": (COMMIT, {"status": 412}, "me/model was changed by somebody else meanwhile (412"),
     "413 at commit": (COMMIT, {"status": 413}, "the Hub refuses to change me/model (413"),
     "429 at create": (CREATE, {"status": 429, "headers": {"Retry-After": "7"}}, "(429: made to fail): wait 7 seconds"),
+    "429 at info": (INFO, {"status": 429, "headers": {"RateLimit": '"api";r=0;t=55'}}, "wait 55 seconds"),
     "429 at storage": (STORAGE, {"status": 429, "headers": {"Retry-After": "7"}}, "wait 7 seconds"),
     "500 at storage": (STORAGE, {"status": 500}, "the Hub has a fault of its own (500"),
     "503 at preupload": (PREUPLOAD, {"status": 503, **HTML}, "the Hub has a fault of its own (503"),
