@@ -58,13 +58,12 @@ class Site:
         self,
         *arguments: object,
         token: str | None = TOKEN,
-        waits: bool = False,
+        real: bool = False,
         variables: dict[str, str] | None = None,
     ) -> Done:
-        """Run the command. waits: whether it really waits before it tries again."""
+        """Run the command. real: as users do, and not by `driver.py`."""
         environment = {**clean(os.environ), **self.hub.environment(self.home, token), "PYTHONPATH": str(ROOT)}
-        environment |= {"UNSKILL_TEST_WAITS": "1"} if waits else {}
-        how = ["-m", "exporter"] if waits and find_spec("exporter.verification") else [str(DRIVER)]
+        how = ["-m", "exporter"] if real and find_spec("exporter.verification") else [str(DRIVER)]
         return self.run([sys.executable, *how, *map(str, arguments)], {**environment, **(variables or {})})
 
     def push(self, *arguments: object, **how: Any) -> Done:

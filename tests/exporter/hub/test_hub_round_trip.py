@@ -18,7 +18,7 @@ RELEASES = ("4.57.6", "5.23.0")
 def round_trip(exported: Exported, site: Site, python: Path | str | None = None) -> None:
     """Push; the answers of that commit are those of the folder, and so are those of what the loaded model pushes."""
     how = {} if python is None else {"python": python}
-    pushed = site.push(exported.checkpoint, "me/model", "--json", "--quiet", waits=True).json
+    pushed = site.push(exported.checkpoint, "me/model", "--json", "--quiet", real=True).json
     local = site.answers(exported.checkpoint, exported.prompts, online=False, **how)
     assert local["refusal"] and set(local["blocked"]) == set(local["blocked by pipeline"]) == {local["refusal"]}
     assert not {local["refusal"]} & {*local["answered"], *local["answered by pipeline"]}
@@ -74,17 +74,17 @@ def test_second_checkpoint_is_a_second_commit(tiny: Callable[..., Exported], sit
     assert answers(newer) == answers(site.answers(other.checkpoint, other.prompts, online=False))
 
 
-def export(exported: Exported, site: Site, *flags: str) -> Done:
+def export(exported: Exported, site: Site, *flags: str, real: bool = False) -> Done:
     """The export of `exported` again, by its command, into the folder `out`."""
     sources = [f"--{side}={exported.base.parent / side}.jsonl,column=prompt" for side in ("forget", "retain")]
     fixed = ["--layer=1", "--alpha=5", "--no-everyday", "--force", "--prompt-template={prompt}", "--json"]
     arguments = [exported.base, site.folder / "out", *sources, *fixed, *flags]
-    return site.unskill("export", *arguments, variables={"OMP_NUM_THREADS": "1"})
+    return site.unskill("export", *arguments, real=real, variables={"OMP_NUM_THREADS": "1"})
 
 
 def test_export_and_push(tiny: Callable[..., Exported], site: Site) -> None:
     exported, out = tiny("llama"), site.folder / "out"
-    found = export(exported, site, "--push=me/model", "--public").json
+    found = export(exported, site, "--push=me/model", "--public", real=True).json
     repo = site.hub.repos["me/model"]
     assert found["push"]["commit"] == repo.history()[0].sha and not found["push"]["private"] and not repo.private
     assert set(repo.history()[0].files) == names(out) | {".gitattributes"}

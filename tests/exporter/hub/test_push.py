@@ -243,17 +243,30 @@ def test_folders_that_are_no_checkpoint(out: Path, site: Site) -> None:
 @pytest.mark.parametrize("change", ["altered", "added", "removed"])
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 def test_folder_that_verify_rejects(change: str, flags: tuple[str, ...], out: Path, site: Site) -> None:
-    name = "generation_config.json"
-    if change == "altered":
-        (out / name).write_text((out / name).read_text() + " ")
-    elif change == "added":
-        name = "notes.txt"
-        (out / name).write_text("of mine")
-    else:
-        (out / name).unlink()
+    name = spoil(out, change)
     done = site.push(out, "me/model", *flags)
     assert done.code == 2 and "unskill verify rejects it" in done.last and name in done.last
     assert site.hub.requests == []
+
+
+def test_folder_that_the_real_verify_rejects(out: Path, site: Site) -> None:
+    name = spoil(out, "altered")
+    done = site.push(out, "me/model", real=True)
+    assert done.code == 2 and "unskill verify rejects it" in done.last and name in done.last
+    assert site.hub.requests == []
+
+
+def spoil(out: Path, change: str) -> str:
+    """The name of the file that is no longer as the export wrote it."""
+    if change == "added":
+        (out / "notes.txt").write_text("of mine")
+        return "notes.txt"
+    name = "generation_config.json"
+    if change == "altered":
+        (out / name).write_text((out / name).read_text() + " ")
+    else:
+        (out / name).unlink()
+    return name
 
 
 def test_command_that_goes_on() -> None:
