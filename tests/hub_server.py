@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub_requests import Answer, Fault, Request, User
-from tests.hub_store import GITATTRIBUTES, Commit, Objects, Repo, Stored, is_lfs, repo_info, tree, tree_entry
+from tests.hub_store import GITATTRIBUTES, Commit, Objects, Repo, Stored, is_lfs, repo_info, tree
 
 CHUNK = 2**20
 REPO = r"([\w.-]+/[\w.-]+)"
@@ -216,12 +216,6 @@ class Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------ calls
 
-    def whoami(self) -> None:
-        user = self.user()
-        if user is None:
-            raise Answer(401, "Invalid username or password.")
-        self.answer({"type": "user", "name": user.name, "orgs": [{"name": name} for name in user.orgs]})
-
     def create(self) -> None:
         asked, user = self.json(), self.user()
         if user is None:
@@ -320,22 +314,12 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(repo_id)
         self.answer(repo_info(repo, self.commit_of(repo, revision or "main")))
 
-    def refs(self, repo_id: str) -> None:
-        refs = self.repo(repo_id).refs.items()
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in refs]
-        self.answer({"branches": branches, "converts": [], "tags": []})
-
     def tree(self, repo_id: str, revision: str, folder: str) -> None:
         commit = self.commit_of(self.repo(repo_id), revision)
         found = tree(commit, folder.strip("/"), self.query.get("recursive", [""])[0].lower() in ("true", "1"))
         if found is None:
             raise Answer(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         self.answer(found)
-
-    def paths_info(self, repo_id: str, revision: str) -> None:
-        asked = self.json()
-        files = self.commit_of(self.repo(repo_id), revision).files
-        self.answer([tree_entry(path, files[path]) for path in asked["paths"] if path in files])
 
     def validate(self) -> None:
         asked = self.json()
@@ -374,15 +358,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 ROUTES: list[tuple[str, str, Callable[..., None]]] = [
-    ("GET", "/api/whoami-v2", Handler.whoami),
     ("POST", "/api/repos/create", Handler.create),
     ("POST", "/api/validate-yaml", Handler.validate),
     ("PUT", f"/api/models/{REPO}/settings", Handler.settings),
     ("POST", f"/api/models/{REPO}/branch/([^/]+)", Handler.branch),
     ("POST", f"/api/models/{REPO}/preupload/([^/]+)", Handler.preupload),
     ("POST", f"/api/models/{REPO}/commit/([^/]+)", Handler.commit),
-    ("POST", f"/api/models/{REPO}/paths-info/([^/]+)", Handler.paths_info),
-    ("GET", f"/api/models/{REPO}/refs", Handler.refs),
     ("GET", f"/api/models/{REPO}/tree/([^/]+)(/.*)?", Handler.tree),
     ("GET", f"/api/models/{REPO}(?:/revision/([^/]+))?", Handler.info),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.batch),
