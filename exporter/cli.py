@@ -13,6 +13,7 @@ import click
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates, UnskillError
 from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
+from exporter.hub.command import push_command, show_push
 from exporter.inspection.command import inspect_command
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
@@ -115,9 +116,19 @@ def cli() -> None:
 )
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Draw charts for the model card.")
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
+@click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
+@click.option("--public", is_flag=True, help="With --push: make the repo public, once the commit is made.")
 @click.pass_context
 def export_command(
-    context: click.Context, /, recipe: Path | None, data: tuple[Path, ...], as_json: bool, and_onnx: bool, **flags: Any
+    context: click.Context,
+    /,
+    recipe: Path | None,
+    data: tuple[Path, ...],
+    as_json: bool,
+    and_onnx: bool,
+    repo: str | None,
+    public: bool,
+    **flags: Any,
 ) -> None:
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
 
@@ -133,25 +144,34 @@ def export_command(
     from exporter.export import export
 
     settings, recorded = settings_of(context, recipe, data, flags)
-    graph = None
+    graph = pushing = None
     if and_onnx:
         from exporter.onnx.settings import settings_after
 
         graph = settings_after(settings)
+    if repo is not None:
+        from exporter.hub.after_export import push_exported, settings_to_push
+
+        pushing = settings_to_push(settings, repo, public)
+    elif public:
+        raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
+    remark = remarks(settings.quiet)
     try:
-        summary = export(settings, remarks(settings.quiet), recorded)
+        summary = export(settings, remark, recorded) | {"out": str(settings.out)}
     except NothingSeparates as error:
         show(error.summary, as_json)
         raise
-    if graph is not None:
-        from exporter.onnx.writing import write_onnx
+    try:
+        if graph is not None:
+            from exporter.onnx.writing import write_onnx
 
-        try:
-            summary["onnx"] = write_onnx(graph, remarks(settings.quiet)) | {"out": str(graph.out)}
-        except UnskillError:
-            show(summary | {"out": str(settings.out)}, as_json)  # the checkpoint is there
-            raise
-    show(summary | {"out": str(settings.out)}, as_json)
+            summary["onnx"] = write_onnx(graph, remark) | {"out": str(graph.out)}
+        if pushing is not None:
+            summary["push"] = push_exported(pushing, remark)
+    finally:
+        show(summary, as_json)  # whatever came after it, the checkpoint is there
+    if pushing is not None and not as_json:
+        show_push(summary["push"])
 
 
 @cli.command("probe", short_help="Statistics of neurons, for export --statistics.")
@@ -271,6 +291,7 @@ cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
 cli.add_command(restore_command)
 cli.add_command(inspect_command)
+cli.add_command(push_command)
 
 
 def settings_of(

@@ -26,6 +26,12 @@ class RunFailed(UnskillError):
     exit_code = 1
 
 
+class Interrupted(UnskillError):
+    """Ctrl-C where something was already done; the message says what, or how to go on."""
+
+    exit_code = 130
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's innermost cause: libraries wrap the useful sentence in several generic ones."""
     while error.__cause__ is not None:
