@@ -71,8 +71,7 @@ def write_checkpoint(
         "dtype": summary["dtype"],
         "layers": layer_settings(outcomes, changes),
         "skills": [
-            skill_record(outcome, settings, found)
-            for outcome, found in zip(outcomes, summary["skills"], strict=True)
+            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary["skills"], strict=True)
         ],
         "unused_weights": unused_weights(loaded),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},

@@ -15,6 +15,7 @@ from exporter.errors import BadInput, NothingSeparates, UnskillError
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, DTYPES, METHODS, SCORES, ExportSettings
+from exporter.verification.command import verify_command
 
 
 class NumberOr(click.ParamType):
@@ -337,6 +338,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 cli.add_command(report_command)
 cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
+cli.add_command(verify_command)
 
 
 def settings_of(
