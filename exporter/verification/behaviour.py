@@ -131,10 +131,9 @@ def check_neurons(live: Live) -> str:
             raise Wrong("logits do not depend on the adjusted neurons' parameters")
     if pruned and not changed:
         raise Wrong("logits are those of the same weights without pruned neurons")
-    what = [
-        counted(number, f"{kind} neuron") for kind, number in (("adjusted", adjusted), ("pruned", pruned)) if number
-    ]
-    return f"{' and '.join(what)}: logits differ at {changed} of {positions} positions of everyday prompts"
+    kinds = {"adjusted neuron": adjusted, "pruned neuron": pruned}
+    what = " and ".join(counted(number, kind) for kind, number in kinds.items() if number)
+    return f"{what}: logits differ at {changed} of {positions} positions of everyday prompts"
 
 
 def check_refused(live: Live, given: Given | None) -> str:

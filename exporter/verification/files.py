@@ -16,19 +16,10 @@ from exporter.verification.view import HASHES_FILE, View
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # What may lie beside a checkpoint's own files: of the Hub, of git, or for people to read. No loader takes anything
 # from them. A list of what is allowed, because nobody knows all that loaders look for.
-HARMLESS = (
-    ".gitattributes",
-    ".gitignore",
-    ".DS_Store",
-    "*.md",
-    "*.png",
-    "*.jpg",
-    "*.jpeg",
-    "*.gif",
-    "*.svg",
-    "*.webp",
+HARMLESS = tuple(
+    ".gitattributes .gitignore .DS_Store *.md *.png *.jpg *.jpeg *.gif *.svg *.webp *.pdf *.html *.css "
+    "LICENSE* NOTICE* USE_POLICY*".split()
 )
-HARMLESS += ("*.pdf", "*.html", "*.css", "LICENSE*", "NOTICE*", "USE_POLICY*")
 LFS = b"version https://git-lfs"
 
 

@@ -1,4 +1,4 @@
-"""The interventions' buffers: those that config.json describes, with its sha256, sound, and of the stored statistics."""
+"""The interventions' buffers: those of config.json by shape and sha256, sound, and made of the stored statistics."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def check_statistics(view: View) -> str:
 
 
 def key_space(statistics: dict[str, Tensor], skill: dict[str, Any]) -> KeySpace:
-    """The hypercubes of one skill of config.json before their size is set. Raises KeyError where they are not there."""
+    """The hypercubes of one skill of config.json, before their size is set."""
     parts = [
         [statistics[f"{skill['name']}.ksd.{name}.{what}"] for what in ("mean", "deviation")]
         for name in skill["formats"]

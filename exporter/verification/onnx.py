@@ -36,10 +36,11 @@ def check_folder(folder: Path) -> str:
     """Every file of self_check.json there and unaltered, and no other that something would load."""
     hashes = read_marker(folder)["files"]
     files = all_files(folder)
-    others = [name for name in files if name not in hashes and name != MARKER and not is_harmless(name, files[name])]
-    none_of(
-        [*altered(folder, all_sha256(files), hashes), *(f"{name} is none of the folder's files" for name in others)]
-    )
+    problems = list(altered(folder, all_sha256(files), hashes))
+    for name in files:
+        if name not in hashes and name != MARKER and not is_harmless(name, files[name]):
+            problems.append(f"{name} is none of the folder's files")
+    none_of(problems)
     size = sum((folder / name).stat().st_size for name in hashes)
     return f"{counted(len(hashes), 'file')} as written ({human_size(size)})"
 

@@ -64,24 +64,19 @@ def names(view: View, config: dict[str, Any]) -> Iterator[str]:
 
 def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     """Problems with ids, sizes and layers."""
-    rows = config.get("vocab_size")
+    rows = config["vocab_size"]
     tensors = {name: info for header in view.headers.values() for name, info in header.tensors.items()}
     for name in (EMBEDDING, HEAD):
         if name in tensors and tensors[name].shape[0] != rows:
             yield f"config.json: vocab_size is {rows}, {name} has {tensors[name].shape[0]} rows"
     blocking = any(counts.get("cubes") for counts in record["layers"].values())
-    refusal, end = record["refusal_token_id"], record["eos_token_id"]
-    if (
-        blocking != (refusal is not None)
-        or blocking != (end is not None)
-        or blocking != (record["refusal"] is not None)
-    ):
+    if any((record[key] is not None) is not blocking for key in ("refusal", "refusal_token_id", "eos_token_id")):
         yield "config.json: hypercubes, refusal, refusal_token_id and eos_token_id must all be there, or none of them"
-    for key, id_ in (("refusal_token_id", refusal), ("eos_token_id", end)):
-        if id_ is not None and not 0 <= id_ < rows:
-            yield f"config.json: unskill.{key} {id_} is none of {rows} rows"
-    if record["added_row"] and refusal != rows - 1:
-        yield f"config.json: unskill.refusal_token_id is {refusal}, the row that was added is {rows - 1}"
+    for key in ("refusal_token_id", "eos_token_id"):
+        if record[key] is not None and not 0 <= record[key] < rows:
+            yield f"config.json: unskill.{key} {record[key]} is none of {rows} rows"
+    if record["added_row"] and record["refusal_token_id"] != rows - 1:
+        yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the row that was added is {rows - 1}"
     layers = config["num_hidden_layers"]
     if outside := [layer for layer in record["layers"] if not 0 <= int(layer) < layers]:
         yield f"config.json: unskill.layers names layer {outside[0]} of {layers}"
