@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exporter.checkpoint import LICENCES
+from exporter.model import INDEX
+from exporter.reproduce import FOLDER
 from exporter.staging import human_size
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import HASHES_FILE, View
@@ -16,10 +19,13 @@ from exporter.verification.view import HASHES_FILE, View
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # What may lie beside a checkpoint's own files: of the Hub, of git, or for people to read. No loader takes anything
 # from them. A list of what is allowed, because nobody knows all that loaders look for.
-HARMLESS = tuple(
-    ".gitattributes .gitignore .DS_Store *.md *.png *.jpg *.jpeg *.gif *.svg *.webp *.pdf *.html *.css "
-    "LICENSE* NOTICE* USE_POLICY*".split()
-)
+IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp")
+TEXTS = ("*.md", "*.pdf", "*.html", "LICENSE*", "NOTICE*", "USE_POLICY*")
+HARMLESS = (".gitattributes", ".gitignore", ".DS_Store", *IMAGES, *TEXTS)
+# Names that an export writes; hashes.json may be made anew with others in it.
+MODEL = ("config.json", "generation_config.json", "modeling_unskill_*.py", INDEX, "model-*.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+EXPORTED = (*MODEL, *TOKENIZER, "additional_chat_templates/*.jinja", "README.md", f"{FOLDER}/*", *LICENCES)
 LFS = b"version https://git-lfs"
 
 
@@ -82,6 +88,7 @@ def check_others(view: View) -> str:
     named = {*hashes, HASHES_FILE}
     if not any(is_base_shard(name) for name in hashes):  # exported with --no-fingerprints
         named |= {name for name in view.index.values() if is_base_shard(name)}
+    none_of(f"{name} is none that an export writes" for name in hashes if not matches(name, EXPORTED))
     others = [name for name in view.files if name not in named]
     harmless = [name for name in others if is_harmless(name, view.files[name])]
     none_of(f"{name} is none of the export's files" for name in others if name not in harmless)
@@ -127,4 +134,8 @@ def is_harmless(name: str, path: Path) -> bool:
     """Whether nothing would load a file that is not the export's. `name`: its path; of a folder set aside with "/"."""
     if name.endswith("/"):
         return True
-    return path.is_file() and any(fnmatch(PurePosixPath(name).name, pattern) for pattern in HARMLESS)
+    return path.is_file() and matches(PurePosixPath(name).name, HARMLESS)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.neuron_adjust import neuron_key
+from exporter.checkpoint import EMBEDDING, HEAD
 from exporter.key_space import KeySpace
 from exporter.statistics import Gaussian
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
@@ -102,6 +103,27 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
             index = buffers[name.replace("na_key", "na_index")].tolist()
             if tensor.tolist() != [neuron_key(record["seed"], layer, neuron) for neuron in index]:
                 yield f"{name} is not that of seed {record['seed']}"
+
+
+def check_refusal_row(view: View) -> str:
+    """R's row of embedding and head: along the refusal's final state, which any head is to read as R."""
+    refusal = view.record["refusal_token_id"]
+    if refusal is None:
+        raise NotMade("there is no refusal")
+    if view.record["base_model"] != "closed":
+        raise NotMade("no refusal state is stored that the row would have to be along")
+    state = read_buffers(view)["unskill_refusal.unskill_states"][0].double()
+    found = []
+    for name in (EMBEDDING, HEAD):
+        if name in view.index:
+            with safe_open(view.folder / view.index[name], "pt") as opened:
+                found.append(opened.get_slice(name)[refusal])
+    for row in found:
+        scale = float(row.double().norm() / state.norm())
+        rounding = 2 * torch.finfo(row.dtype).eps * (scale * state).abs() + torch.finfo(row.dtype).tiny
+        if not ((row.double() - scale * state).abs() <= rounding).all():
+            raise Wrong(f"row {refusal} of a vocabulary weight is not the refusal's")
+    return f"row {refusal} is the refusal's in {counted(len(found), 'weight')}"
 
 
 def check_statistics(view: View) -> str:

@@ -76,7 +76,7 @@ def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Itera
         if record[key] is not None and not 0 <= record[key] < rows:
             yield f"config.json: unskill.{key} {record[key]} is none of {rows} rows"
     if record["added_row"] and record["refusal_token_id"] != rows - 1:
-        yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the row that was added is {rows - 1}"
+        yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the added row is {rows - 1}"
     layers = config["num_hidden_layers"]
     if outside := [layer for layer in record["layers"] if not 0 <= int(layer) < layers]:
         yield f"config.json: unskill.layers names layer {outside[0]} of {layers}"

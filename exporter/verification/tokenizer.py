@@ -46,6 +46,8 @@ def check_refusal_token(view: View) -> str:
     piece = tokenizer.convert_ids_to_tokens(end)
     if not isinstance(piece, str):
         raise Wrong(f"token {end}, which config.json names as the refusal, is not in the tokenizer")
+    if beyond := [name for name, id_ in tokenizer.get_vocab().items() if id_ >= view.config["vocab_size"]]:
+        raise Wrong(f"the tokenizer has {len(beyond)} tokens for which the model has no row")
     check_refusal(tokenizer, RefusalToken(record["refusal"], piece, end, record["added_row"]))
     return f"token {end} prints '{record['refusal']}', no text on trial encodes to it"
 
