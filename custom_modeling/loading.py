@@ -1,10 +1,12 @@
 """Loading a checkpoint: whole and unaltered, as it was probed, or not at all."""
 
 import hashlib
+import json
 
 import torch
 from transformers.utils import logging
 
+UNSKILL_FORMAT = 1
 # Loading options under which activations may differ from those the interventions were fitted on.
 UNPROBED_OPTIONS = (
     "quantization_config",
@@ -24,6 +26,44 @@ def tensor_sha256(tensor):
     return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def record_sha256(record):
+    """Hex sha256 of a JSON object less its own entry for it, whatever the order of its keys."""
+    own = {name: value for name, value in record.items() if name != "record_sha256"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def code_sha256(path):
+    """Hex sha256 of a modeling file's text, with any form of line ends: git may change these."""
+    with open(path, encoding="utf-8") as file:
+        return hashlib.sha256(file.read().encode()).hexdigest()
+
+
+def check_record(config):
+    """Raise where a config's unskill object is not as the export wrote it, or names other code than this file.
+
+    This is about mistakes. Whoever edits the object on purpose can make its sha256 anew.
+    """
+    record = getattr(config, "unskill", None)
+    if record is None or record.get("format") != UNSKILL_FORMAT:
+        found = None if record is None else record.get("format")
+        raise ValueError(f"config.json: unskill.format is {found}, this modeling file reads {UNSKILL_FORMAT}.")
+    if record.get("record_sha256") != record_sha256(record):
+        raise RuntimeError(
+            "unskill: config.json's unskill object was edited (it has another sha256 than its record_sha256); take "
+            "the file that was exported, or export again."
+        )
+    if record.get("code_sha256") != code_sha256(__file__):
+        raise RuntimeError(
+            "unskill: the modeling file is not the one that was exported with config.json (unskill.code_sha256); take "
+            "both of one export."
+        )
+    if config.model_type != type(config).model_type:
+        raise RuntimeError(
+            f"unskill: config.json: model_type is {config.model_type} instead of {type(config).model_type}, so "
+            "without trust_remote_code the plain model would be loaded."
+        )
+
+
 class VerifiedLoading:
     """Mixin: `from_pretrained` returns a model with whole, unaltered interventions, or raises."""
 
@@ -32,8 +72,9 @@ class VerifiedLoading:
         """Load as transformers does.
 
         `unskill_allow_unprobed=True` lets quantised or tensor-parallel loading through, for which nobody has measured
-        whether the refusals still hold. Raises RuntimeError for such a load otherwise, and where an unskill buffer is
-        missing or differs from the one that was written.
+        whether the refusals still hold. Raises RuntimeError for such a load otherwise, and where a weight is missing,
+        of another shape or left over, or an unskill buffer is not the one that was written. The values of the base's
+        own weights are not looked at: that would take as long as loading them (`unskill verify` does).
         """
         return_info = kwargs.pop("output_loading_info", False)
         allowed = kwargs.pop("unskill_allow_unprobed", False)
@@ -45,7 +86,9 @@ class VerifiedLoading:
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if getattr(model.config, "quantization_config", None) and not allowed:
             raise RuntimeError(unprobed_message("quantization_config"))
+        model.unskill_check_keys(info)
         model.unskill_verify()
+        model.unskill_check_end()
         fitted = model.config.unskill["dtype"]
         if str(model.dtype) != f"torch.{fitted}":
             logger.warning_once(
@@ -53,6 +96,43 @@ class VerifiedLoading:
                 "a few decisions may fall otherwise than its card reports."
             )
         return (model, info) if return_info else model
+
+    def unskill_check_keys(self, info):
+        """Raise RuntimeError unless the weight files hold what the model has and nothing else.
+
+        transformers only warns: a missing weight is drawn at random, one that is left over was another model's. Some
+        bases bring tensors that their own class does not load; those are on record.
+        """
+        left_over = set(info["unexpected_keys"]) - set(self.config.unskill["unused_weights"])
+        # 4.48 saves the static cache of the last generate() along. The base model's class alone has no head.
+        known = ("_cache.",) if hasattr(self, "lm_head") else ("_cache.", "lm_head.")
+        left_over = {name for name in left_over if not name.startswith(known)}
+        # Mismatches come as (name, shape, shape).
+        mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
+        for what, names in (
+            ("lack", info["missing_keys"]),
+            ("have another shape of", mismatched),
+            ("hold, for another model,", left_over),
+        ):
+            if names:
+                raise RuntimeError(
+                    f"unskill: the weight files {what} {min(names)}"
+                    + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                    + "; take all files of one export, and no options that change what is loaded."
+                )
+
+    def unskill_check_end(self):
+        """Raise RuntimeError where nothing would end an answer after the refusal."""
+        end = self.config.unskill["eos_token_id"]
+        generation = getattr(self, "generation_config", None)
+        if end is None or generation is None:
+            return
+        ends = self.config.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
+        if end not in (ends if isinstance(ends, (list, tuple)) else [ends]):
+            raise RuntimeError(
+                f"unskill: generation_config.json: eos_token_id {ends} lacks {end}, which ends a refusal: answers "
+                "would go on after it."
+            )
 
     def unskill_verify(self):
         """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from custom_modeling.key_space import inside_hypercubes, rewrite_logits
-from custom_modeling.loading import VerifiedLoading
+from custom_modeling.loading import VerifiedLoading, check_record
 from custom_modeling.neuron_adjust import (
     adjust,
     adjust_official,
@@ -21,8 +21,6 @@ from custom_modeling.neuron_adjust import (
     thresholds,
     uniform_draws,
 )
-
-UNSKILL_FORMAT = 1
 
 
 class Float32Buffers(nn.Module):
@@ -122,10 +120,9 @@ class InterventionModel(VerifiedLoading):
 
     def unskill_install(self, config, alone):
         """Put the interventions into the chosen MLPs; `alone`: this model is not inside a causal language model."""
-        settings = getattr(config, "unskill", None)
-        if settings is None or settings.get("format") != UNSKILL_FORMAT:
-            found = None if settings is None else settings.get("format")
-            raise ValueError(f"config.json: unskill.format is {found}, this modeling file reads {UNSKILL_FORMAT}.")
+        if alone:
+            check_record(config)
+        settings = config.unskill
         if alone and settings["base_model"] == "raises":
             raise RuntimeError(
                 "unskill: without its own head this checkpoint cannot refuse; load it with AutoModelForCausalLM."
@@ -231,6 +228,7 @@ class InterventionForCausalLM(VerifiedLoading):
     unskill_arguments: tuple  # names of the arguments of the family's forward, in their order
 
     def unskill_install(self, config):
+        check_record(config)
         # transformers notes in PreTrainedModel.__init__, by class, which outputs a model can record: without it
         # output_hidden_states and output_attentions are lost. An empty object stands in for the one that is swapped.
         PreTrainedModel.__init__(self.unskill_model_class.__new__(self.unskill_model_class), config)

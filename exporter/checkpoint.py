@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modeling.loading import tensor_sha256
-from custom_modeling.runtime import UNSKILL_FORMAT
+from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
 from exporter import __version__
 from exporter.base_json import checkpoint_config, checkpoint_generation_config
 from exporter.card import render_card
@@ -56,33 +55,37 @@ def write_checkpoint(
     base, family = loaded.base, loaded.family
     buffers = intervention_buffers(settings, outcomes, changes, states)
     shards = write_weights(folder, loaded, settings, token, states, buffers)
+    code = folder / f"{module_name(family)}.py"
+    code.write_text(render_modeling(family), encoding="utf-8")
 
+    record = {
+        "format": UNSKILL_FORMAT,
+        "version": __version__,
+        "seed": settings.seed,
+        "draws": settings.draws,
+        "compat": settings.compat,
+        "refusal": token.text if token else None,
+        "refusal_token_id": token.id if token else None,
+        "eos_token_id": states.eos_id if states else None,
+        "added_row": token.added_row if token else False,
+        # Without hypercubes there is nothing that only a head could refuse.
+        "base_model": "closed" if states is None or states.closed else "raises",
+        "dtype": summary["dtype"],
+        "layers": layer_settings(outcomes, changes),
+        "skills": [
+            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary["skills"], strict=True)
+        ],
+        "unused_weights": unused_weights(loaded),
+        "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
+        "code_sha256": code_sha256(code),
+    }
     config = checkpoint_config(
         base.config,
         model_type=f"unskill_{family.model_type}",
         class_names=class_names(family),
         module=module_name(family),
         vocab_size=base.config["vocab_size"] + (token.added_row if token else 0),
-        unskill={
-            "format": UNSKILL_FORMAT,
-            "version": __version__,
-            "seed": settings.seed,
-            "draws": settings.draws,
-            "compat": settings.compat,
-            "refusal": token.text if token else None,
-            "refusal_token_id": token.id if token else None,
-            "eos_token_id": states.eos_id if states else None,
-            "added_row": token.added_row if token else False,
-            # Without hypercubes there is nothing that only a head could refuse.
-            "base_model": "closed" if states is None or states.closed else "raises",
-            "dtype": summary["dtype"],
-            "layers": layer_settings(outcomes, changes),
-            "skills": [
-                skill_record(outcome, settings, found)
-                for outcome, found in zip(outcomes, summary["skills"], strict=True)
-            ],
-            "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
-        },
+        unskill=record | {"record_sha256": record_sha256(record)},
     )
     write_json(folder / "config.json", config)
     generation = base.folder / "generation_config.json"
@@ -92,8 +95,6 @@ def write_checkpoint(
             write_json(folder / generation.name, copied)
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, folder, token)
-    code = folder / f"{module_name(family)}.py"
-    code.write_text(render_modeling(family), encoding="utf-8")
     for pattern in LICENCES:
         for path in sorted(base.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
@@ -154,6 +155,13 @@ def intervention_buffers(
         if not torch.isfinite(tensor).all():
             raise RunFailed(f"{name} holds NaN or infinity; try another --dtype")
     return buffers
+
+
+def unused_weights(loaded: LoadedModel) -> list[str]:
+    """Tensors of the base that its own class does not have, and so does not load: they are copied all the same."""
+    known = loaded.model.state_dict().keys()
+    stored = {name for shard in loaded.base.shards for name in read_header(loaded.base.folder / shard).tensors}
+    return sorted(stored - known)
 
 
 def write_weights(

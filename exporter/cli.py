@@ -19,6 +19,7 @@ from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
 from exporter.restoring.command import restore_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
+from exporter.verification.command import verify_command
 
 if TYPE_CHECKING:
     from exporter.recorded import Recorded
@@ -289,6 +290,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 cli.add_command(report_command)
 cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
+cli.add_command(verify_command)
 cli.add_command(restore_command)
 cli.add_command(inspect_command)
 cli.add_command(push_command)

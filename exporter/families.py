@@ -77,7 +77,15 @@ def identify(model: PreTrainedModel) -> Family:
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
     if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
         raise BadInput(f"MODEL of type {model_type} has MLPs of another form than down(act(gate x) * up x)")
-    return Family(model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), type(mlps[0]))
+    return family_of(model)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The classes of a model that is known to be of one of the families."""
+    core: Any = model.base_model
+    model_type = model.config.model_type
+    mlp = type(core.layers[0].mlp)
+    return Family(model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), mlp)
 
 
 def is_gated(mlp: Any) -> bool:

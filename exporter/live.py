@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from custom_modeling.neuron_adjust import neuron_key
-from custom_modeling.runtime import UNSKILL_FORMAT, InterventionMLP, InterventionModel, argument_names
+from custom_modeling.runtime import InterventionMLP, InterventionModel, argument_names
 from exporter.model import LoadedModel
 from exporter.neuron_selection import NeuronChanges, SelectedNeurons
 
@@ -72,7 +72,6 @@ def changed(
     )
     config: Any = loaded.model.config
     config.unskill = {
-        "format": UNSKILL_FORMAT,
         "draws": draws,
         "compat": compat,
         "base_model": "closed",

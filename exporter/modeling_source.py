@@ -48,8 +48,8 @@ def runtime_source() -> str:
     return "\n".join(order) + "\n\n\n" + "\n\n\n".join(bodies)
 
 
-def render_modeling(family: Family) -> str:
-    """Source text of `modeling_unskill_<base>.py`."""
+def render_modeling(family: Family, year: int | None = None) -> str:
+    """Source text of `modeling_unskill_<base>.py`. year: of its copyright line, by default this one."""
     files = resources.files("custom_modeling")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -59,7 +59,7 @@ def render_modeling(family: Family) -> str:
     modeling = {family.causal_lm.__name__, family.model.__name__, family.mlp.__name__}
     template = environment.from_string(files.joinpath("modeling.py.jinja").read_text(encoding="utf-8"))
     return template.render(
-        year=date.today().year,
+        year=year or date.today().year,
         unskill_version=__version__,
         family=family.model_type,
         runtime=runtime_source(),

@@ -214,6 +214,15 @@ def check_tokenizer(base_tokenizer: PreTrainedTokenizerBase, out_folder: Path, t
                 _compare(rendered, base_tokenizer, written, token, False)
 
 
+def check_refusal(written: PreTrainedTokenizerBase, token: RefusalToken) -> None:
+    """Raises RunFailed unless R prints the message and no text on trial encodes to R, whatever the base was."""
+    _check_printed(written, token)
+    for text in [*PROBES, *_special_texts(written, token.id, token.text), *_mentions(token)]:
+        for special in (True, False):
+            if token.id in written(text, add_special_tokens=special)["input_ids"]:
+                raise RunFailed(f"A text encodes to the refusal's token: {text!r}")
+
+
 def _check_printed(written: PreTrainedTokenizerBase, token: RefusalToken) -> None:
     printed = [
         written.decode([token.id]),

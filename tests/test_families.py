@@ -23,6 +23,9 @@ FEW = [
     "identity_bfloat16_eager",
     "base_model_class",
     "saved_again",
+    "weight_missing",
+    "weight_left_over",
+    "weight_of_other_shape",
 ]
 # With neurons changed, the base is one with the same neurons changed by hand or, for both methods, by a checkpoint.
 NEURONS = {

@@ -14,9 +14,11 @@ from typing import Any
 
 import jinja2
 
+from custom_modeling.loading import record_sha256
 from exporter.model import Base
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
 from exporter.onnx.settings import GRAPH, QUANTISED
+from exporter.shards import file_sha256
 
 # As they are in the checkpoint: the tokenizer knows R there.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -121,6 +123,18 @@ def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, 
         "top_p": 1.0,
     }
     return {"model": model, "search": search}
+
+
+def signed(folder: Path, files: Base, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What self_check.json has, with what `unskill verify` knows the folder by: the sha256 of every file in it, and
+    that of the checkpoint's unskill object, which covers its interventions and its code."""
+    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+    record = {
+        **summary,
+        "checkpoint_sha256": files.config["unskill"].get("record_sha256"),
+        "files": dict(sorted(found.items())),
+    }
+    return record | {"record_sha256": record_sha256(record)}
 
 
 def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) -> str:

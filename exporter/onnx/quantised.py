@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from custom_modeling.loading import tensor_sha256
+from custom_modeling.loading import record_sha256, tensor_sha256
 from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates
 from exporter.export import prepare_for
 from exporter.formats import PLAIN, Formatter
 from exporter.model import Base, check_checkpoint, context_length, find_files, load_files
 from exporter.onnx.again import check_parts, export_again
-from exporter.onnx.folder import write_folder, write_json
+from exporter.onnx.folder import signed, write_folder, write_json
 from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.quantised_check import check_quantised
@@ -108,6 +108,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         if fitted and fitted.faults and not settings.force:
             raise NothingSeparates(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
         write_folder(staging.path, as_refitted(files, settings, summary, fitted), live, settings.quantize, summary)
+        summary = signed(staging.path, files, summary)
         write_json(staging.path / MARKER, summary)
         staging.commit()
     return summary
@@ -199,4 +200,5 @@ def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any],
     if fitted is not None:
         record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}
     record |= {"quantize": settings.quantize, "weights_sha256": summary["weights_sha256"]}
+    record["record_sha256"] = record_sha256(record)
     return replace(files, config=files.config | {"unskill": record})

@@ -11,7 +11,7 @@ from exporter import __version__
 from exporter.errors import BadInput, RunFailed
 from exporter.formats import PLAIN, Formatter
 from exporter.model import Base, check_checkpoint, find_files, load_files
-from exporter.onnx.folder import write_folder, write_json
+from exporter.onnx.folder import signed, write_folder, write_json
 from exporter.onnx.graph import DATA_SUFFIX, release_weights, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.self_check import Expected, as_json, self_check
@@ -79,6 +79,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         }
         if not agree:
             raise Disagrees("the graph computes something else than the checkpoint: nothing was written", summary)
+        summary = signed(staging.path, files, summary)
         write_json(staging.path / MARKER, summary)
         staging.commit()
     return summary

@@ -163,6 +163,98 @@ def buffer_missing(case: Case):
 
 
 @check
+def weight_missing(case: Case):
+    """One of the base's weights under another name: transformers draws it at random, with a warning."""
+    name = b'"model.norm.weight"'
+    with copied(case) as folder:
+        index = folder / "model.safetensors.index.json"
+        shard = folder / json.loads(index.read_text(encoding="utf-8"))["weight_map"]["model.norm.weight"]
+        for path in (index, shard):
+            replace(path, path.read_bytes().replace(name, name.replace(b"norm", b"nrom")))
+        assert_raises(case, folder, RuntimeError, "unskill", "norm.weight")
+
+
+@check
+def weight_left_over(case: Case):
+    with copied(case) as folder:
+        tensors = load_file(extra_shard(folder)) | {"model.layers.0.mlp.stray": torch.ones(1)}
+        target = extra_shard(folder)
+        target.unlink()
+        save_file(tensors, target, {"format": "pt"})
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text(encoding="utf-8"))
+        index["weight_map"]["model.layers.0.mlp.stray"] = target.name
+        replace(path, json.dumps(index).encode())
+        assert_raises(case, folder, RuntimeError, "unskill", "layers.0.mlp.stray")
+
+
+@check
+def weight_of_other_shape(case: Case):
+    """As loaded with an option that lets it through."""
+    with copied(case) as folder:
+        config = {**case.config, "vocab_size": case.config["vocab_size"] + 1}
+        replace(folder / "config.json", json.dumps(config).encode())
+        assert_raises(case, folder, RuntimeError, "unskill", "another shape", ignore_mismatched_sizes=True)
+
+
+@check
+def record_edited(case: Case):
+    edits = {"seed": case.settings["seed"] + 1, "eos_token_id": 0, "layers": {}, "skills": [], "draws": "expected"}
+    edits |= {"record_sha256": None, "base_model": "other"}
+    for name, value in edits.items():
+        with copied(case) as folder:
+            config = {**case.config, "unskill": {**case.settings, name: value}}
+            replace(folder / "config.json", json.dumps(config).encode())
+            assert_raises(case, folder, RuntimeError, "unskill", "record_sha256")
+
+
+@check
+def record_in_another_order(case: Case):
+    """What says the same is the same: order, indentation, escapes."""
+    with copied(case) as folder:
+        record = dict(reversed(list(case.settings.items())))
+        replace(folder / "config.json", json.dumps({**case.config, "unskill": record}).encode())
+        case.load(folder=folder)
+
+
+@check
+def code_edited(case: Case):
+    with copied(case) as folder:
+        path = next(folder.glob("modeling_unskill_*.py"))
+        text = path.read_bytes()
+        replace(path, text.replace(b"hit | after_refusal", b"hit & after_refusal"))
+        assert_raises(case, folder, RuntimeError, "unskill", "code_sha256")
+        replace(path, text.replace(b"\n", b"\r\n"))  # as git checks it out on Windows
+        case.load(folder=folder)
+
+
+@check
+def other_model_type(case: Case):
+    with copied(case) as folder:
+        config = {**case.config, "model_type": case.config["model_type"].removeprefix("unskill_")}
+        replace(folder / "config.json", json.dumps(config).encode())
+        assert_raises(case, folder, RuntimeError, "unskill", "model_type")
+
+
+@check
+def other_end(case: Case):
+    """generation_config.json without the EOS that follows a refusal."""
+    if not case.refuses:
+        raise NotApplicable("nothing is refused")
+    with copied(case) as folder:
+        path = folder / "generation_config.json"
+        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path.unlink(missing_ok=True)
+        path.write_text(json.dumps({**generation, "eos_token_id": case.eos + 1}), encoding="utf-8")
+        try:
+            case.load(folder=folder)
+        except RuntimeError as error:
+            assert "unskill" in str(error) and "eos_token_id" in str(error), error
+        else:
+            raise AssertionError("loads")
+
+
+@check
 def unknown_format(case: Case):
     with copied(case) as folder:
         for value in (None, 99):

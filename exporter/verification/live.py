@@ -1,0 +1,136 @@
+"""The loaded checkpoint, for the checks of what it does, and ways to run it otherwise than it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from exporter.formats import Formatter, Query
+from exporter.model import LoadedModel, check_checkpoint, find_files, load_files
+from exporter.packaged import everyday_prompts
+from exporter.probe import Prober, pad_id_of
+from exporter.verification.view import View
+
+FEW = 4
+"""Everyday prompts where any would do."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A checkpoint's model and tokenizer, in the dtype of its fit. Raises BadInput where they do not load."""
+
+    view: View
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, view: View, dtype: str, device: str = "cpu") -> Live:
+        files = find_files(str(view.folder), "CHECKPOINT", check_checkpoint, code=True)
+        return cls(view, *load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.view.record
+
+    @cached_property
+    def pad_id(self) -> int:
+        return pad_id_of(self.tokenizer, self.model, self.view.name)
+
+    def prober(self) -> Prober:
+        files = find_files(str(self.view.folder), "CHECKPOINT", check_checkpoint, code=True)
+        return Prober(LoadedModel(files, self.model, self.tokenizer, self.view.family))
+
+    @cached_property
+    def formatter(self) -> Formatter:
+        """As prompts were formatted for the hypercubes; where there are none, bare."""
+        templates = [skill["prompt_template"] for skill in self.record["skills"] if "prompt_template" in skill]
+        return Formatter(
+            self.tokenizer,
+            template=templates[0] if templates else "{prompt}",
+            max_length=self.view.config.get("max_position_embeddings"),
+            skip_long=True,
+        )
+
+    @cached_property
+    def some(self) -> list[Query]:
+        """A few everyday prompts, formatted."""
+        return self.formatter.format(everyday_prompts()[:FEW], "everyday")
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits (positions, vocabulary) of one prompt."""
+        with torch.inference_mode():
+            found: Tensor = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0]
+        return found
+
+    def answer(self, ids: Sequence[int], new_tokens: int) -> list[int]:
+        """Ids that follow a prompt, greedily, up to the first end."""
+        given = torch.tensor([ids], device=self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=self.pad_id,
+            )
+        found: list[int] = output[0, len(ids) :].tolist()
+        return found
+
+
+@contextmanager
+def filled(live: Live, kind: str, change: Callable[[Tensor], None]) -> Iterator[None]:
+    """While this holds, `change` has been made to every buffer unskill_<kind>."""
+    buffers = [tensor for name, tensor in live.model.named_buffers() if name.endswith(f".unskill_{kind}")]
+    kept = [tensor.clone() for tensor in buffers]
+    for tensor in buffers:
+        change(tensor)
+    try:
+        yield
+    finally:
+        for tensor, before in zip(buffers, kept, strict=True):
+            tensor.copy_(before)
+
+
+def open_bounds(bounds: Tensor) -> None:
+    """Bounds (c, 2, d_ff) that hold everything."""
+    bounds[:, 0], bounds[:, 1] = -torch.inf, torch.inf
+
+
+def close_bounds(bounds: Tensor) -> None:
+    """Bounds that hold nothing."""
+    bounds[:, 0], bounds[:, 1] = torch.inf, -torch.inf
+
+
+def move_always(params: Tensor) -> None:
+    """Params (4, n) by which every pre-activation of an ordinary size is moved, and far."""
+    params.copy_(torch.tensor([[0.0], [1.0], [100.0], [1.0]]).expand_as(params))
+
+
+@contextmanager
+def plain_classes(live: Live) -> Iterator[None]:
+    """While this holds, the same weights run through the family's own classes, with no intervention and without R."""
+    code = type(live.model).__module__
+    swapped: list[tuple[nn.Module, type]] = []
+    with ExitStack() as stack:
+        for module in [each for each in live.model.modules() if type(each).__module__ == code]:
+            own = next((each for each in type(module).__mro__ if each.__module__.startswith("transformers.")), None)
+            if own is None and isinstance(module, nn.Linear):  # the head with R's row, which the base's head has not
+                own = nn.Linear
+                parameters = {name: each for name, each in module._parameters.items() if each is not None}
+                short = {name: nn.Parameter(each[:-1], requires_grad=False) for name, each in parameters.items()}
+                stack.enter_context(mock.patch.dict(module._parameters, short))
+            if own is not None:
+                swapped.append((module, type(module)))
+                module.__class__ = own
+        try:
+            yield
+        finally:
+            for module, before in swapped:
+                module.__class__ = before

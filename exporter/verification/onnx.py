@@ -1,0 +1,105 @@
+"""An ONNX folder: its files as written, of this checkpoint, and computing what the checkpoint computes."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from custom_modeling.loading import record_sha256
+from exporter.model import read_json
+from exporter.onnx.settings import EXTRA, GRAPH, MARKER
+from exporter.staging import human_size
+from exporter.verification.checks import NotMade, Wrong, counted, none_of
+from exporter.verification.files import altered, is_harmless
+from exporter.verification.live import Live
+from exporter.verification.view import View, all_files, all_sha256
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """self_check.json. Raises Wrong where it is not as it was written."""
+    found = read_json(folder / MARKER, folder.name, "ONNX folder")
+    if found.get("record_sha256") != record_sha256(found):
+        raise Wrong(f"{MARKER} was edited, or written by an unskill that did not record sha256: write the folder anew")
+    return found
+
+
+def known_marker(folder: Path) -> dict[str, Any]:
+    """The same for checks that need it. Raises NotMade where it cannot be used."""
+    try:
+        return read_marker(folder)
+    except (Wrong, OSError, ValueError) as error:
+        raise NotMade(f"{MARKER} cannot be used") from error
+
+
+def check_folder(folder: Path) -> str:
+    """Every file of self_check.json there and unaltered, and no other that something would load."""
+    hashes = read_marker(folder)["files"]
+    files = all_files(folder)
+    problems = list(altered(folder, all_sha256(files), hashes))
+    for name in files:
+        if name not in hashes and name != MARKER and not is_harmless(name, files[name]):
+            problems.append(f"{name} is none of the folder's files")
+    none_of(problems)
+    size = sum((folder / name).stat().st_size for name in hashes)
+    return f"{counted(len(hashes), 'file')} as written ({human_size(size)})"
+
+
+def check_origin(view: View, folder: Path) -> str:
+    """Made of this checkpoint: of the same interventions and code."""
+    if known_marker(folder)["checkpoint_sha256"] != view.record["record_sha256"]:
+        raise Wrong(f"{folder.name} was made of another checkpoint (checkpoint_sha256 in {MARKER})")
+    return "made of this checkpoint"
+
+
+def check_stored(folder: Path) -> str:
+    """What the self-check found when the folder was written."""
+    require_packages()
+    from exporter.onnx.quantised_check import Checked
+    from exporter.onnx.self_check import Row, agree
+
+    marker = known_marker(folder)
+    rows = [Row(**row) for row in marker["self_check"]]
+    agrees = Checked(rows).agrees if marker.get("quantize") else agree(rows, marker["dtype"])
+    if not rows or not agrees or not marker["agrees"]:
+        raise Wrong(f"{MARKER}: graph and checkpoint did not agree when the folder was written")
+    return f"agreed in {counted(len(rows), 'case')} when it was written"
+
+
+def check_again(live: Live, folder: Path) -> str:
+    """The self-check once more, of the graph's bodies."""
+    require_packages()
+    from exporter.errors import RunFailed
+    from exporter.onnx.quantised_check import check_quantised
+    from exporter.onnx.self_check import Expected, self_check
+
+    marker = known_marker(folder)
+    graph = folder / GRAPH[marker.get("quantize") or marker["dtype"]]
+    sequences = [query.ids for query in live.some]
+    try:
+        if marker.get("quantize"):
+            ids = live.record["refusal_token_id"], live.record["eos_token_id"]
+            refusal = None if live.record["refusal"] is None else ids
+            checked = check_quantised(graph, None, sequences, live.pad_id, refusal, [])
+            rows, agrees = checked.rows, checked.agrees
+        else:
+            same = live.record["dtype"] == marker["dtype"]
+            model = live.model if same else Live.load(live.view, marker["dtype"]).model
+            with TemporaryFile() as file:
+                rows, agrees = self_check(Expected(model, sequences, live.pad_id, file), graph, None)
+    except RunFailed as error:
+        raise Wrong(str(error)) from error
+    except OSError as error:
+        raise NotMade(f"a graph for the check cannot be written beside {graph.name} ({error.strerror})") from error
+    if not agrees:
+        raise Wrong(f"{graph.name} computes something else than the checkpoint")
+    worst = max(row.difference for row in rows)
+    against = "itself, in other batches" if marker.get("quantize") else "torch"
+    return f"agrees with {against} in {counted(len(rows), 'case')} (greatest difference {worst:.1e})"
+
+
+def require_packages() -> None:
+    """Raises NotMade where the packages of the extra are not there."""
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise NotMade(f"needs the package {missing[0]}: pip install unskill[onnx]")

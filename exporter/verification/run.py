@@ -1,0 +1,161 @@
+"""`unskill verify` from its settings to what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BadInput
+from exporter.verification.checks import Check, make
+from exporter.verification.view import View
+
+if TYPE_CHECKING:
+    from exporter.reporting.given import Given
+    from exporter.verification.live import Live
+
+Remark = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """Settings of `unskill verify`; the names are those of the flags.
+
+    model: False leaves out the checks that load the weights; onnx: None looks for CHECKPOINT-onnx beside it.
+    """
+
+    checkpoint: str
+    forget: tuple[str, ...] = ()
+    model: bool = True
+    onnx: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for settings that nothing can be done with."""
+        if self.forget and not self.model:
+            raise BadInput("--forget: its prompts are asked of the model, which --without-model leaves out")
+        if self.onnx is not None and not self.onnx.is_dir():
+            raise BadInput(f"--onnx: no such folder: {self.onnx}")
+
+    @property
+    def onnx_folder(self) -> Path | None:
+        """The ONNX folder that is checked, if there is one."""
+        if self.onnx is not None:
+            return self.onnx
+        checkpoint = Path(self.checkpoint).resolve()
+        beside = checkpoint.with_name(f"{checkpoint.name}-onnx")
+        return beside if Path(self.checkpoint).is_dir() and beside.is_dir() else None
+
+
+def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
+    """Check a checkpoint; see `Check` for what comes of each check.
+
+    Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where CHECKPOINT is
+    nothing that unskill wrote, and for prompts that are not of its export.
+    """
+    remark(f"reading {settings.checkpoint} ...")
+    view = View.of(settings.checkpoint)
+    checks = of_files(view)
+    given = None
+    if settings.model:
+        sound = all(check.ok is not False for check in checks)
+        if sound and settings.forget:
+            given = read_prompts(view, settings.forget)
+        live, loading = load(view, settings, remark) if sound else (None, [])
+        why = loading[0].detail if loading and not live else "a check above failed, and the code is not run"
+        checks += [*loading, *of_model(live, given, why)]
+    else:
+        live, why = None, "left out (--without-model)"
+        checks += of_model(None, None, why)
+    if settings.onnx_folder is not None:
+        checks += of_onnx(view, live, settings.onnx_folder, why)
+    return {
+        "checkpoint": view.name,
+        "ok": all(check.ok is not False for check in checks),
+        "checks": [check.as_json() for check in checks],
+    }
+
+
+def of_files(view: View) -> list[Check]:
+    """Checks for which no code of the checkpoint is run and no weights are loaded."""
+    from exporter.verification.code import check_code, check_code_again
+    from exporter.verification.files import check_base_weights, check_files, check_others
+    from exporter.verification.interventions import check_interventions, check_refusal_row, check_statistics
+    from exporter.verification.settings import check_base_config, check_config
+    from exporter.verification.tokenizer import check_base_tokenizer, check_refusal_token
+    from exporter.verification.weights import check_index, check_tensors
+
+    chosen: dict[str, Callable[[View], str]] = {
+        "files": check_files,
+        "base weights": check_base_weights,
+        "other files": check_others,
+        "config.json": check_config,
+        "config against base": check_base_config,
+        "code": check_code,
+        "code written again": check_code_again,
+        "index and headers": check_index,
+        "tensors": check_tensors,
+        "interventions": check_interventions,
+        "statistics": check_statistics,
+        "refusal row": check_refusal_row,
+        "refusal token": check_refusal_token,
+        "tokenizer against base": check_base_tokenizer,
+    }
+    return [make(name, partial(check, view)) for name, check in chosen.items()]
+
+
+def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | None, list[Check]]:
+    """The live checkpoint, and whether it loads."""
+    from exporter.verification.live import Live
+
+    remark(f"loading {view.name} in {view.record['dtype']} ...")
+    found: list[Live] = []
+
+    def check() -> str:
+        found.append(Live.load(view, view.record["dtype"], settings.device))
+        return f"loads in {view.record['dtype']}"
+
+    done = make("loading", check)
+    return (found[0] if found else None), [done]
+
+
+def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
+    """The forget prompts that are given again. Raises BadInput where they are not those of the export."""
+    from exporter.reporting.given import read_given
+    from exporter.reporting.stored import read_stored
+
+    return read_given(read_stored(str(view.folder)), forget, ())
+
+
+def of_model(live: Live | None, given: Given | None, why: str) -> list[Check]:
+    """What the model does; without one, why not."""
+    from exporter.verification import behaviour
+
+    chosen: dict[str, Callable[[Live], str]] = {
+        "everyday scores": behaviour.check_scores,
+        "everyday answered": behaviour.check_answered,
+        "logits": behaviour.check_identity,
+        "neurons": behaviour.check_neurons,
+        "refused": lambda live: behaviour.check_refused(live, given),
+    }
+    if live is None:
+        return [Check(name, None, why) for name in chosen]
+    return [make(name, partial(check, live)) for name, check in chosen.items()]
+
+
+def of_onnx(view: View, live: Live | None, folder: Path, why: str) -> list[Check]:
+    from exporter.verification import onnx
+
+    checks = [
+        make("onnx: files", lambda: onnx.check_folder(folder)),
+        make("onnx: origin", lambda: onnx.check_origin(view, folder)),
+        make("onnx: stored check", lambda: onnx.check_stored(folder)),
+    ]
+    name = "onnx: checked again"
+    if live is None:
+        return [*checks, Check(name, None, why)]
+    if any(check.ok is False for check in checks):
+        return [*checks, Check(name, None, "a check above failed")]
+    return [*checks, make(name, lambda: onnx.check_again(live, folder))]

@@ -1,0 +1,135 @@
+"""config.json and generation_config.json: what they say of the checkpoint, and whether it belongs together."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from typing import Any
+
+from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
+from exporter.base_json import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint import EMBEDDING, HEAD
+from exporter.families import GATED_FAMILIES
+from exporter.model import read_json
+from exporter.verification.checks import Wrong, none_of
+from exporter.verification.view import View
+
+GENERATION = "generation_config.json"
+
+
+def check_config(view: View) -> str:
+    """config.json: its unskill object as it was written, and the rest in keeping with it and with the files."""
+    config = read_json(view.folder / "config.json", view.name, "CHECKPOINT")
+    record = config.get("unskill")
+    if not isinstance(record, dict):
+        raise Wrong("config.json has no unskill object")
+    if record.get("format") != UNSKILL_FORMAT:
+        raise Wrong(f"config.json: unskill.format is {record.get('format')}, this unskill reads {UNSKILL_FORMAT}")
+    if record.get("record_sha256") != record_sha256(record):
+        raise Wrong("config.json: the unskill object was edited (record_sha256)")
+    none_of([*names(view, config), *numbers(view, config, record), *ends(view, config, record)])
+    cubes = sum(counts.get("cubes", 0) for counts in record["layers"].values())
+    what = f"refuses with token {record['refusal_token_id']}" if cubes else "refuses nothing"
+    return f"format {record['format']}, {config['model_type']}, {what}"
+
+
+def names(view: View, config: dict[str, Any]) -> Iterator[str]:
+    """Problems with the classes that transformers is to load."""
+    base = str(config.get("model_type")).removeprefix("unskill_")
+    if config.get("model_type") != f"unskill_{base}" or base not in GATED_FAMILIES:
+        yield f"config.json: model_type {config.get('model_type')} is none that unskill writes"
+        return
+    module = f"modeling_unskill_{base}"
+    places = {key: config.get("auto_map", {}).get(key) for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
+    if set(config.get("auto_map", {})) != set(places):
+        yield f"config.json: auto_map has {', '.join(config.get('auto_map', {})) or 'nothing'}"
+    path = view.folder / f"{module}.py"
+    if not path.is_file():
+        yield f"{path.name} is missing"
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for key, place in places.items():
+        own, _, name = str(place).rpartition(".")
+        if own != module or name not in classes:
+            yield f"config.json: auto_map.{key} is {place}, which is no class of {module}.py"
+    causal_lm = str(places["AutoModelForCausalLM"]).rpartition(".")[2]
+    if config.get("architectures") != [causal_lm]:
+        yield f"config.json: architectures is {config.get('architectures')}, auto_map names {causal_lm}"
+    if config.get("tokenizer_class") != "PreTrainedTokenizerFast":
+        yield f"config.json: tokenizer_class is {config.get('tokenizer_class')} instead of PreTrainedTokenizerFast"
+    if config.get("quantization_config") is not None:
+        yield "config.json: quantization_config makes other activations than those that were fitted on"
+
+
+def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    """Problems with ids, sizes and layers."""
+    rows = config["vocab_size"]
+    tensors = {name: info for header in view.headers.values() for name, info in header.tensors.items()}
+    for name in (EMBEDDING, HEAD):
+        if name in tensors and tensors[name].shape[0] != rows:
+            yield f"config.json: vocab_size is {rows}, {name} has {tensors[name].shape[0]} rows"
+    blocking = any(counts.get("cubes") for counts in record["layers"].values())
+    if any((record[key] is not None) is not blocking for key in ("refusal", "refusal_token_id", "eos_token_id")):
+        yield "config.json: hypercubes, refusal, refusal_token_id and eos_token_id must all be there, or none of them"
+    for key in ("refusal_token_id", "eos_token_id"):
+        if record[key] is not None and not 0 <= record[key] < rows:
+            yield f"config.json: unskill.{key} {record[key]} is none of {rows} rows"
+    if record["added_row"] and record["refusal_token_id"] != rows - 1:
+        yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the added row is {rows - 1}"
+    layers = config["num_hidden_layers"]
+    if outside := [layer for layer in record["layers"] if not 0 <= int(layer) < layers]:
+        yield f"config.json: unskill.layers names layer {outside[0]} of {layers}"
+    for skill in record["skills"]:
+        if "layer" in skill and not record["layers"].get(str(skill["layer"]), {}).get("cubes"):
+            yield f"config.json: skill {skill['name']} refuses at layer {skill['layer']}, which has no hypercube"
+
+
+def ends(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    """Problems with what ends an answer."""
+    path, found = view.folder / GENERATION, None
+    if path.is_file():
+        found = read_json(path, view.name, "CHECKPOINT").get("eos_token_id")
+    found = config.get("eos_token_id") if found is None else found
+    end = record["eos_token_id"]
+    if end is not None and end not in (found if isinstance(found, list) else [found]):
+        where = GENERATION if path.is_file() else "config.json"
+        yield f"{where}: eos_token_id {found} lacks {end}, which ends a refusal"
+
+
+def check_base_config(view: View) -> str:
+    """Both files against those of the base: everything that is not of the interventions is the base's."""
+    config = view.config
+    base = read_json(view.base_file("config.json"), view.name, "base of")
+    auto_map = {key: place.rpartition(".")[2] for key, place in config["auto_map"].items()}
+    expected = checkpoint_config(
+        base,
+        model_type=f"unskill_{base.get('model_type')}",
+        class_names={
+            "config": auto_map["AutoConfig"],
+            "model": auto_map["AutoModel"],
+            "causal_lm": auto_map["AutoModelForCausalLM"],
+        },
+        module=f"modeling_unskill_{base.get('model_type')}",
+        vocab_size=base["vocab_size"] + view.record["added_row"],
+        unskill=view.record,
+    )
+    none_of(differences("config.json", expected, config))
+    path = view.folder / GENERATION
+    there = (view.folder / "reproduce" / "base" / GENERATION).is_file()
+    if there != path.is_file():
+        raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
+    if there:
+        own = checkpoint_generation_config(read_json(view.base_file(GENERATION), view.name, "base of"))
+        none_of(differences(GENERATION, own or {}, read_json(path, view.name, "CHECKPOINT")))
+    return "as the base's, with what the export adds"
+
+
+def differences(where: str, expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    for key in sorted(expected.keys() | found.keys()):
+        if key not in found:
+            yield f"{where} lacks the base's {key}"
+        elif key not in expected:
+            yield f"{where} has {key}, which the base has not"
+        elif expected[key] != found[key]:
+            yield f"{where}: {key} is not the base's"

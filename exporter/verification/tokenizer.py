@@ -1,0 +1,69 @@
+"""The tokenizer: R prints the message and nothing encodes to it, and all other text is read as the base reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import first_line
+from exporter.model import read_json
+from exporter.refusal_token import RefusalToken, check_refusal, check_tokenizer, plan_refusal
+from exporter.verification.checks import Wrong
+from exporter.verification.view import BASE_FOLDER, View
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(view: View) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer by the one class that all releases know. Raises Wrong where it does not load."""
+    from transformers import PreTrainedTokenizerFast
+
+    settings = read_json(view.folder / "tokenizer_config.json", view.name, "CHECKPOINT")
+    if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
+        raise Wrong(f"tokenizer_config.json: tokenizer_class is {settings.get('tokenizer_class')}")
+    tokenizer: PreTrainedTokenizerBase = loaded(PreTrainedTokenizerFast, view.folder, "the tokenizer")
+    return tokenizer
+
+
+def loaded(auto: Any, folder: Path, what: str) -> Any:
+    """What a class makes of a folder. Raises Wrong where that cannot be read."""
+    try:
+        return auto.from_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library raises bare Exceptions about a tokenizer.json; anything else is handled elsewhere.
+        if type(error) is not Exception:
+            raise
+        raise Wrong(f"{what} does not load ({first_line(error)})") from error
+
+
+def check_refusal_token(view: View) -> str:
+    """R by config.json, in the checkpoint's own tokenizer."""
+    record, tokenizer = view.record, load_tokenizer(view)
+    end = record["refusal_token_id"]
+    if end is None:
+        return "loads; there is no refusal"
+    piece = tokenizer.convert_ids_to_tokens(end)
+    if not isinstance(piece, str):
+        raise Wrong(f"token {end}, which config.json names as the refusal, is not in the tokenizer")
+    if beyond := [name for name, id_ in tokenizer.get_vocab().items() if id_ >= view.config["vocab_size"]]:
+        raise Wrong(f"the tokenizer has {len(beyond)} tokens for which the model has no row")
+    check_refusal(tokenizer, RefusalToken(record["refusal"], piece, end, record["added_row"]))
+    return f"token {end} prints '{record['refusal']}', no text on trial encodes to it"
+
+
+def check_base_tokenizer(view: View) -> str:
+    """Ids, encodings and chat template, against the tokenizer of the base's own files."""
+    from transformers import AutoTokenizer
+
+    stored = read_json(view.base_file("tokenizer.json"), view.name, "base of")
+    config = read_json(view.base_file("config.json"), view.name, "base of")
+    record = view.record
+    token = None
+    if record["refusal"] is not None:
+        token = plan_refusal(stored, config["vocab_size"], record["refusal"])
+        if (token.id, token.added_row) != (record["refusal_token_id"], record["added_row"]):
+            raise Wrong(f"the refusal would be token {token.id}, config.json says {record['refusal_token_id']}")
+    base = loaded(AutoTokenizer, view.folder / BASE_FOLDER, f"the base's tokenizer in {BASE_FOLDER}/")
+    check_tokenizer(base, view.folder, token)
+    return "every token id, encoding and rendered chat on trial is the base's"

@@ -1,0 +1,87 @@
+"""An ONNX folder beside a checkpoint: whole, of this checkpoint, and computing the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from exporter.onnx.settings import OnnxSettings
+from exporter.onnx.writing import write_onnx
+from exporter.verification.run import VerifySettings, verify
+from tests.corruptions import CORRUPTIONS, Corruption, failed, has_onnx, try_one
+from tests.damage import copy_of, edit, onnx_of, onnx_record, put, set_
+from tests.fresh_loading import FreshLoading
+from tests.tiny import Exported, one_thread
+
+
+@pytest.fixture(scope="module")
+def pair(tiny: Callable[..., Exported], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its ONNX folder beside it."""
+    checkpoint = copy_of(tiny("llama").checkpoint, tmp_path_factory.mktemp("pair") / "checkpoint")
+    with one_thread(), mock.patch("exporter.onnx.writing.built_libraries", lambda: []):
+        write_onnx(OnnxSettings(str(checkpoint), onnx_of(checkpoint)), lambda text: None)
+    return checkpoint
+
+
+@pytest.fixture
+def copied_pair(pair: Path, tmp_path: Path) -> Path:
+    copy_of(onnx_of(pair), tmp_path / "checkpoint-onnx")
+    return copy_of(pair, tmp_path / "checkpoint")
+
+
+def test_whole(pair: Path) -> None:
+    found = verify(VerifySettings(str(pair)), lambda text: None)
+    checks = {check["name"]: check for check in found["checks"] if check["name"].startswith("onnx")}
+    assert found["ok"] and len(checks) == 4 and all(check["ok"] for check in checks.values()), checks
+    assert "agrees with torch" in checks["onnx: checked again"]["detail"]
+
+
+OF_ONNX = [corruption for corruption in CORRUPTIONS if corruption.needs is has_onnx]
+
+
+@pytest.mark.parametrize("corruption", OF_ONNX, ids=lambda corruption: corruption.name)
+def test_corruption(corruption: Corruption, pair: Path, loading: FreshLoading) -> None:
+    found = try_one(pair, corruption, loading, model=False)
+    assert found.load is None and corruption.check in found.verify and corruption.check in found.remade
+
+
+def test_a_graph_that_computes_something_else(copied_pair: Path) -> None:
+    """Its sha256 made anew, so that only running it tells."""
+    from exporter.reproduce import file_sha256
+
+    data = onnx_of(copied_pair) / "onnx" / "model.onnx_data"
+    content = bytearray(data.read_bytes())
+    for place in range(len(content) // 2, len(content), 64):  # the exponents of some weights, little-endian
+        content[place // 4 * 4 + 3] ^= 1
+    put(data, bytes(content))
+    onnx_record(lambda marker: marker["files"].update({"onnx/model.onnx_data": file_sha256(data)}))(copied_pair)
+    assert failed(copied_pair, model=False) == []
+    assert failed(copied_pair, model=True) == ["onnx: checked again"]
+
+
+def test_edited_and_extra_files(copied_pair: Path) -> None:
+    edit(onnx_of(copied_pair) / "self_check.json", set_(dtype="float16"))
+    assert failed(copied_pair, model=False) == ["onnx: files"]
+    shutil.copyfile(copied_pair / "config.json", onnx_of(copied_pair) / "config.json")
+    put(onnx_of(copied_pair) / "onnx" / "model_q4.onnx", b"")
+    assert failed(copied_pair, model=False) == ["onnx: files"]
+
+
+def test_without_its_packages_it_is_not_checked_again(pair: Path) -> None:
+    with mock.patch("exporter.verification.onnx.find_spec", lambda name: None):
+        found = verify(VerifySettings(str(pair)), lambda text: None)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert found["ok"] and checks["onnx: checked again"]["ok"] is None
+    assert "pip install unskill[onnx]" in checks["onnx: checked again"]["detail"]
+
+
+def test_elsewhere(pair: Path, tmp_path: Path) -> None:
+    alone = copy_of(pair, tmp_path / "checkpoint")
+    found = verify(VerifySettings(str(alone), model=False), lambda text: None)
+    assert not any(check["name"].startswith("onnx") for check in found["checks"])
+    found = verify(VerifySettings(str(alone), model=False, onnx=onnx_of(pair)), lambda text: None)
+    assert found["ok"] and any(check["name"].startswith("onnx") for check in found["checks"])

@@ -1,0 +1,322 @@
+"""`unskill verify` on whole checkpoints of every kind, and what it makes of things that are no damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporter.cli import main
+from exporter.errors import BadInput
+from exporter.verification.run import VerifySettings, verify
+from tests.corruptions import CORRUPTIONS, remake_hashes, try_one
+from tests.damage import (
+    change_template,
+    code_of,
+    config,
+    edit,
+    edit_code,
+    put,
+    set_,
+    swap_tokens,
+    text_edit,
+    tokenizer,
+)
+from tests.fresh_loading import FreshLoading
+from tests.tiny import Exported, tiny_export, tiny_model
+
+BASE = {"config against base", "tokenizer against base"}
+
+
+def checks(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    found = verify(VerifySettings(str(folder), **settings), lambda text: None)
+    assert found["ok"] is all(check["ok"] is not False for check in found["checks"])
+    return {check["name"]: check for check in found["checks"]}
+
+
+def results(folder: Path, **settings: Any) -> dict[str, bool | None]:
+    return {name: check["ok"] for name, check in checks(folder, **settings).items()}
+
+
+def keep_base(folder: Path, base: Path) -> None:
+    """What the export keeps of the base: its small files."""
+    target = folder / "reproduce" / "base"
+    target.mkdir(exist_ok=True)
+    for path in base.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+    remake_hashes(folder)
+
+
+def test_everything_is_checked(copied: Path, whole: Path) -> None:
+    keep_base(copied, whole.with_name("base"))
+    found = checks(copied, forget=(f"{whole.with_name('songs.jsonl')},column=prompt",))
+    assert {name: check["detail"] for name, check in found.items() if check["ok"] is False} == {}
+    unchecked = {name: check["detail"] for name, check in found.items() if check["ok"] is None}
+    assert unchecked.keys() <= {"logits", "refusal row", "everyday answered"}, unchecked
+    assert found["everyday scores"]["detail"].startswith("54 of 54 scores of 9 everyday prompts")
+    assert found["refused"]["detail"] == "8 forget prompts of the export refused"
+    assert "2 files" not in found["base weights"]["detail"]
+
+
+def test_without_forget_prompts_hypercubes_are_opened(whole: Path) -> None:
+    assert "opened in memory (no --forget given)" in checks(whole)["refused"]["detail"]
+
+
+def test_without_the_model_nothing_of_it_is_counted(whole: Path) -> None:
+    found = checks(whole, model=False)
+    names = "everyday scores", "everyday answered", "logits", "neurons", "refused"
+    assert all(found[name]["ok"] is None and "--without-model" in found[name]["detail"] for name in names)
+    assert "loading" not in found
+
+
+@pytest.mark.parametrize("method", ["ksd", "na", "sp", "na+ksd"])
+def test_methods(method: str, tiny: Callable[..., Exported]) -> None:
+    found = checks(tiny("llama", method).checkpoint)
+    assert all(check["ok"] is not False for check in found.values()), found
+    made = {name for name in ("logits", "neurons") if found[name]["ok"]}
+    assert made == ({"logits"} if method == "ksd" else {"neurons"})
+    assert ("nothing is to be refused" in found["refused"]["detail"]) is (method in ("na", "sp"))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "cohere2", "qwen2"])
+def test_families(family: str, tiny: Callable[..., Exported]) -> None:
+    found = results(tiny(family).checkpoint)
+    assert False not in found.values() and found["logits"] and found["refused"] and found["code written again"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"padding_rows": 7}, {"tie_word_embeddings": True}, {"dtype": torch.bfloat16}, {"shard_size": "60KB"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_variants(changes: dict[str, Any], tmp_path: Path) -> None:
+    exported = tiny_export(tmp_path, **changes)
+    keep_base(exported.checkpoint, exported.base)
+    found = checks(exported.checkpoint)
+    assert {name: check["detail"] for name, check in found.items() if check["ok"] is False} == {}
+    assert found["logits"]["ok"] and all(found[name]["ok"] for name in BASE)
+
+
+def test_weights_that_the_base_brings_and_does_not_use(tmp_path: Path, loading: FreshLoading) -> None:
+    """They are copied, on record, and no reason not to load."""
+    from tests.tiny import export_base
+
+    base = tiny_model(tmp_path / "base", chat=False)
+    path = base / "model.safetensors"
+    save_file({**load_file(path), "model.layers.7.stray": torch.ones(2)}, path, {"format": "pt"})
+    checkpoint = export_base(tmp_path, base, layer=1, alpha=5.0).checkpoint
+    written = json.loads((checkpoint / "config.json").read_text())["unskill"]
+    assert written["unused_weights"] == ["model.layers.7.stray"]
+    assert loading(checkpoint) is None
+    assert False not in results(checkpoint, model=False).values()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_refusal_row(dtype: torch.dtype, closed: Callable[..., Path], loading: FreshLoading) -> None:
+    checkpoint = closed(dtype)
+    assert checks(checkpoint, model=False)["refusal row"]["ok"] is True
+    corruption = next(each for each in CORRUPTIONS if each.name == "bit flipped in R's row")
+    assert corruption.needs(checkpoint)
+    found = try_one(checkpoint, corruption, loading, model=False)
+    assert found.load is None and "base weights" in found.verify and found.remade == ["refusal row"]
+
+
+def test_base_weights_without_fingerprints(copied: Path) -> None:
+    path = copied / "reproduce" / "hashes.json"
+    edit(path, lambda hashes: hashes.pop("model-00001-of-00002.safetensors"))
+    found = checks(copied, model=False)
+    assert found["base weights"]["ok"] is None and "--no-fingerprints" in found["base weights"]["detail"]
+    assert found["other files"]["ok"] and found["files"]["ok"]
+    put(copied / "model-00003-of-00004.safetensors", b"")
+    assert checks(copied, model=False)["other files"]["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "name", [".gitattributes", "figure.png", "docs/why.md", ".git/config", ".cache/huggingface/x"]
+)
+def test_harmless_files(name: str, copied: Path) -> None:
+    put(copied / name, b"x")
+    check = checks(copied, model=False)["other files"]
+    assert check["ok"] and check["detail"].split(":")[0] in (name, ".git/", ".cache/")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.model", "merges.txt", "added_tokens.json", "chat_template.json", "model.gguf", "weights.pt", "x.py",
+     "preprocessor_config.json", "onnx/model.onnx", "sub/.git/config"],
+)  # fmt: skip
+def test_files_that_something_may_load(name: str, copied: Path) -> None:
+    put(copied / name, b"{}")
+    check = checks(copied, model=False)["other files"]
+    assert check["ok"] is False and check["detail"].startswith(f"{name} is none of the export's files")
+
+
+def test_a_folder_of_links_as_in_the_hubs_cache(copied: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    for path in copied.rglob("*"):
+        target = snapshot / path.relative_to(copied)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            target.symlink_to(path)
+    assert False not in results(snapshot, model=False).values()
+    (snapshot / "more").symlink_to(copied / "reproduce", target_is_directory=True)
+    assert results(snapshot, model=False)["other files"] is False
+
+
+def test_no_code_is_run_that_was_not_exported(copied: Path, tmp_path: Path) -> None:
+    traces = tmp_path / "it ran"
+    code = code_of(copied)
+    put(code, code.read_bytes() + f"\nopen({str(traces)!r}, 'w')\n".encode())
+    remake_hashes(copied)
+    found = checks(copied)
+    assert found["code"]["ok"] is False and not traces.exists()
+    assert found["refused"]["ok"] is None and "not run" in found["refused"]["detail"]
+
+
+def test_code_of_another_version_is_not_written_again(copied: Path) -> None:
+    def another(content: dict[str, Any]) -> None:
+        from custom_modeling.loading import record_sha256
+
+        content["unskill"]["version"] = "0.0.9"
+        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
+
+    config(another)(copied)
+    check = checks(copied, model=False)["code written again"]
+    assert check["ok"] is None and "0.0.9" in check["detail"]
+
+
+def test_code_of_another_year(copied: Path) -> None:
+    from custom_modeling.loading import code_sha256, record_sha256
+
+    text_edit(code_of(copied), "# Copyright 20", "# Copyright 19")
+
+    def resign(content: dict[str, Any]) -> None:
+        content["unskill"]["code_sha256"] = code_sha256(code_of(copied))
+        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
+
+    config(resign)(copied)
+    assert results(copied, model=False)["code written again"]
+
+
+def test_code_differs_in_a_line(copied: Path) -> None:
+    edit_code(copied, remade=True)
+    detail = checks(copied, model=False)["code written again"]["detail"]
+    assert "-    logits.masked_fill_((hit | after_refusal)" in detail
+    assert "+    logits.masked_fill_((after_refusal)" in detail and len(detail.splitlines()) < 12
+
+
+@pytest.mark.parametrize(
+    ("damage", "check", "says"),
+    [
+        (config(set_(rms_norm_eps=0.1)), "config against base", "config.json: rms_norm_eps is not the base's"),
+        (config(set_(torch_dtype="float16")), "config against base", "torch_dtype is not the base's"),
+        (config(set_(name_or_path="x")), "config against base", "has name_or_path, which the base has not"),
+        (lambda folder: edit(folder / "generation_config.json", set_(top_k=3)), "config against base", "top_k"),
+        (tokenizer(swap_tokens), "tokenizer against base", "differently from MODEL's"),
+        (change_template, "tokenizer against base", "chat template renders differently"),
+    ],
+)
+def test_against_the_base(damage: Callable[[Path], Any], check: str, says: str, copied: Path, whole: Path) -> None:
+    keep_base(copied, whole.with_name("base"))
+    damage(copied)
+    remake_hashes(copied)
+    found = checks(copied, model=False)
+    assert [name for name, each in found.items() if each["ok"] is False] == [check]
+    assert says in found[check]["detail"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]\n", b"{\n", b'{\n  "../x": "0"\n}\n', b'{"config.json": "0"}', b"{}\n", b"\xff"]
+)
+def test_hashes_of_another_form(content: bytes, copied: Path) -> None:
+    put(copied / "reproduce" / "hashes.json", content)
+    found = results(copied, model=False)
+    assert found["files"] is False or found["other files"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", set_(unskill={"format": 1})),
+        ("config.json", set_(unskill=[])),
+        ("config.json", lambda content: content.clear()),
+        ("model.safetensors.index.json", set_(weight_map=[])),
+        ("model.safetensors.index.json", set_(weight_map={"x": 3})),
+        ("model.safetensors.index.json", lambda content: content.clear()),
+        ("tokenizer.json", lambda content: content.clear()),
+        ("tokenizer.json", set_(model={"type": "BPE", "vocab": {}, "merges": []})),
+        ("tokenizer_config.json", lambda content: content.clear()),
+    ],
+)
+def test_other_contents_are_failed_checks_and_no_tracebacks(name: str, change: Callable, copied: Path) -> None:
+    edit(copied / name, change)
+    remake_hashes(copied)
+    assert False in results(copied).values()
+
+
+def test_not_readable(copied: Path) -> None:
+    if os.geteuid() == 0:
+        (copied / "README.md").unlink()
+        (copied / "README.md").mkdir()
+    else:
+        (copied / "README.md").chmod(0)
+    assert results(copied, model=False)["files"] is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"forget": ("x.jsonl",), "model": False}, "--forget"),
+        ({"onnx": Path("nowhere")}, "--onnx"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        VerifySettings("checkpoint", **settings)
+
+
+def test_other_prompts(whole: Path) -> None:
+    with pytest.raises(BadInput, match="is no source of this checkpoint"):
+        checks(whole, forget=(str(whole / "README.md"),))
+
+
+def test_not_a_checkpoint(whole: Path) -> None:
+    with pytest.raises(BadInput, match="not one that unskill wrote"):
+        checks(whole.with_name("base"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["unskill", "verify", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_command(copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run(monkeypatch, copied, "--without-model", "--json") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["ok"] and found["checkpoint"] == "checkpoint" and "reading" in err
+    assert {"name", "ok", "detail"} == set(found["checks"][0])
+
+    put(copied / "README.md", b"another")
+    assert run(monkeypatch, copied, "--without-model", "--quiet") == 1
+    out, err = capsys.readouterr()
+    assert "FAILED" in out and "README.md is altered" in out and "not checked" in out and err == ""
+
+
+def test_command_on_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(monkeypatch, tmp_path) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "unskill: error: CHECKPOINT" in err
