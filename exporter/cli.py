@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from exporter import __version__
+from exporter.chat.command import chat_command
 from exporter.errors import BadInput, NothingSeparates, UnskillError
 from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
@@ -337,6 +338,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 cli.add_command(report_command)
 cli.add_command(onnx_command)
 cli.add_command(build_ops_command)
+cli.add_command(chat_command)
 
 
 def settings_of(
