@@ -36,9 +36,7 @@ def plain_base(edited: Subject) -> Subject:
     base.tie_weights()
     base.generation_config = copy.deepcopy(model.generation_config)
     base.requires_grad_(False)
-    return Subject(
-        BASE, f"base of {edited.name}", base.eval(), edited.tokenizer, {}, edited.identity
-    )
+    return Subject(BASE, f"base of {edited.name}", base.eval(), edited.tokenizer, {}, edited.identity)
 
 
 def family_class(own: type) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,6 +28,8 @@ def chat(settings: ChatSettings) -> dict[str, Any]:
     interactive = not settings.prompts and sys.stdin.isatty()
     if interactive and settings.as_json:
         raise BadInput("--json: needs prompts, by --prompt TEXT or one a line on stdin")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     edited = load_edited(settings.checkpoint, settings.dtype, settings.device)
     sides = [Side(edited, formatter_of(edited, edited, settings), detectors_of(edited))]
     if settings.base is not None:

@@ -161,8 +161,8 @@ def verdict_line(verdict: Verdict) -> str:
         return f"{said}: blocked"
     if verdict.blocked_after is None or verdict.blocked_score is None:
         return f"{said}: not blocked"
-    later = compared(verdict.blocked_score, verdict.alpha, True)
-    return f"{said}: not blocked at the prompt; {later} after {tokens(verdict.blocked_after)} of the answer: blocked there"
+    later, where = compared(verdict.blocked_score, verdict.alpha, True), tokens(verdict.blocked_after)
+    return f"{said}: not blocked at the prompt; {later} after {where} of the answer: blocked there"
 
 
 def compared(score: float, alpha: float, inside: bool, what: str = "") -> str:

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a chat template: two skills refused in one layer, one of them adjusted too, and one pruned."""
+"""A tiny checkpoint with a chat template: two skills refused in one layer, one of them adjusted too, one pruned."""
 
 from __future__ import annotations
 

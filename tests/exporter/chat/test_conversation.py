@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from exporter.chat.answers import INTERRUPTED, LENGTH, Pieces, Sampling, answer
-from exporter.chat.conversation import Conversation, Side, Turn
+from exporter.chat.conversation import Conversation, Turn
 from exporter.errors import BadInput, RunFailed
 from exporter.evaluation.subjects import Subject, load_edited
 from tests.exporter.chat.conftest import base_side_of, side_of
@@ -30,7 +30,12 @@ def test_each_side_keeps_its_own_answers(edited: Subject) -> None:
     first, second = ask(conversation, FORGET[0], "and then?")
     assert first.base is not None and second.base is not None
     for side, said in zip(sides, ((first.edited, second.edited), (first.base, second.base)), strict=True):
-        assert [message["content"] for message in side.messages] == [FORGET[0], said[0].text, "and then?", said[1].text]
+        assert [message["content"] for message in side.messages] == [
+            FORGET[0],
+            said[0].text,
+            "and then?",
+            said[1].text,
+        ]
         history = [{"role": "user", "content": FORGET[0]}, {"role": "assistant", "content": said[0].text}]
         ids = side.formatter.render("and then?", history=history)
         with one_thread():
@@ -150,7 +155,9 @@ def test_out_of_memory_is_one_line(edited: Subject, monkeypatch: pytest.MonkeyPa
         ask(Conversation([side_of(edited)], SHORT, keep=False), "hello")
 
 
-def test_sampling_options_of_the_model_do_not_warn(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sampling_options_of_the_model_do_not_warn(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = shutil.copytree(checkpoint, tmp_path / "sampled")
     path = copy / "generation_config.json"
     found = json.loads(path.read_text()) if path.exists() else {}

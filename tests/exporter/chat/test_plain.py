@@ -27,7 +27,14 @@ def tensors(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("llama", "ksd"), ("llama", "na+ksd"), ("llama", "sp"), ("gemma3_text", "ksd"), ("cohere", "ksd"), ("qwen2", "na")],
+    [
+        ("llama", "ksd"),
+        ("llama", "na+ksd"),
+        ("llama", "sp"),
+        ("gemma3_text", "ksd"),
+        ("cohere", "ksd"),
+        ("qwen2", "na"),
+    ],
 )
 def test_logits_bit_by_bit_and_no_memory_of_its_own(tiny: Callable[..., Exported], family: str, method: str) -> None:
     exported = tiny(family, method)

@@ -169,7 +169,9 @@ def test_hooks_are_gone_after_an_answer_and_after_an_error(edited: Subject) -> N
 def test_score_of_any_key_and_hypercubes(seed: int, alpha: float, cubes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     fits = tuple(
-        Gaussian(9, torch.randn(1, 16, generator=generator).double(), torch.rand(1, 16, generator=generator).double() + 0.01)
+        Gaussian(
+            9, torch.randn(1, 16, generator=generator).double(), torch.rand(1, 16, generator=generator).double() + 0.01
+        )
         for _ in range(cubes)
     )
     space = KeySpace(tuple("abc"[:cubes]), fits)
