@@ -79,8 +79,8 @@ class Pieces(BaseStreamer):
 
     def hand_out(self, text: str) -> None:
         if text.startswith(self.text) and text != self.text:
-            self.write(text[len(self.text) :])
-            self.text = text
+            new, self.text = text[len(self.text) :], text
+            self.write(new)
 
 
 def answer(

@@ -81,9 +81,10 @@ class Conversation:
         """The next turn; write(role, piece) is called with every piece of the answers, one after the other, and
         with none as one begins.
 
-        Raises BadInput where the prompt has no tokens or leaves no room for an answer; the conversation is then as it
-        was before. RunFailed: see `answer`.
+        Raises BadInput where the prompt is no text, has no tokens or leaves no room for an answer; the conversation is
+        then as it was before. RunFailed: see `answer`.
         """
+        check_text(prompt, "prompt")
         ids = [self._ids(side, prompt) for side in self.sides]
         answers: dict[str, Answer] = {}
         for side, each in zip(self.sides, ids, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
+import click
+
 from exporter.chat.conversation import Conversation
 from exporter.chat.screen import Screen
 from exporter.errors import BadInput, UnskillError
@@ -23,7 +25,15 @@ def interact(conversation: Conversation, screen: Screen) -> None:
     """Prompts and commands until the user leaves. Raises KeyboardInterrupt on Ctrl-C at the prompt."""
     with suppress(ImportError):  # a Python built without it has no line editing, nothing else
         import readline  # noqa: F401  # gives input() line editing and history
-    while (line := read(screen)) is not None:
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            screen.say("")
+            return
+        except UnicodeDecodeError:
+            screen.error("that is not UTF-8 text")
+            continue
         try:
             if line.startswith("/"):
                 if not obey(line, conversation, screen):
@@ -36,17 +46,12 @@ def interact(conversation: Conversation, screen: Screen) -> None:
             screen.say("Stopped; this turn is forgotten.")
 
 
-def read(screen: Screen) -> str | None:
-    """The next line; None where there is none."""
-    try:
-        if sys.stdout.isatty():
-            return input(PROMPT)
-        sys.stderr.write(PROMPT)  # input() would write it among the answers
-        sys.stderr.flush()
-        return input()
-    except EOFError:
-        sys.stderr.write("\n")
-        return None
+def read() -> str:
+    """The next line. Raises EOFError where there is none."""
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    click.echo(PROMPT, err=True, nl=False)  # input() would write it among the answers
+    return input()
 
 
 def obey(line: str, conversation: Conversation, screen: Screen) -> bool:

@@ -109,8 +109,10 @@ class Screen:
             written[role] = written.get(role, False) or bool(piece)
             click.echo(literal(piece), nl=False)
 
-        yield write
-        end()
+        try:
+            yield write
+        finally:
+            end()
 
     @contextmanager
     def _columns(self) -> Iterator[Write]:
@@ -124,13 +126,17 @@ class Screen:
             drawn.add_row(*(Text(literal(text)) for text in written.values()))
             return drawn
 
-        with Live(table(), console=self.console, refresh_per_second=8) as live:
+        live = Live(console=self.console, refresh_per_second=8)
 
-            def write(role: str, piece: str) -> None:
-                written[role] += piece
-                live.update(table())
+        def write(role: str, piece: str) -> None:
+            written[role] += piece
+            live.update(table())
+            live.start()  # with the first answer, not for a prompt that cannot be asked
 
+        try:
             yield write
+        finally:
+            live.stop()
 
 
 def about(name: str, skills: Sequence[Mapping[str, Any]]) -> str:
