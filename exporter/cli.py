@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter import __version__
+from exporter.chat.command import chat_command
 from exporter.errors import BadInput, NothingSeparates, UnskillError
 from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
 from exporter.hub.command import push_command, show_push
@@ -294,6 +295,7 @@ cli.add_command(verify_command)
 cli.add_command(restore_command)
 cli.add_command(inspect_command)
 cli.add_command(push_command)
+cli.add_command(chat_command)
 
 
 def settings_of(
