@@ -99,13 +99,19 @@ def write_graph(model: Any, path: Path) -> None:
                 verbose=False,
                 dynamic_shapes=shapes,
                 opset_version=OPSET,
+                optimize=False,
                 input_names=[*INPUTS, *cache_names("past_key_values", layers)],
                 output_names=["logits", *cache_names("present", layers)],
             )
         except torch.onnx.OnnxExporterError as error:
             raise RunFailed(f"torch cannot export this model to ONNX: {first_line(error)}") from error
         assert program is not None
+        weights = list(program.model.graph.initializers.values())
+        program.optimize()
         program.save(path, external_data=True)
+        # The rules of the optimiser keep the graph that they saw last, and with it the model's weights.
+        for value in (*weights, *program.model.graph.initializers.values()):
+            value.const_value = None
     finish(path)
 
 

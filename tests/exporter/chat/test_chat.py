@@ -23,6 +23,7 @@ from exporter.chat.screen import Screen, compared, literal
 from exporter.chat.settings import ChatSettings
 from exporter.cli import cli, main
 from exporter.errors import BadInput
+from tests.damage import record
 from tests.exporter.chat.conftest import SONG, SONGS, SUMS
 from tests.tiny import FORGET, Exported, one_thread
 
@@ -120,9 +121,7 @@ def test_bare_prompts_are_remarked(tmp_path: Path, tiny: Any) -> None:
 def test_nothing_is_obeyed(checkpoint: Path, tmp_path: Path) -> None:
     """Escape sequences of prompts, of answers and of names that a checkpoint brings along."""
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    config["unskill"]["skills"][0]["name"] = HOSTILE
-    (copy / "config.json").write_text(json.dumps(config))
+    record(lambda unskill: unskill["skills"][0].update(name=HOSTILE), remade=True)(copy)
     prompts = [HOSTILE, *(f"{HOSTILE} {number}" for number in range(4))]
     arguments = [word for prompt in prompts for word in ("--prompt", prompt)]
     result = chat(copy, *arguments, "--compare", "--max-new-tokens", "60")

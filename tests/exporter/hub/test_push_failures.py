@@ -213,6 +213,8 @@ def test_ctrl_c(out: Path, site: Site) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=site.folder,
+        # Where tests run in the background SIGINT is ignored, in their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert seen.wait(60)
     process.send_signal(signal.SIGINT)
