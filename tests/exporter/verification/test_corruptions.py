@@ -33,12 +33,9 @@ def test_the_whole_loads(whole: Path, loading: FreshLoading) -> None:
     assert loading(whole) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["bit flipped in a base weight", "config.json: rms_norm_eps edited", "another tokenizer"]
-)
-def test_what_the_model_tells(name: str, whole: Path, loading: FreshLoading) -> None:
+def test_what_the_model_tells(whole: Path, loading: FreshLoading) -> None:
     """Where hashes.json was made anew and no other file tells, everyday prompts do."""
-    corruption = next(each for each in CORRUPTIONS if each.name == name)
+    corruption = next(each for each in CORRUPTIONS if each.name == "bit flipped in a base weight")
     found = try_one(whole, corruption, loading)
     assert found.load is None and "everyday scores" in found.remade
 
