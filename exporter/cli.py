@@ -192,7 +192,8 @@ def probe_command(
 
     \b
     unskill probe MODEL maths.safetensors --forget maths.jsonl,column=question,answer=answer --retain code.jsonl
-    unskill export MODEL OUT --method na --statistics maths.safetensors ... (the same sources)
+    unskill export MODEL LESS --method na --statistics maths.safetensors \\
+        --forget maths.jsonl,column=question,answer=answer --retain code.jsonl
     """
     from exporter.probing import probe
 

@@ -75,7 +75,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
 
     \b
     unskill onnx OUT --forget maths.jsonl,column=question
-    unskill onnx OUT --quantize int8 --forget maths.jsonl --retain code.jsonl (the sources of the export)
+    unskill onnx OUT OUT-int8 --quantize int8 --forget maths.jsonl,column=question --retain code.jsonl
     """
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
     if folder.name in ("", ".."):  # beside the folder one is in, not inside it

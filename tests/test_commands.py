@@ -1,0 +1,131 @@
+"""Every command's --help ends with an example; here they are run, as they stand, with stdout piped and with --json."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from exporter.cli import cli
+from tests.pickles import cube_file, write
+from tests.tiny import FORGET, RETAIN, one_thread, tiny_model
+
+# What a tiny random model needs, which cannot keep everyday prompts apart, and what would reach out of the machine.
+MORE = {
+    "export": ["--force", "--no-everyday", "--no-figures"],
+    "probe": ["--no-everyday"],
+    "evaluate": ["--limit", "4"],
+    "onnx": ["--force", "--no-answers"],
+    "build-ops": ["--no-cuda"],
+    "push": ["--dry-run"],
+    "chat": ["--max-new-tokens", "4"],
+}
+# In this order each finds what it needs.
+COMMANDS = ("probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push")
+NEED_NOTHING = ("import-statistics",)
+ONNX = ("onnx", "build-ops")
+AGAIN = ("export", "probe", "report", "restore", "onnx", "import-statistics")
+"""Commands that write what the first run has written already."""
+
+
+def examples(name: str) -> list[list[str]]:
+    """The arguments of the examples at the end of a command's help, without `unskill`."""
+    text = (cli.commands[name].help or "").rpartition("\b\n")[2].replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.strip().startswith("unskill ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where every file that the examples name is there."""
+    folder = tmp_path_factory.mktemp("commands")
+    tiny_model(folder / "MODEL", max_position_embeddings=4096)  # packaged formats are long byte by byte
+    choices = {"subject": "spelling", "choices": ["a", "b", "c", "d"], "answer": 1}
+    tables: dict[str, list[dict[str, Any]]] = {
+        "maths": [{"question": text, "answer": f"That makes {len(text)}."} for text in FORGET],
+        "code": [{"prompt": text} for text in RETAIN],
+        "mmlu": [{"question": text, **choices} for text in RETAIN[:4]],
+    }
+    for name, rows in tables.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(folder, cube_file(), "forget_GSM8K_llama_3_8b.pkl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+def run(arguments: list[str], *more: str) -> str:
+    """What a command prints on stdout."""
+    with one_thread():
+        done = CliRunner().invoke(cli, [*arguments, *MORE.get(arguments[0], ()), *more], input="What is 3 + 4?\n")
+    assert done.exit_code == 0, f"{arguments}: {done.output} {done.exception}"
+    return done.stdout
+
+
+def run_all(names: tuple[str, ...]) -> None:
+    for name in names:
+        found = examples(name)
+        assert found and found[0][0] == name
+        for arguments in found:
+            text = run(arguments)
+            assert text.strip() and "\x1b" not in text, arguments
+        again = ["--overwrite"] if name in AGAIN else []
+        printed = json.loads(run(found[0], "--json", *again))
+        assert isinstance(printed, dict) and printed
+
+
+def test_every_command_is_here() -> None:
+    assert set(cli.commands) == {*COMMANDS, *NEED_NOTHING, *ONNX}
+    for name, command in cli.commands.items():
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert "--json" in flags and isinstance(command, click.Command), name
+
+
+def test_examples_run(folder: Path) -> None:
+    run_all((*NEED_NOTHING, *COMMANDS))
+    assert (folder / "OUT" / "config.json").read_text() == (folder / "AGAIN" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_examples_of_onnx_run(folder: Path) -> None:
+    if not (folder / "OUT").is_dir():
+        run(examples("export")[0])
+    run_all(ONNX)
+
+
+@pytest.mark.parametrize("name", ["", *sorted(cli.commands)])
+def test_help_imports_nothing_heavy(name: str) -> None:
+    """Help in a blink: an import of torch alone takes more than a second."""
+    code = (
+        "import sys; from exporter.cli import main\n"
+        f"sys.argv = ['unskill', *{[name] if name else []}, '--help']\n"
+        "try: main()\n"
+        "finally: print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and re.search(r"^Usage: ", done.stdout)
+    for heavy in ("torch", "transformers", "datasets", "numpy", "scipy", "huggingface_hub", "onnx", "rich"):
+        assert f"'{heavy}'" not in done.stderr, heavy
+
+
+def test_help_takes_less_than_three_tenths_of_a_second_of_cpu() -> None:
+    """CPU time and the best of five, because other processes may keep the cores busy."""
+    import resource
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "exporter", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.3
