@@ -82,7 +82,7 @@ def in_reproduce(name: str) -> Callable[[Path], Path]:
 KSD, NA = has("ksd_bounds"), has("na_params")
 EXTRA, BASE = d.extra_shard, d.base_shard
 INDEX, BUFFERS, CONFIG = "index and headers", "interventions", "config.json"
-BASE, TOKENIZER = "config against base", "tokenizer against base"
+OWN, READ = "config against base", "tokenizer against base"
 INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
 GENERATE = b"def generate(model, **kwargs):\n    return kwargs['input_ids']\n"
 
@@ -139,20 +139,20 @@ CORRUPTIONS = (
     Corruption("config.json: auto_map dropped", d.config(lambda c: c.pop("auto_map")), True, CONFIG),
     Corruption("config.json: vocab_size edited", d.config(d.add("vocab_size", -1)), True, CONFIG),
     Corruption("config.json: a layer more", d.config(d.add("num_hidden_layers", 1)), True, "tensors"),
-    Corruption("config.json: dtype edited", d.config(d.set_(dtype="float16", torch_dtype="float16")), False, BASE),
-    Corruption("config.json: rms_norm_eps edited", d.config(d.set_(rms_norm_eps=0.1)), False, BASE),
+    Corruption("config.json: dtype edited", d.config(d.set_(dtype="float16", torch_dtype="float16")), False, OWN),
+    Corruption("config.json: rms_norm_eps edited", d.config(d.set_(rms_norm_eps=0.1)), False, OWN),
     Corruption("config.json: quantization_config added", d.config(d.set_(quantization_config=INT8)), True, CONFIG),
     Corruption("config.json cut off", lambda f: d.truncate(f / "config.json", 0.5), True, CONFIG),
     Corruption("code edited", d.edit_code, True, "code"),
     Corruption("code edited, its sha256 made anew", lambda f: d.edit_code(f, True), False, "code written again"),
     Corruption("code of an older version", d.older_code, True, "code"),
     Corruption("code dropped", of(Path.unlink, d.code_of), True, CONFIG),
-    Corruption("another tokenizer", d.tokenizer(d.swap_tokens), False, TOKENIZER),
+    Corruption("another tokenizer", d.tokenizer(d.swap_tokens), False, READ),
     Corruption("tokenizer without R", d.drop_refusal, False, "refusal token", refuses),
     Corruption("the message as an added token", d.add_message_token, False, "refusal token", refuses),
     Corruption("tokenizer.json dropped", d.drop("tokenizer.json"), True, "refusal token"),
     Corruption("tokenizer_class edited", d.other_class, False, "refusal token"),
-    Corruption("chat template edited", d.change_template, False, TOKENIZER),
+    Corruption("chat template edited", d.change_template, False, READ),
     Corruption("generation_config.json: another EOS", d.other_end, True, CONFIG, has_end),
     Corruption("hashes.json edited", lambda f: d.edit(f / FOLDER / HASHES, d.set_(**{CONFIG: "0" * 64})), False, None),
     Corruption("hashes.json dropped", of(Path.unlink, in_reproduce(HASHES)), False, None),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.formats import Formatter, Query
-from exporter.model import LoadedModel, check_checkpoint, find_files, load_files
+from exporter.model import Base, LoadedModel, check_checkpoint, find_files, load_files
 from exporter.packaged import everyday_prompts
 from exporter.probe import Prober, pad_id_of
 from exporter.verification.view import View
@@ -24,16 +24,18 @@ FEW = 4
 
 @dataclass(frozen=True)
 class Live:
-    """A checkpoint's model and tokenizer, in the dtype of its fit. Raises BadInput where they do not load."""
+    """A checkpoint's model and tokenizer."""
 
     view: View
+    files: Base
     model: Any
     tokenizer: Any
 
     @classmethod
     def load(cls, view: View, dtype: str, device: str = "cpu") -> Live:
+        """With the checkpoint's own code. Raises BadInput where they do not load."""
         files = find_files(str(view.folder), "CHECKPOINT", check_checkpoint, code=True)
-        return cls(view, *load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True))
+        return cls(view, files, *load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -44,8 +46,7 @@ class Live:
         return pad_id_of(self.tokenizer, self.model, self.view.name)
 
     def prober(self) -> Prober:
-        files = find_files(str(self.view.folder), "CHECKPOINT", check_checkpoint, code=True)
-        return Prober(LoadedModel(files, self.model, self.tokenizer, self.view.family))
+        return Prober(LoadedModel(self.files, self.model, self.tokenizer, self.view.family))
 
     @cached_property
     def formatter(self) -> Formatter:

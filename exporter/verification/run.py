@@ -81,9 +81,9 @@ def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
 def of_files(view: View) -> list[Check]:
     """Checks for which no code of the checkpoint is run and no weights are loaded."""
     from exporter.verification.code import check_code, check_code_again
+    from exporter.verification.config import check_base_config, check_config
     from exporter.verification.files import check_base_weights, check_files, check_others
     from exporter.verification.interventions import check_interventions, check_refusal_row, check_statistics
-    from exporter.verification.settings import check_base_config, check_config
     from exporter.verification.tokenizer import check_base_tokenizer, check_refusal_token
     from exporter.verification.weights import check_index, check_tensors
 

@@ -55,6 +55,14 @@ def test_what_is_in_the_repo(tiny: Callable[..., Exported], site: Site) -> None:
     assert not any(each.token for each in site.hub.requests if each.path.startswith("/storage/"))
 
 
+def test_verified_by_name(tiny: Callable[..., Exported], site: Site) -> None:
+    site.push(tiny("llama").checkpoint, "me/model", "--quiet")
+    found = site.unskill("verify", "me/model", "--json", real=True).json
+    checks = {check["name"]: check for check in found["checks"]}
+    assert found["ok"] and found["checkpoint"] == "me/model" and checks["refused"]["ok"]
+    assert checks["other files"]["detail"] == ".gitattributes: not the export's, harmless"
+
+
 def test_second_checkpoint_is_a_second_commit(tiny: Callable[..., Exported], site: Site) -> None:
     """What the first one had and the second one has not is gone from the second commit; the first one still loads."""
     one, other = tiny("llama"), tiny("llama", "na+ksd")

@@ -32,8 +32,6 @@ from tests.damage import (
 from tests.fresh_loading import FreshLoading
 from tests.tiny import Exported, tiny_export, tiny_model
 
-BASE = {"config against base", "tokenizer against base"}
-
 
 def checks(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
     found = verify(VerifySettings(str(folder), **settings), lambda text: None)
@@ -45,19 +43,8 @@ def results(folder: Path, **settings: Any) -> dict[str, bool | None]:
     return {name: check["ok"] for name, check in checks(folder, **settings).items()}
 
 
-def keep_base(folder: Path, base: Path) -> None:
-    """What the export keeps of the base: its small files."""
-    target = folder / "reproduce" / "base"
-    target.mkdir(exist_ok=True)
-    for path in base.iterdir():
-        if path.suffix != ".safetensors":
-            shutil.copyfile(path, target / path.name)
-    remake_hashes(folder)
-
-
-def test_everything_is_checked(copied: Path, whole: Path) -> None:
-    keep_base(copied, whole.with_name("base"))
-    found = checks(copied, forget=(f"{whole.with_name('songs.jsonl')},column=prompt",))
+def test_everything_is_checked(whole: Path) -> None:
+    found = checks(whole, forget=(f"{whole.with_name('songs.jsonl')},column=prompt",))
     assert {name: check["detail"] for name, check in found.items() if check["ok"] is False} == {}
     unchecked = {name: check["detail"] for name, check in found.items() if check["ok"] is None}
     assert unchecked.keys() <= {"logits", "refusal row", "everyday answered"}, unchecked
@@ -99,10 +86,9 @@ def test_families(family: str, tiny: Callable[..., Exported]) -> None:
 )
 def test_variants(changes: dict[str, Any], tmp_path: Path) -> None:
     exported = tiny_export(tmp_path, **changes)
-    keep_base(exported.checkpoint, exported.base)
     found = checks(exported.checkpoint)
     assert {name: check["detail"] for name, check in found.items() if check["ok"] is False} == {}
-    assert found["logits"]["ok"] and all(found[name]["ok"] for name in BASE)
+    assert all(found[name]["ok"] for name in ("logits", "config against base", "tokenizer against base"))
 
 
 def test_weights_that_the_base_brings_and_does_not_use(tmp_path: Path, loading: FreshLoading) -> None:
@@ -224,13 +210,21 @@ def test_code_differs_in_a_line(copied: Path) -> None:
         (change_template, "tokenizer against base", "chat template renders differently"),
     ],
 )
-def test_against_the_base(damage: Callable[[Path], Any], check: str, says: str, copied: Path, whole: Path) -> None:
-    keep_base(copied, whole.with_name("base"))
+def test_against_the_base(damage: Callable[[Path], Any], check: str, says: str, copied: Path) -> None:
     damage(copied)
     remake_hashes(copied)
     found = checks(copied, model=False)
     assert [name for name, each in found.items() if each["ok"] is False] == [check]
     assert says in found[check]["detail"]
+
+
+def test_a_base_that_is_not_kept(copied: Path) -> None:
+    shutil.rmtree(copied / "reproduce" / "base")
+    remake_hashes(copied)
+    found = checks(copied, model=False)
+    for name in ("config against base", "tokenizer against base"):
+        assert found[name]["ok"] is None and "does not keep its base's" in found[name]["detail"]
+    assert False not in {check["ok"] for check in found.values()}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from exporter.checkpoint import EMBEDDING, HEAD
 from exporter.families import GATED_FAMILIES
 from exporter.model import read_json
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.view import View
+from exporter.verification.view import BASE_FOLDER, View
 
 GENERATION = "generation_config.json"
 
@@ -116,7 +116,7 @@ def check_base_config(view: View) -> str:
     )
     none_of(differences("config.json", expected, config))
     path = view.folder / GENERATION
-    there = (view.folder / "reproduce" / "base" / GENERATION).is_file()
+    there = (view.folder / BASE_FOLDER / GENERATION).is_file()
     if there != path.is_file():
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
     if there:
