@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
+
 from exporter.errors import UnskillError, first_line
 
 SHOWN = 4
@@ -13,7 +15,7 @@ SHOWN = 4
 
 # What reading a file raises that holds something else than it should: other types, missing keys, other text. Whatever
 # is wrong with a file of unknown origin must be found here, and is a failed check, not a bug.
-NOT_AS_WRITTEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+NOT_AS_WRITTEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError)
 
 
 class Wrong(Exception):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from exporter.cli import main
 from exporter.errors import BadInput
 from exporter.verification.run import VerifySettings, verify
-from tests.corruptions import CORRUPTIONS, remake_hashes, try_one
+from tests.corruptions import CORRUPTIONS, INDEX, Corruption, remake_hashes, try_one
 from tests.damage import (
     change_template,
     code_of,
@@ -113,6 +113,17 @@ def test_refusal_row(dtype: torch.dtype, closed: Callable[..., Path], loading: F
     assert corruption.needs(checkpoint)
     found = try_one(checkpoint, corruption, loading, model=False)
     assert found.load is None and "base weights" in found.verify and found.remade == ["refusal row"]
+
+
+@pytest.mark.parametrize(
+    "corruption", [each for each in CORRUPTIONS if each.check == INDEX], ids=lambda each: each.name
+)
+def test_refusal_row_of_damaged_files(
+    corruption: Corruption, closed: Callable[..., Path], loading: FreshLoading
+) -> None:
+    """Weight files that cannot be read fail the checks that read them, and nothing else happens."""
+    found = try_one(closed(torch.float32), corruption, loading, model=False)
+    assert (found.load is not None) is corruption.load and INDEX in found.verify
 
 
 def test_base_weights_without_fingerprints(copied: Path) -> None:
