@@ -24,7 +24,6 @@ MORE = {
     "export": ["--force", "--no-everyday", "--no-figures"],
     "probe": ["--no-everyday"],
     "evaluate": ["--limit", "4"],
-    "onnx": ["--force", "--no-answers"],
     "build-ops": ["--no-cuda"],
     "push": ["--dry-run"],
     "chat": ["--max-new-tokens", "4"],
@@ -66,8 +65,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run(arguments: list[str], *more: str) -> str:
     """What a command prints on stdout."""
+    fitted_anew = ["--force", "--no-answers"] if "--quantize" in arguments else []
     with one_thread():
-        done = CliRunner().invoke(cli, [*arguments, *MORE.get(arguments[0], ()), *more], input="What is 3 + 4?\n")
+        done = CliRunner().invoke(
+            cli, [*arguments, *MORE.get(arguments[0], ()), *fitted_anew, *more], input="What is 3 + 4?\n"
+        )
     assert done.exit_code == 0, f"{arguments}: {done.output} {done.exception}"
     return done.stdout
 
