@@ -112,7 +112,8 @@ def test_short_faults_are_borne(out: Path, site: Site) -> None:
     site.hub.fail(*STORAGE, cut_after=1000, times=1)
     done = site.push(out, "me/model")
     assert done.code == 0, done.err
-    assert "Waiting 71.0s before retry" in done.err and done.err.endswith("waited 73 s\n")
+    # 71 s, and 1 s for each object that fails once, or 1 and 2 s for one that gets both faults.
+    assert "Waiting 71.0s before retry" in done.err and re.search(r"waited 7[34] s\n$", done.err), done.err
     is_pushed(site)
 
 
