@@ -118,7 +118,7 @@ def write_graph(model: Any, path: Path) -> None:
 def release_weights(model: Any) -> None:
     """Free the weights of a model that is not used any more.
 
-    Without it they stay: rules of onnxscript's optimiser keep the graph that they saw last, and that its parameters.
+    After `write_graph` one of them stays otherwise, the embedding that is the head too, and with it the mapped file.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
