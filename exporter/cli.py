@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from exporter import __version__
 from exporter.chat.command import chat_command
-from exporter.errors import BadInput, NothingSeparates, UnskillError
+from exporter.errors import BadInput, NothingSeparates, RunFailed, UnskillError
 from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
 from exporter.hub.command import push_command, show_push
 from exporter.inspection.command import inspect_command
@@ -352,6 +353,11 @@ def main() -> None:
     """Entry point: 0 done, 1 failed while running, 2 wrong usage or bad input, 130 on Ctrl-C; errors are one line."""
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). What is still in the buffer must not fail at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = RunFailed.exit_code
     except click.ClickException as error:
         click.echo(f"unskill: error: {error.format_message()}", err=True)
         code = BadInput.exit_code

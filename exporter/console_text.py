@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
+# Embeddings, overrides and isolates, by which text can be made to read as another.
+DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
 
 def printable(text: str) -> str:
-    """The text with control and other unprintable characters as escapes, so that a terminal obeys none of them."""
+    """A name or a line with control and all other unprintable characters as escapes: a terminal obeys none of them."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def literal(text: str) -> str:
+    """A text of several lines, in any script, with what a terminal would obey in it spelt out, as \\x1b."""
+    return "".join(
+        character if character in "\n\t" or not obeyed(character) else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def obeyed(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in DIRECTIONS
+
+
+def printable_json(text: str) -> str:
+    """JSON that holds nothing which a terminal obeys: JSON itself escapes only what is below the space."""
+    return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)

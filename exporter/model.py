@@ -159,6 +159,7 @@ def load_files(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    check_device(device)
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
@@ -182,6 +183,17 @@ def load_files(
     model.requires_grad_(False)
     make_first_calls()
     return model.eval(), tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raises BadInput where --device names none on which this torch can hold a tensor."""
+    import torch
+
+    try:
+        torch.empty(1, device=device).item()
+    # AssertionError is what a torch built without a kind of device raises of it, NotImplementedError that of "meta".
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"--device: '{device}' cannot be used here: {first_line(error)}") from error
 
 
 def context_length(config: dict[str, Any]) -> int | None:

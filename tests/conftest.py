@@ -20,6 +20,17 @@ from exporter.first_calls import make_first_calls  # noqa: E402
 from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import Exported, tiny_export  # noqa: E402
 
+REAL_EXPORTS = {"real_export", "gemma_export"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the tests over processes by files, real models first: they take longest, and share one export."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+    for item in items:
+        shares = REAL_EXPORTS & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(min(shares, default=item.path.stem)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

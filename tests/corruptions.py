@@ -138,6 +138,7 @@ CORRUPTIONS = (
     Corruption("config.json: auto_map names the wrong class", d.config(d.wrong_class), True, CONFIG, raises_alone),
     Corruption("config.json: auto_map dropped", d.config(lambda c: c.pop("auto_map")), True, CONFIG),
     Corruption("config.json: vocab_size edited", d.config(d.add("vocab_size", -1)), True, CONFIG),
+    Corruption("config.json: one layer", d.config(d.set_(num_hidden_layers=1)), True, CONFIG),
     Corruption("config.json: a layer more", d.config(d.add("num_hidden_layers", 1)), True, "tensors"),
     Corruption("config.json: dtype edited", d.config(d.set_(dtype="float16", torch_dtype="float16")), False, OWN),
     Corruption("config.json: rms_norm_eps edited", d.config(d.set_(rms_norm_eps=0.1)), False, OWN),

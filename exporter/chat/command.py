@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import click
 
 from exporter.chat.settings import ChatSettings
+from exporter.console_text import printable_json
 from exporter.settings import DTYPES
 
 
@@ -54,9 +54,4 @@ def chat_command(**flags: Any) -> None:
 
     found = chat(settings)
     if settings.as_json:
-        click.echo(printable(json.dumps(found, indent=2, ensure_ascii=False)))
-
-
-def printable(text: str) -> str:
-    """JSON that holds nothing which a terminal obeys: JSON itself escapes only what is below the space."""
-    return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+        click.echo(printable_json(json.dumps(found, indent=2, ensure_ascii=False)))

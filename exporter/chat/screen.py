@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,28 +16,15 @@ from rich.text import Text
 from exporter.chat.answers import INTERRUPTED, LENGTH, Answer
 from exporter.chat.conversation import Conversation, Turn
 from exporter.chat.why import Moved, Verdict
+from exporter.console_text import literal
 from exporter.evaluation.subjects import BASE, EDITED
 
 # Two columns of fewer characters are harder to read than one below the other.
 SIDE_BY_SIDE = 80
-# Embeddings, overrides and isolates, by which text can be made to read as another.
-DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 HOW = {"ksd": "refused", "na": "neurons adjusted", "sp": "neurons pruned"}
 
 Write = Callable[[str, str], None]
-
-
-def literal(text: str) -> str:
-    """A text with everything in it that a terminal would obey spelt out, as \\x1b."""
-    return "".join(
-        character if character in "\n\t" or not obeyed(character) else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
-def obeyed(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or character in DIRECTIONS
 
 
 class Screen:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from exporter.card import CARD, named_card
 from exporter.errors import BadInput
 from exporter.model import check_checkpoint, read_json
+from exporter.reproduce import FOLDER, HASHES, json_text
 
 # Left behind by editors, Python and interrupted downloads. Hidden files and folders never go up either.
 LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")
@@ -15,10 +19,10 @@ LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~"
 
 @dataclass(frozen=True)
 class Upload:
-    """A file: its path inside the checkpoint, with slashes, its place on disk, and its size in bytes."""
+    """A file: its path inside the checkpoint, with slashes, its place on disk or its content, its size in bytes."""
 
     path: str
-    source: Path
+    source: Path | bytes
     size: int
 
 
@@ -31,6 +35,19 @@ def uploads(out: Path) -> list[Upload]:
         if source.is_file() and not any(is_left_out(part) for part in path.parts):
             found.append(Upload(path.as_posix(), source, source.stat().st_size))
     return found
+
+
+def named(files: Sequence[Upload], out: Path, repo: str) -> list[Upload]:
+    """The same files, with the repo's name in the card, and the sha256 of that card where the export recorded its own.
+
+    OUT has to be as its export wrote it; on disk nothing changes.
+    """
+    card = named_card((out / CARD).read_text(encoding="utf-8"), repo).encode()
+    recorded = f"{FOLDER}/{HASHES}"
+    hashes = read_json(out / recorded, out.name, "OUT") | {CARD: hashlib.sha256(card).hexdigest()}
+    contents = {CARD: card, recorded: json_text(hashes).encode()}
+    other = {path: Upload(path, content, len(content)) for path, content in contents.items()}
+    return [other.get(each.path, each) for each in files]
 
 
 def is_left_out(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
 from exporter.errors import BadInput, first_line
-from exporter.hub.files import Upload, uploads
+from exporter.hub.files import Upload, named, uploads
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -100,6 +100,7 @@ def push(settings: PushSettings, remark: Remark) -> dict[str, Any]:
     files = uploads(settings.out)
     token = None if settings.dry_run else find_token()
     check_whole(settings.out, remark)
+    files = named(files, settings.out, settings.repo)
     found = {
         "repo": settings.repo,
         "revision": settings.revision or DEFAULT_BRANCH,

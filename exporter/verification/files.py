@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporter.model import INDEX, LICENCES
-from exporter.reproduce import FOLDER
+from exporter.reproduce import FOLDER, json_text
 from exporter.staging import human_size
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import HASHES_FILE, View
@@ -48,7 +48,7 @@ def read_hashes(view: View) -> dict[str, str]:
     hashes: Any = json.loads(content)
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
         raise Wrong(f"{HASHES_FILE} is no JSON object of texts")
-    if content != (json.dumps(hashes, indent=2, ensure_ascii=False) + "\n").encode():
+    if content != json_text(hashes).encode():
         raise Wrong(f"{HASHES_FILE} is not in the form in which it was written")
     outside = [name for name in hashes if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     none_of(f"{HASHES_FILE} names {name}, which is not in the checkpoint" for name in outside)

@@ -76,6 +76,8 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         (("--method", "na", "--statistics", "absent.safetensors"), "absent.safetensors"),
         (("--recipe", "absent.toml"), "--recipe"),
         (("--batch-size", "0"), "--batch-size"),
+        (("--device", "nowhere"), "--device"),
+        (("--device", "cuda:99"), "--device"),
         (("--target-block-rate", "1.5"), "--target-block-rate"),
         (("--max-false-block", "-0.1"), "--max-false-block"),
         (("--refusal", "N"), "--refusal"),
@@ -222,3 +224,13 @@ def test_help_does_not_import_torch() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip().endswith("False")
     assert "--forget" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [("export", "--help"), ("--version",)])
+def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
+    """As behind `| head`: no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "exporter", *arguments], stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")

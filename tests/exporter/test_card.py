@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from exporter import card_figures
-from exporter.card import PLACEHOLDER, render_card
+from exporter.card import PLACEHOLDER, named_card, render_card
 from exporter.card_metadata import inherited
 from exporter.card_text import markdown, plain
 from exporter.export import export
@@ -244,6 +244,14 @@ def test_what_the_card_says_of_the_code(made: Path) -> None:
     for command in ("verify", "restore"):
         assert f"unskill {command} {PLACEHOLDER}" in card
     assert f'checkpoint = "{PLACEHOLDER}"' in card
+
+
+def test_card_is_named_and_named_again(made: Path) -> None:
+    card = (made / "README.md").read_text()
+    named = named_card(card, "me/model")
+    assert PLACEHOLDER not in named and named.count("me/model") == card.count(PLACEHOLDER) == 4
+    assert named_card(named, "you/me-model.2") == named_card(card, "you/me-model.2")
+    assert named_card("# A card of a person\n", "me/model") == "# A card of a person\n"
 
 
 def test_figures_and_their_alternative_texts(made: Path) -> None:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from exporter.chat.answers import Answer
-from exporter.chat.command import printable
 from exporter.chat.conversation import Conversation, Turn
 from exporter.chat.run import piped
-from exporter.chat.screen import Screen, compared, literal
+from exporter.chat.screen import Screen, compared
 from exporter.chat.settings import ChatSettings
 from exporter.cli import cli, main
+from exporter.console_text import literal, printable_json
 from exporter.errors import BadInput
 from tests.damage import record
 from tests.exporter.chat.conftest import SONG, SONGS, SUMS
@@ -140,7 +140,7 @@ def test_literal_texts_obey_nothing_and_keep_the_rest(text: str) -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
     kept = re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "", text)
     assert re.sub(r"\\x..|\\r|\\u....", "", shown) == re.sub(r"\\x..|\\r|\\u....", "", kept) or "\\" in text
-    assert json.loads(printable(json.dumps(text, ensure_ascii=False))) == text
+    assert json.loads(printable_json(json.dumps(text, ensure_ascii=False))) == text
 
 
 @pytest.mark.parametrize(

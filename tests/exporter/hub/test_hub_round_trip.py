@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from exporter.card import PLACEHOLDER
 from tests.exporter.hub.pushing import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported
@@ -45,8 +47,14 @@ def test_what_is_in_the_repo(tiny: Callable[..., Exported], site: Site) -> None:
     head, first = repo.history()
     assert (head.sha, first.title) == (pushed["commit"], "initial commit")
     assert set(head.files) == names(checkpoint) | {".gitattributes"}
-    for name in names(checkpoint):
+    named = {"README.md", "reproduce/hashes.json"}
+    for name in names(checkpoint) - named:
         assert site.hub.content(head.files[name]) == (checkpoint / name).read_bytes()
+    card, hashes = (site.hub.content(head.files[name]) for name in sorted(named))
+    local = (checkpoint / "README.md").read_text()
+    assert card.decode() == local.replace(PLACEHOLDER, "me/model") != local
+    recorded = json.loads((checkpoint / "reproduce" / "hashes.json").read_text())
+    assert json.loads(hashes) == recorded | {"README.md": hashlib.sha256(card).hexdigest()}
     assert repo.private
     # Every large file once, and nothing asked without the token but of the storage, which must not have it.
     large = [each for each in head.files.values() if each.lfs]

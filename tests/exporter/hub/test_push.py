@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.card import named_card
 from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError
 from exporter.hub.after_export import push_exported
 from exporter.hub.files import uploads
@@ -20,6 +21,12 @@ from tests.exporter.hub.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
 def commits(site: Site, repo: str = "me/model") -> int:
     """Commits of main beside that of the repo's making."""
     return len(site.hub.repos[repo].history()) - 1
+
+
+def sizes(out: Path, repo: str) -> dict[str, int]:
+    """Of all that goes up, by name; in the card the name is longer or shorter than what stood for it."""
+    card = len(named_card((out / "README.md").read_text(), repo).encode())
+    return {name: (out / name).stat().st_size for name in sorted(names(out))} | {"README.md": card}
 
 
 def test_what_is_printed(out: Path, site: Site) -> None:
@@ -37,8 +44,8 @@ def test_json_and_quiet(out: Path, site: Site) -> None:
     assert done.json == {
         "repo": "me/model",
         "revision": "main",
-        "files": [{"path": name, "size": (out / name).stat().st_size} for name in sorted(names(out))],
-        "bytes": sum((out / name).stat().st_size for name in names(out)),
+        "files": [{"path": name, "size": size} for name, size in sizes(out, "me/model").items()],
+        "bytes": sum(sizes(out, "me/model").values()),
         "dry_run": False,
         "url": f"{site.hub.url}/me/model",
         "commit": commit,
@@ -55,9 +62,7 @@ def test_dry_run_without_token_and_network(out: Path, site: Site) -> None:
     done = site.push(out, "me/model", "--dry-run", token=None, variables={"HF_HUB_OFFLINE": "1"})
     assert done.code == 0
     listed = [line.split(maxsplit=1) for line in done.out.splitlines()[:-1]]
-    assert {name: int(size.replace(",", "")) for size, name in listed} == {
-        name: (out / name).stat().st_size for name in names(out)
-    }
+    assert {name: int(size.replace(",", "")) for size, name in listed} == sizes(out, "me/model")
     assert f"Would push {len(names(out))} files" in done.out
     found = site.push(out, "me/model", "--dry-run", "--json", token=None).json
     assert [each["path"] for each in found["files"]] == sorted(names(out)) and found["dry_run"]
