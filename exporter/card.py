@@ -15,6 +15,7 @@ import jinja2
 
 from exporter.calibration import rate
 from exporter.card_metadata import card_metadata, is_dataset, title
+from exporter.card_name import PLACEHOLDER
 from exporter.card_text import markdown
 from exporter.model import Base
 from exporter.settings import ExportSettings
@@ -23,9 +24,6 @@ from exporter.summary import RATES, neurons_line, promise, warning_lines
 if TYPE_CHECKING:
     from exporter.reporting.figure import Figure
 
-PLACEHOLDER = "THIS_CHECKPOINT"
-"""Stands for the checkpoint's own name, which is known when it is pushed."""
-CARD = "README.md"
 METHODS = {
     "ksd": "Key Space Detection: refused",
     "na": "Neuron Adjust: made unlikely",
@@ -67,18 +65,6 @@ def render_card(
         neurons_line=neurons_line,
         warnings=warning_lines(summary),
     )
-
-
-def named_card(card: str, name: str) -> str:
-    """A card of `render_card` that calls the checkpoint `name`, whatever it called it before.
-
-    One without the line that loads the checkpoint is not of that kind, and stays as it is.
-    """
-    before = re.search(r'^checkpoint = "(.+)"$', card, re.MULTILINE)
-    if before is None:
-        return card
-    card = card.replace(before[0], f'checkpoint = "{name}"')
-    return re.sub(rf"(unskill (?:verify|restore) ){re.escape(before[1])}(?![\w/.-])", rf"\g<1>{name}", card)
 
 
 def licence(data: Mapping[str, Any]) -> str | None:

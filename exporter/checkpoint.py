@@ -21,13 +21,14 @@ from exporter.base_json import checkpoint_config, checkpoint_generation_config
 from exporter.card import render_card
 from exporter.card_figures import can_draw, draw_figures
 from exporter.errors import RunFailed
+from exporter.json_files import write_json
 from exporter.live import layer_counts, neuron_buffers
 from exporter.model import LICENCES, LoadedModel, read_json
 from exporter.modeling_source import class_names, module_name, render_modeling
 from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
 from exporter.refusal_token import RefusalToken, check_tokenizer, write_tokenizer
-from exporter.reproduce import write_json, write_reproduce
+from exporter.reproduce import write_reproduce
 from exporter.restoring.keeping import CopiedShard, keep_base
 from exporter.settings import ExportSettings
 from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, write_tensors

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.environment import environment
 from exporter.formats import Query
+from exporter.json_files import FOLDER, HASHES, RECIPE, write_json
 from exporter.model import Base
 from exporter.recipe_file import recipe_toml
 from exporter.settings import ExportSettings
@@ -17,8 +17,6 @@ from exporter.skills import SkillOutcome
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FOLDER, HASHES, RECIPE = "reproduce", "hashes.json", "recipe.toml"
 
 
 def write_reproduce(
@@ -110,11 +108,3 @@ def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
         }
         for query in queries
     ]
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json_text(content), encoding="utf-8")
-
-
-def json_text(content: Any) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from exporter.reproduce import FOLDER, HASHES, file_sha256, write_json
+from exporter.json_files import FOLDER, HASHES, write_json
+from exporter.reproduce import file_sha256
 from exporter.verification.run import VerifySettings, verify
 from tests import damage as d
 from tests.fresh_loading import FreshLoading

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from exporter.card import CARD, named_card
+from exporter.card_name import CARD, named_card
 from exporter.errors import BadInput
+from exporter.json_files import FOLDER, HASHES, json_text
 from exporter.model import check_checkpoint, read_json
-from exporter.reproduce import FOLDER, HASHES, json_text
 
 # Left behind by editors, Python and interrupted downloads. Hidden files and folders never go up either.
 LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from custom_modeling.loading import record_sha256
+from exporter.json_files import write_json
 from exporter.model import Base
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
 from exporter.onnx.settings import GRAPH, QUANTISED
@@ -151,7 +152,3 @@ def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) ->
         unskill=files.config["unskill"],
         quantised=quantised,
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,9 +14,10 @@ from exporter import __version__
 from exporter.errors import BadInput, NothingSeparates
 from exporter.export import prepare_for
 from exporter.formats import PLAIN, Formatter
+from exporter.json_files import write_json
 from exporter.model import Base, check_checkpoint, context_length, find_files, load_files
 from exporter.onnx.again import check_parts, export_again
-from exporter.onnx.folder import signed, write_folder, write_json
+from exporter.onnx.folder import signed, write_folder
 from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.quantised_check import check_quantised

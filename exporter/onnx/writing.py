@@ -10,8 +10,9 @@ from typing import Any
 from exporter import __version__
 from exporter.errors import BadInput, RunFailed
 from exporter.formats import PLAIN, Formatter
+from exporter.json_files import write_json
 from exporter.model import Base, check_checkpoint, find_files, load_files
-from exporter.onnx.folder import signed, write_folder, write_json
+from exporter.onnx.folder import signed, write_folder
 from exporter.onnx.graph import DATA_SUFFIX, release_weights, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.self_check import Expected, as_json, self_check

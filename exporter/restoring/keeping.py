@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from exporter.json_files import write_json
 from exporter.model import LICENCES, SMALL_FILES, Base
-from exporter.reproduce import write_json
 from exporter.restoring.local_paths import without_local_paths
 from exporter.restoring.original import read_start, replaced_rows
 from exporter.restoring.record import (

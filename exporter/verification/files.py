@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from exporter.json_files import FOLDER, json_text
 from exporter.model import INDEX, LICENCES
-from exporter.reproduce import FOLDER, json_text
 from exporter.staging import human_size
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import HASHES_FILE, View

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from custom_modeling.loading import UNSKILL_FORMAT
 from exporter.errors import BadInput, UnskillError
 from exporter.families import GATED_FAMILIES, Family, family_of
+from exporter.json_files import FOLDER, HASHES
 from exporter.model import INDEX, download, read_json
-from exporter.reproduce import FOLDER, HASHES
 from exporter.shards import Header, file_sha256, read_header
 from exporter.verification.checks import NOT_AS_WRITTEN, NotMade
 

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from exporter import card_figures
-from exporter.card import PLACEHOLDER, named_card, render_card
+from exporter.card import render_card
 from exporter.card_metadata import inherited
+from exporter.card_name import PLACEHOLDER, named_card
 from exporter.card_text import markdown, plain
 from exporter.export import export
 from exporter.model import Base

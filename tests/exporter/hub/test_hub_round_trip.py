@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.card import PLACEHOLDER
+from exporter.card_name import PLACEHOLDER
 from tests.exporter.hub.pushing import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported

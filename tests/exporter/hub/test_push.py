@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.card import named_card
+from exporter.card_name import named_card
 from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError
 from exporter.hub.after_export import push_exported
 from exporter.hub.files import uploads
