@@ -97,7 +97,7 @@ def write_checkpoint(
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, folder, token)
     for pattern in LICENCES:
-        for path in sorted(base.folder.glob(pattern)):
+        for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)
     figures = draw_figures(folder, outcomes, summary) if settings.figures and can_draw() else []
     (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import click
 
 from exporter import __version__
 from exporter.chat.command import chat_command
+from exporter.console_text import echo_json, printable
 from exporter.errors import BadInput, NothingSeparates, RunFailed, UnskillError
 from exporter.flags import AUTO_FLOAT, LAYER, NumberOr, machine, prompt_template, running, sources
 from exporter.hub.command import push_command, show_push
@@ -21,6 +21,7 @@ from exporter.onnx.command import build_ops_command, onnx_command
 from exporter.reporting.command import report_command
 from exporter.restoring.command import restore_command
 from exporter.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
+from exporter.staging import beside
 from exporter.verification.command import verify_command
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ def export_command(
     settings, recorded = settings_of(context, recipe, data, flags)
     graph = pushing = None
     if and_onnx:
-        from exporter.onnx.settings import settings_after
+        from exporter.onnx.after_export import settings_to_write
 
-        graph = settings_after(settings)
+        graph = settings_to_write(settings)
     if repo is not None:
         from exporter.hub.after_export import push_exported, settings_to_push
 
@@ -166,9 +167,9 @@ def export_command(
         raise
     try:
         if graph is not None:
-            from exporter.onnx.writing import write_onnx
+            from exporter.onnx.after_export import write_exported
 
-            summary["onnx"] = write_onnx(graph, remark) | {"out": str(graph.out)}
+            summary["onnx"] = write_exported(graph, remark) | {"out": str(graph.out)}
         if pushing is not None:
             summary["push"] = push_exported(pushing, remark)
     finally:
@@ -201,7 +202,7 @@ def probe_command(
     settings, recorded = settings_of(context, recipe, data, flags, {} if recipe else {"method": "na"})
     found = probe(settings, remarks(settings.quiet), recorded) | {"out": str(settings.out)}
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
         return
     for name, sides in found["skills"].items():
         for side, each in sides.items():
@@ -226,7 +227,7 @@ def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: b
 
     found = import_published(file, out, overwrite)
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
         return
     for name, value in found.items():
         click.echo(f"{name}: {value}")
@@ -276,11 +277,10 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
     from exporter.evaluation.run import EvaluateSettings, evaluate
 
     sources = {kind: flags.pop(kind) for kind in KINDS}
-    beside = checkpoint.rstrip("/") if Path(checkpoint).is_dir() else checkpoint.split("/")[-1]
-    settings = EvaluateSettings(checkpoint, out or Path(f"{beside}-evaluation"), sources, **flags)
+    settings = EvaluateSettings(checkpoint, out or beside(checkpoint, "-evaluation"), sources, **flags)
     summary = evaluate(settings, remarks(settings.quiet))
     if as_json:
-        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        echo_json(summary)
         return
     from rich.console import Console
 
@@ -322,6 +322,8 @@ def settings_of(
         raise BadInput("--data: is where the files of a recipe are looked for; give --recipe too")
     values = read_recipe(recipe) if recipe else {}
     if "model" in values and "model" in given and "out" not in given:
+        if "out" in values:
+            raise BadInput("MODEL OUT: the recipe names both; give both on the command line, or neither")
         given["out"] = Path(given.pop("model"))  # one argument alone is what the recipe does not say
     if recipe:
         values = locate(values, given, data)
@@ -334,7 +336,7 @@ def remarks(quiet: bool) -> Callable[[str], None]:
 
 def show(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        echo_json(summary)
         return
     from rich.console import Console
 
@@ -359,12 +361,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = RunFailed.exit_code
     except click.ClickException as error:
-        click.echo(f"unskill: error: {error.format_message()}", err=True)
+        click.echo(f"unskill: error: {printable(error.format_message())}", err=True)
         code = BadInput.exit_code
     except UnskillError as error:
-        click.echo(f"unskill: error: {error}", err=True)
+        click.echo(f"unskill: error: {printable(str(error))}", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("unskill: interrupted, nothing was changed", err=True)
+        click.echo("unskill: interrupted", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

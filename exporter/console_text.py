@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from typing import Any
+
+import click
 
 # Embeddings, overrides and isolates, by which text can be made to read as another.
 DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -31,3 +35,8 @@ def obeyed(character: str) -> bool:
 def printable_json(text: str) -> str:
     """JSON that holds nothing which a terminal obeys: JSON itself escapes only what is below the space."""
     return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo_json(content: Any) -> None:
+    """What --json prints on stdout."""
+    click.echo(printable_json(json.dumps(content, indent=2, ensure_ascii=False)))

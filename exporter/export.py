@@ -15,7 +15,7 @@ from exporter.restoring.keeping import kept_size
 from exporter.settings import ExportSettings
 from exporter.skills import SkillOutcome, SkillPlan, SkillPrompts, collect, make_plans
 from exporter.splits import split_forget
-from exporter.staging import Staging, check_target, nested, repair
+from exporter.staging import Staging, check_target, nested, repair, write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,8 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
         remark(text)
-    check_target(settings.out, settings.overwrite, size + kept_size(base) + EXTRA_BYTES)
+    size += kept_size(base) + EXTRA_BYTES
+    check_target(settings.out, settings.overwrite, size, ours=is_checkpoint)
     token = None
     if settings.blocks:
         tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
@@ -104,12 +105,17 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
         raise NothingSeparates(message(outcomes), summary)
-    with Staging(settings.out, overwrite=settings.overwrite) as staging:
+    with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
         write_checkpoint(
             staging.path, loaded, settings, token, states, outcomes, changes, summary, halved=first.halved
         )
         staging.commit()
     return summary
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether unskill wrote it: --overwrite must not take a base model for a checkpoint."""
+    return isinstance(read_json(folder / "config.json", folder.name, "OUT").get("unskill"), dict)
 
 
 def read_skills(settings: ExportSettings) -> list[SkillPrompts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def find_files(
     Raises BadInput where there is no config.json, tokenizer.json or safetensors file.
     """
     folder, commit = Path(model), None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir also of a name too long for a file
         folder, commit = download(model, what, [*HUB_FILES, *(["*.py"] if code else [])], revision)
     elif revision is not None:
         raise BadInput(f"--revision: is for models of the Hub, and {what} {folder.name} is a folder; leave it out")
@@ -105,7 +106,11 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     if (folder / WEIGHTS).is_file():
         return (WEIGHTS,)
     if (folder / INDEX).is_file():
-        shards = tuple(sorted(set(read_json(folder / INDEX, name, what)["weight_map"].values())))
+        weight_map = read_json(folder / INDEX, name, what).get("weight_map")
+        found = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not found or not all(isinstance(shard, str) and Path(shard).name == shard for shard in found):
+            raise BadInput(f"{what} {name}: {INDEX} does not say by weight_map in which file each weight is")
+        shards = tuple(sorted(set(found)))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is not there")
@@ -121,7 +126,9 @@ def read_json(path: Path, name: str, what: str) -> dict[str, Any]:
         raise BadInput(f"{what} {name} has no {path.name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise BadInput(f"{what} {name}: {path.name} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{what} {name}: {path.name} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise BadInput(f"{what} {name}: {path.name} is not a JSON object")

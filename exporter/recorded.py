@@ -7,6 +7,7 @@ Such a recipe has a table [recorded] with the digests of the base model's files,
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -122,14 +123,15 @@ def portable(path: str) -> str:
 
 def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     """A recipe's values (see `read_recipe`) with its files and its model's folder where they lie: in one of `folders`
-    or, as ever, in the working directory. Of files of one name the one with the recorded digest counts.
+    or, as ever, in the working directory. Of files of one name the one with the recorded digest counts, of
+    folders that with the recorded config.json.
 
     given: flags, which need not be looked for in the recipe.
 
     Raises BadInput where a folder is none, or the files of a recipe that an export has written are in none of them.
     """
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise BadInput(f"--data: {folder} is no folder")
     strict = "recorded" in values
 
@@ -148,13 +150,16 @@ def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequenc
         digest = values["recorded"].statistics if strict else None
         found["statistics"] = find_file(str(values["statistics"]), digest, "--statistics", folders, strict)
     if "model" in found and "model" not in given and found.get("revision") is None:
-        places = [place for place in candidates(found["model"], folders) if place.is_dir()]
+        places = [place for place in candidates(found["model"], folders) if os.path.isfile(place / "config.json")]
         if strict and not places:
             raise BadInput(
                 f"MODEL: the recipe's folder {found['model']} is not in the working directory"
                 f"{' nor under --data' if folders else ''}; --data DIR names the folder that has it, or name MODEL on "
                 "the command line"
             )
+        if strict:
+            digest = values["recorded"].base.get("config.json")
+            places.sort(key=lambda place: hashlib.sha256((place / "config.json").read_bytes()).hexdigest() != digest)
         found["model"] = str(places[0]) if places else found["model"]
     return found
 
@@ -168,7 +173,7 @@ def locate_source(spec: str, flag: str, folders: Sequence[Path], strict: bool) -
 
 
 def find_file(path: str, digest: str | None, flag: str, folders: Sequence[Path], strict: bool) -> Path:
-    places = [place for place in candidates(path, folders) if place.is_file()]
+    places = [place for place in candidates(path, folders) if os.path.isfile(place)]
     if not places:
         if strict:
             raise BadInput(
@@ -184,4 +189,4 @@ def candidates(path: str, folders: Sequence[Path]) -> list[Path]:
     """Where a file of a recipe may lie: in each folder under its path or its name alone, or where the path leads."""
     name = PurePath(path).name
     within = [place for folder in folders for place in (folder / path, folder / name)]
-    return [*within, Path(path).expanduser()]
+    return [*within, Path(os.path.expanduser(path))]

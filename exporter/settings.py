@@ -104,8 +104,10 @@ class SkillSettings:
         return number
 
 
-def check_running(batch_size: int | None, dtype: str, threads: int | None = None) -> None:
-    """Raises BadInput for a batch size, dtype or number of threads that no command can have."""
+def check_running(batch_size: int | None, dtype: str, threads: int | None = None, seed: int = 0) -> None:
+    """Raises BadInput for a batch size, dtype, number of threads or seed that no command can have."""
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"--seed: {seed} is not between 0 and 2 ** 63 - 1")
     if threads is not None and threads < 1:
         raise BadInput(f"--threads: {threads} is not 1 or more")
     if batch_size is not None and batch_size < 1:
@@ -153,7 +155,7 @@ class ExportSettings:
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")
-        check_running(self.batch_size, self.dtype, self.threads)
+        check_running(self.batch_size, self.dtype, self.threads, self.seed)
         if self.draws not in DRAWS:
             raise BadInput(f"--draws: '{self.draws}' is not one of {', '.join(DRAWS)}")
         if self.compat is not None and self.compat not in COMPATS:

@@ -118,7 +118,7 @@ def parse_header(text: bytes, data_start: int, path: Path) -> tuple[Header, int]
             if info.begin != end or (count is not None and info.size != count * prod(info.shape)):
                 raise ValueError(f"tensor {name} is not where or not as long as it should be")
             end = info.end
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} has a broken header ({error})") from error
     return Header(tensors, metadata, data_start), end
 

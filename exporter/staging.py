@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -87,15 +87,33 @@ def nested(one: Path, other: Path) -> bool:
     return ours == theirs or ours in theirs.parents or theirs in ours.parents
 
 
+def beside(folder: str, ending: str) -> Path:
+    """Beside a folder another one, its name with an ending; of a Hub id one in the working directory."""
+    place = Path(folder) if os.path.isdir(folder) else Path(folder.rstrip("/").split("/")[-1])
+    return sibling(place, ending)
+
+
+def sibling(place: Path, ending: str) -> Path:
+    """The same for a folder that may not be there yet."""
+    if place.name in ("", ".."):  # beside the folder that one is in, not inside it
+        place = place.resolve()
+    return place.with_name(place.name + ending)
+
+
 def check_target(
-    out: Path, overwrite: bool, needed_bytes: int, what: str = "checkpoint", marker: str = "config.json"
+    out: Path,
+    overwrite: bool,
+    needed_bytes: int,
+    what: str = "checkpoint",
+    marker: str = "config.json",
+    ours: Callable[[Path], bool] = lambda folder: True,
 ) -> None:
     """Refuse, before any long work, an OUT that could not be written or must not be replaced. Call `repair` first.
 
-    what, marker: what --overwrite may replace, and the file by which that is known.
+    what, marker: what --overwrite may replace, and the file by which that is known; ours: what else has to hold of it.
 
-    BadInput: OUT exists without --overwrite; with it OUT is neither empty nor a checkpoint (no config.json), or a
-    mount point; its parent is missing or not writable. RunFailed: fewer than `needed_bytes` are free.
+    BadInput: OUT exists without --overwrite; with it OUT is neither empty nor what may be replaced, or a mount point;
+    its parent is missing or not writable. RunFailed: fewer than `needed_bytes` are free.
     """
     target = out.resolve()
     parent = target.parent
@@ -110,6 +128,8 @@ def check_target(
             raise BadInput(f"{out} is not writable")
         if not (target / marker).is_file() and any(target.iterdir()):
             raise BadInput(f"{out} is not a {what} (it has no {marker}): --overwrite will not replace it")
+        if (target / marker).is_file() and not ours(target):
+            raise BadInput(f"{out} is not a {what} that unskill wrote: --overwrite will not replace it")
     if not parent.is_dir():
         raise BadInput(f"{out}: the folder {parent} does not exist")
     if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):

@@ -81,3 +81,12 @@ def is_refused(model: Any, tokenizer: Any, text: str, special: bool) -> bool:
     with torch.inference_mode():
         logits = model(**inputs, logits_to_keep=1).logits
     return int(logits[0, -1].argmax()) == model.config.unskill["refusal_token_id"]
+
+
+def verified(checkpoint: Path, *arguments: str) -> dict[str, bool | None]:
+    """The command `verify` on a checkpoint that is sound: whether each check passed, None where it was not made."""
+    command = [sys.executable, "-m", "exporter", "verify", str(checkpoint), "--json", "--quiet", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    checks = json.loads(done.stdout)["checks"]
+    assert done.returncode == 0, [check for check in checks if check["ok"] is False]
+    return {check["name"]: check["ok"] for check in checks}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.real import verified
 from tests.tiny import Exported
 
 pytestmark = pytest.mark.real
@@ -47,6 +52,30 @@ def test_other_prompts_are_answered_as_by_the_base(real_export: Exported) -> Non
 
 def test_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(real_export, threads=None, skip=SLOW_CHECKS)
+
+
+def test_verify_finds_nothing_wrong(real_export: Exported) -> None:
+    forget = real_export.checkpoint.parent / "forget.jsonl"
+    found = verified(real_export.checkpoint, "--forget", f"{forget},column=prompt")
+    left_out = {name for name, passed in found.items() if not passed}
+    assert len(found) == 20 and left_out == {"neurons"}
+
+
+@pytest.mark.slow
+def test_recipe_makes_the_same_checkpoint_again(real_export: Exported, tmp_path: Path) -> None:
+    """Every file, to the byte."""
+    recipe, data = real_export.checkpoint / "reproduce" / "recipe.toml", real_export.checkpoint.parent
+    again = tmp_path / real_export.checkpoint.name
+    command = [sys.executable, "-m", "exporter", "export", str(again), "--recipe", str(recipe), "--quiet"]
+    for folder in (data, real_export.base.parent):
+        command += ["--data", str(folder)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    names = [
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for folder in (real_export.checkpoint, again)
+    ]
+    assert names[0] == names[1]
+    assert filecmp.cmpfiles(real_export.checkpoint, again, names[0], shallow=False)[1:] == ([], [])
 
 
 # What depends on the family: its head and its tokenizer (262,144 tokens), scaling, BOS.

@@ -18,7 +18,7 @@ import torch
 from custom_modeling.neuron_adjust import neuron_key
 from examples.demo import maths
 from tests.conftest import made
-from tests.real import ROOT, WHEELS
+from tests.real import ROOT, WHEELS, verified
 from tests.tiny import Exported, write_prompts
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]  # minutes for score and beta
@@ -126,3 +126,8 @@ def test_neurons_move_as_often_as_their_gaussians_say(adjusted: Exported) -> Non
 
 def test_checks(adjusted: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(adjusted, threads=None, only=CHECKS)
+
+
+def test_verify_finds_nothing_wrong(adjusted: Exported) -> None:
+    found = verified(adjusted.checkpoint)
+    assert found["neurons"] and found["logits"] and found["statistics"], found

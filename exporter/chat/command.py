@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from exporter.chat.settings import ChatSettings
-from exporter.console_text import printable_json
+from exporter.console_text import echo_json
 from exporter.settings import DTYPES
 
 
@@ -54,4 +53,4 @@ def chat_command(**flags: Any) -> None:
 
     found = chat(settings)
     if settings.as_json:
-        click.echo(printable_json(json.dumps(found, indent=2, ensure_ascii=False)))
+        echo_json(found)

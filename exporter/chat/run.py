@@ -18,6 +18,7 @@ from exporter.chat.why import detectors_of
 from exporter.errors import BadInput
 from exporter.evaluation.subjects import BASE, Subject, load_base, load_edited
 from exporter.formats import Formatter
+from exporter.sources import read_template
 
 
 def chat(settings: ChatSettings) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def chat(settings: ChatSettings) -> dict[str, Any]:
 def formatter_of(subject: Subject, edited: Subject, settings: ChatSettings) -> Formatter:
     """How a model is asked: as the user says, else as the export's prompts were."""
     recorded = (skill["prompt_template"] for skill in edited.settings["skills"] if "prompt_template" in skill)
-    template = settings.prompt_template or next(recorded, "auto")
+    given = settings.prompt_template
+    template = next(recorded, "auto") if given is None else read_template(given, "--prompt-template")
     return Formatter(subject.tokenizer, template=template)
 
 

@@ -43,7 +43,7 @@ class Screen:
         side_by_side = len(self.names) > 1 and sys.stdout.isatty() and self.console.width >= SIDE_BY_SIDE
         with self._columns() if side_by_side else self._lines() as write:
             turn = conversation.ask(prompt, write)
-        if turn.same:
+        if turn.same and not self.answers_alone:
             self.line("Both answers are identical.", "bold")
         self._ends(turn)
         if self.why:

@@ -36,7 +36,7 @@ class ChatSettings:
 
     def __post_init__(self) -> None:
         """Raises BadInput for values that no chat can have."""
-        check_running(None, self.dtype)
+        check_running(None, self.dtype, seed=self.seed)
         if self.max_new_tokens < 1:
             raise BadInput(f"--max-new-tokens: {self.max_new_tokens} is not 1 or more")
         if not 0 <= self.temperature <= HOTTEST:

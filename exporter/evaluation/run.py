@@ -53,7 +53,7 @@ class EvaluateSettings:
             raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
         if self.limit is not None and self.limit < 1:
             raise BadInput(f"--limit: {self.limit} is not 1 or more")
-        check_running(self.batch_size, self.dtype)
+        check_running(self.batch_size, self.dtype, seed=self.seed)
         if self.shots and not self.sources.get("choice"):
             raise BadInput("--shots: are solved examples for --choice, which is not given")
         if self.sources.get("code") and not self.allow_code_execution:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from exporter.console_text import echo_json
 
 SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +44,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
     settings = PushSettings(**flags)
     done = push(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
     if as_json:
-        click.echo(json.dumps(done, indent=2, ensure_ascii=False))
+        echo_json(done)
     else:
         show_push(done)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
+
+from exporter.console_text import echo_json
 
 
 @click.command("inspect", short_help="What a checkpoint says of itself.")
@@ -24,7 +25,7 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
 
     found = inspect(checkpoint)
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
         return
     from rich.console import Console
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def written_by_unskill(name: str) -> Iterator[None]:
     """Turn what goes wrong where other JSON than an export's is read into BadInput."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise BadInput(
             f"CHECKPOINT {name}: config.json or a file of reproduce/ is not as unskill writes it ({error!r})"
         ) from error
@@ -54,7 +55,7 @@ def inspect(checkpoint: str) -> dict[str, Any]:
     Raises BadInput where CHECKPOINT is none of ours, or one of the files that are read is damaged.
     """
     folder, name, revision = Path(checkpoint), Path(checkpoint).resolve().name, None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         folder, revision = download(checkpoint, "CHECKPOINT", SMALL)
         name = checkpoint
     config = read_json(folder / "config.json", name, "CHECKPOINT")

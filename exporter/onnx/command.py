@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from exporter.console_text import echo_json
 from exporter.errors import BadInput, NothingSeparates
 from exporter.onnx.settings import DTYPES, QUANTISED, OnnxSettings, no_dtype
+from exporter.staging import beside
 
 
 class GraphDtype(click.Choice):
@@ -77,10 +78,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     unskill onnx OUT --forget maths.jsonl,column=question
     unskill onnx OUT OUT-int8 --quantize int8 --forget maths.jsonl,column=question --retain code.jsonl
     """
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
-    if folder.name in ("", ".."):  # beside the folder one is in, not inside it
-        folder = folder.resolve()
-    settings = OnnxSettings(checkpoint, out or folder.with_name(f"{folder.name}-onnx"), **flags)
+    settings = OnnxSettings(checkpoint, out or beside(checkpoint, "-onnx"), **flags)
 
     from exporter.onnx.showing import show_check
     from exporter.onnx.writing import Disagrees, write_onnx
@@ -117,7 +115,7 @@ def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> Non
     library = build_operators(out, with_cuda)
     if as_json:
         found = {"out": str(library), "cuda": with_cuda, "bytes": library.stat().st_size}
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
         return
     kernels = "CPU and CUDA kernels" if with_cuda else "CPU kernels"
     click.echo(f'Built {library}, {kernels}: SessionOptions().register_custom_ops_library("{library}")')

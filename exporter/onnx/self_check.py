@@ -111,8 +111,11 @@ Case = tuple[str, list[list[Step]]]
 
 def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Case]:
     yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
-    # In small batches, each of prompts from all over: logits of a large vocabulary are most of what this takes.
-    yield "left-padded batch", [[whole(part, pad)] for part in (sequences[start::4] for start in range(4)) if part]
+    # In small batches, each of prompts from all over, and in parts with no more logits at once than the longest prompt
+    # has alone: those of a large vocabulary are most of what this takes.
+    longest = max(map(len, sequences))
+    batches = [whole(part, pad) for part in (sequences[start::4] for start in range(4)) if part]
+    yield "left-padded batch", [in_parts(batch, max(1, longest // len(batch.ids))) for batch in batches]
     yield "with a cache", [in_steps(ids) for ids in sequences]
     if refusal is not None:
         yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:1]]
@@ -125,14 +128,20 @@ def whole(sequences: Sequence[Sequence[int]], pad: int) -> Step:
     return Step(ids, mask)
 
 
+def split(step: Step, ends: Sequence[int]) -> list[Step]:
+    """A forward as several, each up to one of these positions and with the cache of those before."""
+    return [Step(step.ids[:, start:end], step.mask[:, :end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def in_parts(step: Step, length: int) -> list[Step]:
+    """The same batch, at most that many positions at once."""
+    return split(step, [*range(length, step.ids.shape[1], length), step.ids.shape[1]])
+
+
 def in_steps(ids: Sequence[int]) -> list[Step]:
     """All but the last tokens at once, those one by one."""
     first = max(1, len(ids) - STEPS)
-    ends = [first, *range(first + 1, len(ids) + 1)]
-    return [
-        Step(np.array([ids[start:end]], np.int64), np.ones((1, end), np.int64))
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-    ]
+    return split(whole([ids], 0), [first, *range(first + 1, len(ids) + 1)])
 
 
 def compare(
@@ -175,12 +184,13 @@ def compare(
 
 
 def greatest(expected: Array, found: Array, real: Array) -> float:
-    """The greatest difference of logits (positions, vocabulary) at real positions, which there are.
+    """The greatest difference of logits (positions, vocabulary) at real positions; 0 where there are none.
 
     One position at a time: differences of all are as large as the logits themselves.
     """
     places = np.flatnonzero(real)
-    return float(np.max([np.abs(np.subtract(expected[at], found[at], dtype=np.float32)).max() for at in places]))
+    gaps = [np.abs(np.subtract(expected[at], found[at], dtype=np.float32)).max() for at in places]
+    return float(np.max(gaps, initial=0))
 
 
 def refused(logits: Array, refusal: int | None) -> Array:

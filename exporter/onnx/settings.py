@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from exporter.errors import BadInput
-from exporter.settings import ExportSettings, check_running
+from exporter.settings import check_running
 from exporter.staging import check_target
 
 QUANTISED = ("int8", "int4")
@@ -83,17 +83,3 @@ def no_dtype(name: str) -> str:
 def check_out(settings: OnnxSettings, size: int) -> None:
     """Raises BadInput or RunFailed where OUT cannot be written, or has less room than `size` bytes."""
     check_target(settings.out, settings.overwrite, size, "ONNX folder", MARKER)
-
-
-def settings_after(export: ExportSettings) -> OnnxSettings:
-    """For the checkpoint that an export is to write. Raises what would keep the ONNX folder from being written."""
-    settings = OnnxSettings(
-        str(export.out),
-        export.out.with_name(f"{export.out.name}-onnx"),
-        forget=tuple(source for skill in export.skills for source in skill.forget[:1]),
-        prompt_template=export.prompt_template,
-        overwrite=export.overwrite,
-        quiet=export.quiet,
-    )
-    check_out(settings, 0)
-    return settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from exporter.console_text import echo_json
 from exporter.staging import human_size
 from exporter.summary import rate_rows
 
@@ -17,7 +17,7 @@ from exporter.summary import rate_rows
 def show_check(summary: dict[str, Any], as_json: bool) -> None:
     """Print what was compared and, of quantised weights, what was fitted anew."""
     if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        echo_json(summary)
         return
     console = Console(width=None if sys.stdout.isatty() else 140)
     quantised = summary.get("quantize")

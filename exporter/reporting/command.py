@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from exporter.console_text import echo_json
+from exporter.staging import beside
 
 
 @click.command("report", short_help="A checkpoint's figures as one page, and as PNGs.")
@@ -32,12 +34,9 @@ def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: An
     """
     from exporter.reporting.run import ReportSettings, report
 
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint.split("/")[-1])
-    if folder.name in ("", ".."):  # beside the folder one is in, not inside it
-        folder = folder.resolve()
-    settings = ReportSettings(checkpoint, out or folder.with_name(f"{folder.name}-report"), **flags)
+    settings = ReportSettings(checkpoint, out or beside(checkpoint, "-report"), **flags)
     numbers = report(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
     if as_json:
-        click.echo(json.dumps(numbers, indent=2, ensure_ascii=False))
+        echo_json(numbers)
         return
     click.echo(f"Wrote {settings.out}: open {settings.out / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Stored:
 def read_stored(checkpoint: str) -> Stored:
     """Raises BadInput where CHECKPOINT is none of ours, or what it holds of its making is gone, altered or damaged."""
     folder, name = Path(checkpoint), Path(checkpoint).resolve().name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
     config = read_json(folder / "config.json", name, "CHECKPOINT")
     check_checkpoint(config, name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.console_text import printable
+from exporter.console_text import echo_json, printable
 
 
 @click.command("restore", short_help="The base model's files out of a checkpoint.")
@@ -32,7 +31,7 @@ def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) 
     settings = RestoreSettings(checkpoint, folder, **flags)
     found = restore(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
     if as_json:
-        click.echo(json.dumps(found | {"out": str(folder)}, indent=2, ensure_ascii=False))
+        echo_json(found | {"out": str(folder)})
         return
     for line in lines(found, folder):
         click.echo(printable(line))

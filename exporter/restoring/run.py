@@ -36,7 +36,7 @@ def restore(settings: RestoreSettings, remark: Callable[[str], None]) -> dict[st
     than the base had it, or the disk is full. Nothing is written then.
     """
     folder, name = Path(settings.checkpoint), Path(settings.checkpoint).resolve().name
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         folder, name = download(settings.checkpoint, "CHECKPOINT", [*HUB_FILES, "reproduce/*"])[0], settings.checkpoint
     check_checkpoint(read_json(folder / "config.json", name, "CHECKPOINT"), name)
     record = read_record(folder, name)

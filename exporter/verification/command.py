@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+
+from exporter.console_text import echo_json
 
 
 @click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
@@ -41,7 +42,7 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
 
     found = verify(VerifySettings(**flags), lambda text: None if quiet else click.echo(text, err=True))
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
     else:
         show(found)
     context.exit(0 if found["ok"] else 1)

@@ -41,7 +41,7 @@ class View:
     def of(cls, checkpoint: str) -> View:
         """Raises BadInput where CHECKPOINT is neither a folder nor a Hub model, or nothing that unskill wrote."""
         folder, name = Path(checkpoint), Path(checkpoint).resolve().name
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             folder, name = download(checkpoint, "CHECKPOINT", ["*"])[0], checkpoint
         files = all_files(folder)
         if HASHES_FILE not in files and not any(path.startswith("modeling_unskill_") for path in files):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from exporter.onnx.runners import Recorded, Session, Torch, opened_graph, opened_model
-from exporter.onnx.self_check import Row, Step, agree, compare, in_steps, whole
+from exporter.onnx.self_check import Row, Step, agree, cases, compare, in_steps, whole
 from tests.exporter.onnx.conftest import Written
 
 R = 3
@@ -124,3 +124,17 @@ def test_close_decisions_are_counted(written: Callable[..., Written]) -> None:
                 tensor[2] = tensor[0]
     side.forward(ids)
     assert side.close.tolist()[0] > 0
+
+
+def test_batch_takes_no_more_logits_at_once_than_the_longest_prompt() -> None:
+    """Its parts are the batch again, also where a row's first part is all padding."""
+    sequences = [range(10, 10 + count) for count in (9, 2, 7, 5, 3)]
+    steps = dict(cases(sequences, 0, None))["left-padded batch"]
+    assert len(steps) == 4
+    assert max(step.ids.size for parts in steps for step in parts) == 9
+    parts = steps[0]
+    assert (
+        np.concatenate([step.ids for step in parts], 1).tolist() == whole([sequences[0], sequences[4]], 0).ids.tolist()
+    )
+    assert parts[-1].mask.tolist() == whole([sequences[0], sequences[4]], 0).mask.tolist()
+    assert not parts[0].mask[1].any() and [step.mask.shape[1] for step in parts] == [4, 8, 9]

@@ -1,0 +1,37 @@
+"""`unskill export --onnx`: what is asked before the export, and the ONNX folder after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from exporter.errors import Interrupted
+from exporter.onnx.settings import OnnxSettings, check_out
+from exporter.settings import ExportSettings
+from exporter.sources import write_template
+from exporter.staging import sibling
+
+
+def settings_to_write(export: ExportSettings) -> OnnxSettings:
+    """For the checkpoint that an export is to write. Raises what would keep the ONNX folder from being written."""
+    settings = OnnxSettings(
+        str(export.out),
+        sibling(export.out, "-onnx"),
+        forget=tuple(source for skill in export.skills for source in skill.forget[:1]),
+        prompt_template=write_template(export.prompt_template),
+        overwrite=export.overwrite,
+        quiet=export.quiet,
+    )
+    check_out(settings, 0)
+    return settings
+
+
+def write_exported(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+    """As `write_onnx`; Ctrl-C says that the checkpoint is there."""
+    from exporter.onnx.writing import write_onnx
+
+    try:
+        return write_onnx(settings, remark)
+    except KeyboardInterrupt:
+        out = settings.checkpoint
+        raise Interrupted(f"{out} is written, but not its ONNX folder; go on with: unskill onnx {out}") from None
