@@ -31,7 +31,7 @@ from exporter.refusal_token import RefusalToken, check_tokenizer, write_tokenize
 from exporter.reproduce import write_reproduce
 from exporter.restoring.keeping import CopiedShard, keep_base
 from exporter.settings import ExportSettings
-from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, write_tensors
+from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, shard_names, write_tensors
 from exporter.skills import SkillOutcome
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -175,11 +175,11 @@ def write_weights(
 ) -> list[CopiedShard]:
     """Base shards with R's row, one more shard with the interventions, and the index. Returns the base's."""
     base = loaded.base
-    total = len(base.shards) + 1
+    names = shard_names(len(base.shards) + 1)
     shards: list[CopiedShard] = []
     patched: set[str] = set()
-    for number, shard in enumerate(base.shards, start=1):
-        source, target = base.folder / shard, folder / f"model-{number:05d}-of-{total:05d}.safetensors"
+    for shard, name in zip(base.shards, names, strict=False):
+        source, target = base.folder / shard, folder / name
         patches = []
         if token is not None and states is not None:
             header = read_header(source)
@@ -195,7 +195,7 @@ def write_weights(
     whole = (EMBEDDING in patched or (tied and HEAD in patched)) and (tied or HEAD in patched)
     if token is not None and not whole:
         raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
-    extra = folder / f"model-{total:05d}-of-{total:05d}.safetensors"
+    extra = folder / names[-1]
     write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
     targets = [folder / shard.target for shard in shards]
     write_json(folder / "model.safetensors.index.json", merged_index([*targets, extra]))

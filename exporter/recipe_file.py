@@ -25,7 +25,8 @@ HEADER = """\
 #
 #     unskill export OUT --recipe recipe.toml --data DIR{system_prompts}
 #
-# Flags win over what stands here. Files must have the sha256 that they had.
+# Flags win over what stands here. Files must have the sha256 that they had; of weights the
+# beginning, middle and end of every tensor are compared.
 
 """
 

@@ -70,7 +70,7 @@ def repair(out: Path) -> list[str]:
         except OSError as error:  # also file systems without locks: nothing tells a dead run from a live one there
             remarks.append(f"left {folder} alone ({error.strerror}): remove it unless another run is using it")
     old = out.with_name(out.name + OLD_SUFFIX)
-    if old.is_dir() and not live:  # a live run may be between its two renames
+    if os.path.isdir(old) and not live:  # a live run may be between its two renames
         if os.path.lexists(out):
             shutil.rmtree(old, ignore_errors=True)
             remarks.append(f"removed {old}, left over from an interrupted run")

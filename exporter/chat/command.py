@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from exporter.chat.settings import ChatSettings
-from exporter.console_text import echo_json
 from exporter.settings import DTYPES
 
 
@@ -51,6 +50,4 @@ def chat_command(**flags: Any) -> None:
 
     from exporter.chat.run import chat
 
-    found = chat(settings)
-    if settings.as_json:
-        echo_json(found)
+    chat(settings)

@@ -15,14 +15,15 @@ from exporter.chat.plain import plain_base
 from exporter.chat.screen import Screen, about
 from exporter.chat.settings import ChatSettings, check_text
 from exporter.chat.why import detectors_of
+from exporter.console_text import echo_json
 from exporter.errors import BadInput
 from exporter.evaluation.subjects import BASE, Subject, load_base, load_edited
 from exporter.formats import Formatter
 from exporter.sources import read_template
 
 
-def chat(settings: ChatSettings) -> dict[str, Any]:
-    """Run the chat and return what was said, a JSON object; of a chat in a terminal an empty one.
+def chat(settings: ChatSettings) -> None:
+    """Run the chat, in the end printing with as_json what was said: also where a later prompt cannot be asked.
 
     Raises BadInput for a checkpoint, base or prompt that cannot be used, RunFailed where memory does not suffice.
     """
@@ -52,28 +53,32 @@ def chat(settings: ChatSettings) -> dict[str, Any]:
     if interactive:
         screen.remark(about(edited.name, edited.settings["skills"]))
         interact(conversation, screen)
-        return {}
+        return
     turns: list[Turn] = []
-    for prompt in settings.prompts or piped():
-        if settings.as_json:
-            turns.append(conversation.ask(prompt, lambda role, piece: None))
-            continue
-        if not settings.quiet:
-            screen.asked(prompt, first=not turns)
-        turns.append(screen.turn(conversation, prompt))
+    try:
+        for prompt in settings.prompts or piped():
+            if settings.as_json:
+                turns.append(conversation.ask(prompt, lambda role, piece: None))
+                continue
+            if not settings.quiet:
+                screen.asked(prompt, first=not turns)
+            turns.append(screen.turn(conversation, prompt))
+    finally:
+        if settings.as_json and turns:
+            said = {
+                "checkpoint": edited.name,
+                "base": names.get(BASE),
+                "system": settings.system,
+                "conversation": conversation.remembers,
+                "max_new_tokens": settings.max_new_tokens,
+                "temperature": settings.temperature,
+                "seed": settings.seed,
+                "dtype": str(edited.model.dtype).removeprefix("torch."),
+                "turns": [turn_record(turn) for turn in turns],
+            }
+            echo_json(said)
     if not turns:
         raise BadInput("no prompt: give --prompt TEXT, or one a line on stdin")
-    return {
-        "checkpoint": edited.name,
-        "base": names.get(BASE),
-        "system": settings.system,
-        "conversation": conversation.remembers,
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "seed": settings.seed,
-        "dtype": str(edited.model.dtype).removeprefix("torch."),
-        "turns": [turn_record(turn) for turn in turns],
-    }
 
 
 def formatter_of(subject: Subject, edited: Subject, settings: ChatSettings) -> Formatter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -74,5 +75,5 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
 def check_apart(settings: ReportSettings) -> None:
     """Raise BadInput where replacing the folder would replace the checkpoint."""
     checkpoint, out = Path(settings.checkpoint).resolve(), settings.out.resolve()
-    if Path(settings.checkpoint).is_dir() and (out == checkpoint or out in checkpoint.parents):
+    if os.path.isdir(settings.checkpoint) and (out == checkpoint or out in checkpoint.parents):
         raise BadInput(f"--out {settings.out}: is the checkpoint's own folder, or holds it; name another")

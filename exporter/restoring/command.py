@@ -52,7 +52,7 @@ def lines(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if unknown:
         yield f"Not compared, the export recorded no sha256 (--no-fingerprints): {', '.join(unknown)}"
     if blanked:
-        yield f"Without paths of the disk that the base lay on, which no export keeps: {', '.join(blanked)}"
+        yield f"Without paths of somebody's disk, which no export keeps: {', '.join(blanked)}"
     if found["left_out"]:
         names = (f"{each['name']} ({each['why']})" for each in found["left_out"])
         yield f"Left out at the export: {', '.join(names)}"

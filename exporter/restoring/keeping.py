@@ -111,7 +111,9 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
         size = path.stat().st_size if path.is_file() else None
         return LeftOut(os.fsencode(name).decode("utf-8", "replace"), size, why)
     content, home = path.read_bytes(), Path(os.path.expanduser("~"))  # unlike Path.home, also where there is none
-    cleaned, count = without_local_paths(name, content, (base.folder.absolute(), base.folder.resolve(), home))
+    cleaned, count = content, 0
+    if base.revision is None:  # what came from the Hub is public already
+        cleaned, count = without_local_paths(name, content, (base.folder.absolute(), base.folder.resolve(), home))
     if count and not _is_text(content):
         return LeftOut(name, len(content), "holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from exporter.cli import cli
 from exporter.reporting.stored import read_stored
+from exporter.shards import read_header
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts
 
 THIRD = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
@@ -156,13 +158,14 @@ def test_neurons_by_stored_statistics(place: Path) -> None:
     command = (*data, "--overwrite")
     said = again(out, place / "elsewhere", "again", *command, code=2)  # MODEL OUT, and that model is none
     assert "unskill: error: MODEL" in said
-    with (place / "found.safetensors").open("ab") as file:
-        file.write(b" ")
+    found = place / "found.safetensors"
+    save_file(load_file(found), found, {**read_header(found).metadata, "note": "another file"})
     assert "--statistics: found.safetensors is not the file" in again(out, place / "elsewhere", *data, code=2)
     with (place / "data" / "sums.jsonl").open("a") as file:
         file.write("\n")
     assert "--forget sums.jsonl: is not the file that was meant" in again(out, place / "elsewhere", *data, code=2)
-    said = with_model(out, place, "--forget", "../data/sums.jsonl,answer=more", "--retain", "../letters.jsonl")
+    changed = ("--forget", "../data/sums.jsonl,answer=more", "--retain", "../letters.jsonl,answer=more")
+    said = with_model(out, place, *changed)
     assert "config.json is not as the recipe's, so the interventions will be others" in said
     assert f"torch 0.{torch.__version__} (here {torch.__version__})" in said
 
@@ -175,6 +178,7 @@ def with_model(out: Path, place: Path, *arguments: object) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command += ["--statistics", "../found.safetensors", *arguments]
     done = subprocess.run(list(map(str, command)), cwd=where, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and (where / "other" / "config.json").is_file(), done.stderr
     return done.stderr
 
 
@@ -182,6 +186,7 @@ def test_one_argument_beside_a_recipe(place: Path, monkeypatch: pytest.MonkeyPat
     """It is OUT where the recipe names the model; no OUT and --data without a recipe are one clear line."""
     tiny_model(place / "work" / "base", chat=False)
     (place / "work" / "mine.toml").write_text('model = "base"\nforget = "more.jsonl"\nretain = "songs.txt"\n')
+    (place / "work" / "both.toml").write_text('model = "base"\nout = "out"\nforget = "more.jsonl"\n')
     errors: dict[str, Callable[[], None]] = {
         "OUT: name it on the command line or in a recipe: unskill export OUT --recipe FILE ...": lambda: export(
             "--recipe", "mine.toml"
@@ -192,6 +197,7 @@ def test_one_argument_beside_a_recipe(place: Path, monkeypatch: pytest.MonkeyPat
             "out", "--recipe", "mine.toml", "--revision", "main", "--forget", "../data/sums.jsonl,column=prompt"
         ),
         "--threads: 0 is not 1 or more": lambda: export("out", "--recipe", "mine.toml", "--threads", 0),
+        "MODEL OUT: the recipe names both": lambda: export("other", "--recipe", "both.toml", "--overwrite"),
     }
     from exporter.errors import BadInput
 

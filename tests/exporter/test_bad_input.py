@@ -77,6 +77,8 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         (("--recipe", "absent.toml"), "--recipe"),
         (("--batch-size", "0"), "--batch-size"),
         (("--device", "nowhere"), "--device"),
+        (("--seed", "-1"), "--seed"),
+        (("--seed", str(2**63)), "--seed"),
         (("--device", "cuda:99"), "--device"),
         (("--target-block-rate", "1.5"), "--target-block-rate"),
         (("--max-false-block", "-0.1"), "--max-false-block"),
@@ -90,6 +92,48 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
 )
 def test_wrong_usage_names_its_flag(capsys, monkeypatch, files, base, arguments, expected) -> None:
     fails(capsys, monkeypatch, files, base, 2, expected, arguments=arguments)
+
+
+def test_overwrite_does_not_take_a_model_for_a_checkpoint(capsys, monkeypatch, files, base) -> None:
+    other = Path(shutil.copytree(base, files["out"]))
+    before = sorted(path.name for path in other.iterdir())
+    arguments = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--overwrite")
+    status, _, err = run(capsys, monkeypatch, "export", base, other, *arguments)
+    assert status == 2 and "not a checkpoint that unskill wrote" in err
+    assert sorted(path.name for path in other.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors.index.json", "{}", "weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../x.safetensors"}}', "weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "weight_map"),
+        ("config.json", "[" * 100000, "not JSON"),
+    ],
+)
+def test_damaged_small_files_of_a_model(capsys, monkeypatch, files, base, tmp_path, file, content, said) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    (copy / "model.safetensors").unlink()
+    (copy / file).write_text(content)
+    fails(capsys, monkeypatch, files, copy, 2, said)
+
+
+@pytest.mark.parametrize("command", ["inspect", "restore", "verify", "chat", "export", "report", "evaluate"])
+def test_name_too_long_for_a_file(capsys, monkeypatch, tmp_path, command) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    more = {"restore": ("back",), "export": ("out", "--forget", "x"), "evaluate": ("--forget", "x")}
+    status, _, err = run(capsys, monkeypatch, command, "x" * 300, *more.get(command, ()))
+    assert status == 2 and "Traceback" not in err and err.splitlines()[-1].startswith("unskill: error: ")
+
+
+def test_names_out_of_files_do_not_command_the_terminal(capsys, monkeypatch, files, base, tmp_path) -> None:
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    header = json.dumps({"a\x1b[2J\n": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
+    (copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    status, _, err = run(capsys, monkeypatch, "export", copy, files["out"], "--forget", files["forget"])
+    assert status == 2 and "\x1b" not in err and len(err.strip().splitlines()) == 1
 
 
 def test_no_forget_source(capsys, monkeypatch, files, base) -> None:

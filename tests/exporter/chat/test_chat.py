@@ -63,6 +63,21 @@ def test_json_of_prompts_and_of_a_pipe(checkpoint: Path) -> None:
     assert by_pipe == given
 
 
+def test_answers_are_kept_where_a_later_prompt_cannot_be_asked(checkpoint: Path) -> None:
+    result = chat(checkpoint, "--json", "--prompt", "hello", "--prompt", "hello " * 9999)
+    assert isinstance(result.exception, BadInput) and "context" in str(result.exception)
+    assert [turn["prompt"] for turn in json.loads(result.stdout)["turns"]] == ["hello"]
+
+
+def test_template_is_read_as_that_of_an_export(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "template.txt").write_text("Q: {prompt}\nA:\n")
+    given = [
+        said(checkpoint, "--prompt", "hello", "--prompt-template", template)
+        for template in ("Q: {prompt}\nA:", r"Q: {prompt}\nA:", f"@{tmp_path / 'template.txt'}", r"Q: {prompt}\\nA:")
+    ]
+    assert given[0] == given[1] == given[2] != given[3]
+
+
 def test_conversation_or_not(checkpoint: Path) -> None:
     twice = ("--prompt", "hello", "--prompt", "hello")
     alone, together = said(checkpoint, *twice)["turns"], said(checkpoint, *twice, "--conversation")["turns"]

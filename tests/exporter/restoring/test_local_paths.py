@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def expected(value: Any, of_path: bool = False) -> Any:
         return [expected(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    if of_path and without_local_paths("x.json", json.dumps({"_path": value}).encode(), ())[1]:
+    if of_path and value and not re.fullmatch(r"(?!\.)[\w.-]+(/[\w.-]+)?", value):
         return ""
     return value.replace("/home/a/b", "")
 
