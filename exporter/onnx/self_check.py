@@ -111,10 +111,10 @@ Case = tuple[str, list[list[Step]]]
 
 def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Case]:
     yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
-    # In small batches, each of prompts from all over, and in parts with no more logits at once than the longest prompt
-    # has alone: those of a large vocabulary are most of what this takes.
-    longest = max(map(len, sequences))
-    batches = [whole(part, pad) for part in (sequences[start::4] for start in range(4)) if part]
+    # In pairs from far apart, which are seldom of one length, and in parts with no more logits at once than the longest
+    # prompt has alone: those of a large vocabulary are most of what this takes.
+    longest, pairs = max(map(len, sequences)), (len(sequences) + 1) // 2
+    batches = [whole(sequences[start::pairs], pad) for start in range(pairs)]
     yield "left-padded batch", [in_parts(batch, max(1, longest // len(batch.ids))) for batch in batches]
     yield "with a cache", [in_steps(ids) for ids in sequences]
     if refusal is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -128,13 +129,20 @@ def test_close_decisions_are_counted(written: Callable[..., Written]) -> None:
 
 def test_batch_takes_no_more_logits_at_once_than_the_longest_prompt() -> None:
     """Its parts are the batch again, also where a row's first part is all padding."""
-    sequences = [range(10, 10 + count) for count in (9, 2, 7, 5, 3)]
-    steps = dict(cases(sequences, 0, None))["left-padded batch"]
-    assert len(steps) == 4
-    assert max(step.ids.size for parts in steps for step in parts) == 9
-    parts = steps[0]
-    assert (
-        np.concatenate([step.ids for step in parts], 1).tolist() == whole([sequences[0], sequences[4]], 0).ids.tolist()
-    )
-    assert parts[-1].mask.tolist() == whole([sequences[0], sequences[4]], 0).mask.tolist()
-    assert not parts[0].mask[1].any() and [step.mask.shape[1] for step in parts] == [4, 8, 9]
+    sequences = [range(10, 10 + count) for count in (9, 2, 7, 3, 5)]
+    runs = dict(cases(sequences, 0, None))["left-padded batch"]
+    pairs = [sequences[::3], sequences[1::3], sequences[2::3]]
+    assert max(step.ids.size for parts in runs for step in parts) <= 9
+    for parts, pair in zip(runs, pairs, strict=True):
+        batch = whole(pair, 0)
+        assert np.concatenate([step.ids for step in parts], 1).tolist() == batch.ids.tolist()
+        assert parts[-1].mask.tolist() == batch.mask.tolist()
+    assert not runs[0][0].mask[1].any() and [step.mask.shape[1] for step in runs[0]] == [4, 8, 9]
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 8])
+def test_batch_has_pads(count: int) -> None:
+    sequences = [range(10, 13 + each) for each in range(count)]
+    runs = dict(cases(sequences, 0, None))["left-padded batch"]
+    assert any((step.mask == 0).any() for parts in runs for step in parts)
+    assert sum(len(parts[0].ids) for parts in runs) == count
