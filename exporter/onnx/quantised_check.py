@@ -31,9 +31,10 @@ class Bodies(Session):
     """A graph without kernels, which others are held against; how close its decisions are is not known."""
 
     close: Array
+    edge: Array
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
-        self.close = np.zeros(len(ids), np.int64)
+        self.close = self.edge = np.zeros(len(ids), np.int64)
         return super().forward(ids, mask, past)
 
 

@@ -24,6 +24,8 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # A decision that is nearer to its threshold than this, relative to it, is one of rounding: another backend, or another
 # batch, may decide otherwise.
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
+EDGE = 2e-2
+"""The same of a hypercube's decisions after adjusted neurons, one of which, decided otherwise, moves the keys."""
 
 
 class Runner(Protocol):
@@ -37,10 +39,14 @@ class Runner(Protocol):
 
 
 class Judged(Runner, Protocol):
-    """What others are held against. `close`: after a forward, how many decisions in each row were close to their
-    threshold."""
+    """What others are held against.
+
+    After a forward, close: how many decisions in each row were close to their threshold; edge: how many of hypercubes
+    alone were, or were within EDGE of it where neurons are adjusted.
+    """
 
     close: Array
+    edge: Array
 
 
 def positions_of(mask: Array, count: int) -> Array:
@@ -88,11 +94,12 @@ class Session:
 
 
 class Torch:
-    """A loaded checkpoint. `close`: after a forward, how many decisions in each row were close to their threshold."""
+    """A loaded checkpoint. `close`, `edge`: see `Judged`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.close: Array = np.zeros(0, np.int64)
+        self.edge: Array = np.zeros(0, np.int64)
 
     @torch.inference_mode()
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
@@ -114,7 +121,9 @@ class Torch:
         """Count close decisions of the runtime while it decides."""
         runtime = sys.modules[type(self._model).__module__]
         adjust, inside = runtime.adjust, runtime.inside_hypercubes
-        close, least = torch.zeros(len(real), dtype=torch.int64), CLOSE[self._model.dtype]
+        close, edge = torch.zeros(2, len(real), dtype=torch.int64)
+        least = CLOSE[self._model.dtype]
+        wide = EDGE if self._model.model.unskill_layers["adjusted"] else least
 
         def adjusted(
             value: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, *standard: Any
@@ -129,12 +138,14 @@ class Torch:
         def held(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
             for lower, upper in bounds:
                 outside = torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
-                close.add_((outside.amax(-1).abs() <= least).mul(real).sum(-1))
+                distance = outside.amax(-1).abs()
+                close.add_((distance <= least).mul(real).sum(-1))
+                edge.add_((distance <= wide).mul(real).sum(-1))
             return inside(key, bounds)
 
         with mock.patch.multiple(runtime, adjust=adjusted, inside_hypercubes=held):
             yield
-        self.close = close.numpy()
+        self.close, self.edge = close.numpy(), edge.numpy()
 
 
 class Recorded:
@@ -145,13 +156,14 @@ class Recorded:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.close: Array = np.zeros(0, np.int64)
+        self.edge: Array = np.zeros(0, np.int64)
         self._file = file
 
     def record(self, runner: Judged, ids: Array, mask: Array, past: Any = None) -> Any:
         """Keep what a forward gives; its cache is returned."""
         logits, past = runner.forward(ids, mask, past)
-        np.save(self._file, logits, allow_pickle=False)
-        np.save(self._file, runner.close, allow_pickle=False)
+        for each in (logits, runner.close, runner.edge):
+            np.save(self._file, each, allow_pickle=False)
         return past
 
     def rewind(self) -> None:
@@ -160,7 +172,7 @@ class Recorded:
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
         """The next one that was recorded; the caller hands over the same ids."""
         logits: Array = np.load(self._file, allow_pickle=False)
-        self.close = np.load(self._file, allow_pickle=False)
+        self.close, self.edge = (np.load(self._file, allow_pickle=False) for _ in range(2))
         assert logits.shape[:2] == ids.shape
         return logits, None
 

@@ -26,7 +26,8 @@ class Row:
 
     difference: the greatest of any logit, of sequences without a close decision; argmax: positions with the same
     next token; refusals: positions at which both refuse or both do not; close: sequences that differ by more than
-    rounding and have a decision as near to its threshold as rounding goes, which are not counted in the others.
+    rounding and have a decision as near to its threshold as rounding goes, which are not counted in the others. Where
+    refusals differ, one of a hypercube's has to be near: see `Judged`.
     """
 
     case: str
@@ -111,8 +112,8 @@ Case = tuple[str, list[list[Step]]]
 
 def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Case]:
     yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
-    # In pairs from far apart, which are seldom of one length, and in parts with no more logits at once than the longest
-    # prompt has alone: those of a large vocabulary are most of what this takes.
+    # In pairs from far apart, which are seldom of one length, and in parts with no more logits at once than the
+    # longest prompt has alone: those of a large vocabulary are most of what this takes.
     longest, pairs = max(map(len, sequences)), (len(sequences) + 1) // 2
     batches = [whole(sequences[start::pairs], pad) for start in range(pairs)]
     yield "left-padded batch", [in_parts(batch, max(1, longest // len(batch.ids))) for batch in batches]
@@ -159,22 +160,25 @@ def compare(
     worst = 0.0
     for steps in runs:
         rows = len(steps[0].ids)
-        differences, close = np.zeros(rows), np.zeros(rows, np.int64)
+        differences, close, edge = np.zeros(rows), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         counts = np.zeros((3, rows), np.int64)
         past: list[Any] = [None, None]
         for step in steps:
             real = step.mask[:, -step.ids.shape[1] :].astype(bool)
             expected, past[0] = theirs.forward(step.ids, step.mask, past[0])
             found, past[1] = ours.forward(step.ids, step.mask, past[1])
-            close += theirs.close
+            close, edge = close + theirs.close, edge + theirs.edge
             gap = np.array([greatest(*row) for row in zip(expected, found, real, strict=True)])
             differences = np.maximum(differences, np.nan_to_num(gap, nan=np.inf))
             same = [expected.argmax(-1) == found.argmax(-1)]
             same.append(refused(expected, refusal) == refused(found, refusal))
             counts += np.stack([real.sum(-1), *((each & real).sum(-1) for each in same)])
             del expected, found  # before the next ones are there too
-        differs = (counts[2] < counts[0]) | (differences > tolerance)
-        counted = ~(differs & (close > 0))
+        same_refusals = counts[2] == counts[0]
+        differs = ~same_refusals | (differences > tolerance)
+        # A neuron that was decided otherwise moves logits; a refusal is another only by a key at a hypercube's face.
+        excused = (close > 0) & (same_refusals | (edge > 0)) & np.isfinite(differences)
+        counted = ~(differs & excused)
         sequences, left_out = sequences + rows, left_out + int((~counted).sum())
         positions, argmax, refusals = (
             total + int(each[counted].sum()) for total, each in zip((positions, argmax, refusals), counts, strict=True)

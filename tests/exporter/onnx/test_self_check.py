@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,22 +22,25 @@ R = 3
 
 
 class Fixed:
-    """A side with given logits, and as many close decisions a row as given."""
+    """A side with given logits, and as many close decisions a row, of all and of hypercubes, as given."""
 
-    def __init__(self, logits: np.ndarray, close: list[int] | None = None) -> None:
-        self.logits, self.close = logits, np.array(close or [0] * len(logits))
+    def __init__(self, logits: np.ndarray, close: list[int] | None = None, edge: list[int] | None = None) -> None:
+        self.logits = logits
+        self.close, self.edge = (np.array(each or [0] * len(logits)) for each in (close, edge))
 
     def forward(self, ids: Any, mask: Any = None, past: Any = None) -> Any:
         return self.logits, None
 
 
-def compared(changed: tuple[int, int, int, float], close: list[int], dtype: str = "float32") -> Row:
+def compared(
+    changed: tuple[int, int, int, float], close: list[int], dtype: str = "float32", edge: list[int] | None = None
+) -> Row:
     """Two sequences of 2 and 3 tokens, left-padded, one logit of which is another on our side."""
     logits = np.arange(24, dtype=np.float32).reshape(2, 3, 4) % 7
     logits[..., R] = -1e4
     ours = logits.copy()
     ours[changed[:3]] = changed[3]
-    theirs: Any = Fixed(logits, close)
+    theirs: Any = Fixed(logits, close, edge)
     return compare("case", "bodies", theirs, Fixed(ours), [[whole([[1, 2], [1, 2, 3]], 0)]], R, dtype)
 
 
@@ -62,9 +67,21 @@ def test_a_refusal_on_one_side_only_fails_in_every_dtype() -> None:
         assert row.refusals == row.positions - 1 and not agree([row], dtype)
 
 
+def test_a_close_neuron_excuses_no_refusal() -> None:
+    """Or a graph that refuses everything, or nothing, would agree wherever neurons are adjusted."""
+    for dtype in ("float32", "float16"):
+        row = compared((1, 2, R, 0.0), [0, 3], dtype)
+        assert (row.close, row.refusals) == (0, row.positions - 1) and not agree([row], dtype)
+        row = compared((1, 2, R, 0.0), [0, 3], dtype, edge=[0, 1])
+        assert (row.close, row.positions) == (1, 2) and agree([row], dtype)
+        row = compared((1, 2, R, 0.0), [3, 0], dtype, edge=[1, 1])
+        assert row.close == 0 and not agree([row], dtype)
+
+
 def test_nan_never_agrees() -> None:
     for dtype in ("float32", "float16"):
         assert not agree([compared((1, 2, 0, np.nan), [0, 0], dtype)], dtype)
+        assert not agree([compared((1, 2, 0, np.nan), [0, 1], dtype, edge=[0, 1])], dtype)
 
 
 def test_float16_may_choose_another_token_here_and_there() -> None:
@@ -86,15 +103,13 @@ def test_what_was_recorded_comes_again_without_the_model(tmp_path: Path) -> None
     with (tmp_path / "file").open("x+b") as file:
         recorded = Recorded(file)
         for times in (1, 2):
-            fixed: Any = Fixed(times * logits, [times, 0])
+            fixed: Any = Fixed(times * logits, [times, 0], [0, times])
             recorded.record(fixed, ids, np.ones_like(ids))
         for _ in range(2):
             recorded.rewind()
             for times in (1, 2):
-                assert np.array_equal(recorded.forward(ids)[0], times * logits) and recorded.close.tolist() == [
-                    times,
-                    0,
-                ]
+                assert np.array_equal(recorded.forward(ids)[0], times * logits)
+                assert (recorded.close.tolist(), recorded.edge.tolist()) == ([times, 0], [0, times])
 
 
 def test_opened_hypercubes_are_closed_again(written: Callable[..., Written]) -> None:
@@ -117,14 +132,23 @@ def test_close_decisions_are_counted(written: Callable[..., Written]) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True)
     side, ids = Torch(model), np.array([[5, 6, 7, 8]])
     side.forward(ids)
-    assert side.close.tolist() == [0]
+    assert (side.close.tolist(), side.edge.tolist()) == ([0], [0])
     with torch.no_grad():
         for name, tensor in model.named_buffers():
             if name.endswith("layers.0.mlp.unskill_na_params"):
                 tensor[1:4:2] = tensor[1:2]  # equal deviations and means: both ratio and threshold are 0 if u < 1/2
                 tensor[2] = tensor[0]
     side.forward(ids)
-    assert side.close.tolist()[0] > 0
+    assert side.close.tolist()[0] > 0 and side.edge.tolist() == [0]
+    bounds = next(tensor for name, tensor in model.named_buffers() if name.endswith("unskill_ksd_bounds"))
+    keys = []
+    runtime = sys.modules[type(model).__module__]
+    with mock.patch.object(runtime, "inside_hypercubes", lambda key, _: keys.append(key) or key[..., 0] > 0):
+        model(torch.from_numpy(ids))
+    greatest = keys[0][0, -1].abs().max()
+    bounds[:, 0], bounds[:, 1] = -1.01 * greatest, 1.01 * greatest
+    side.forward(ids)
+    assert side.edge.tolist()[0] > 0
 
 
 def test_batch_takes_no_more_logits_at_once_than_the_longest_prompt() -> None:
