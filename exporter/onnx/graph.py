@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -112,6 +113,9 @@ def write_graph(model: Any, path: Path) -> None:
         # The rules of the optimiser keep the graph that they saw last, and with it the model's weights.
         for value in (*weights, *program.model.graph.initializers.values()):
             value.const_value = None
+    # What is left of the trace holds itself in circles, and would stay beside the copies that `finish` makes.
+    del program, weights, value
+    gc.collect()
     finish(path)
 
 

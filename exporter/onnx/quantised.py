@@ -20,6 +20,7 @@ from exporter.onnx.again import check_parts, export_again
 from exporter.onnx.folder import signed, write_folder
 from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
+from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.quantised_check import check_quantised
 from exporter.onnx.quantize import file_sha256, quantize
 from exporter.onnx.refit import Adjusted, Refit, refit
@@ -48,6 +49,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     NothingSeparates where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
     RunFailed as `write_onnx`; nothing is written then.
     """
+    return_freed_memory()
     assert settings.quantize is not None
     for line in repair(settings.out):
         remark(line)

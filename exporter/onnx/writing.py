@@ -15,6 +15,7 @@ from exporter.model import Base, check_checkpoint, find_files, load_files
 from exporter.onnx.folder import signed, write_folder
 from exporter.onnx.graph import DATA_SUFFIX, release_weights, write_graph
 from exporter.onnx.library import built_libraries
+from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.self_check import Expected, as_json, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
 from exporter.packaged import everyday_prompts
@@ -33,6 +34,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     graph computes something else than the checkpoint; nothing is written then. With settings.quantize see
     `write_quantised`: without fitting anew there are no quantised weights.
     """
+    return_freed_memory()
     if settings.quantize is not None:
         from exporter.onnx.quantised import write_quantised
 
