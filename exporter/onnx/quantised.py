@@ -22,7 +22,7 @@ from exporter.onnx.graph import DATA_SUFFIX, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.quantised_check import check_quantised
-from exporter.onnx.quantize import file_sha256, quantize
+from exporter.onnx.quantize import quantize
 from exporter.onnx.refit import Adjusted, Refit, refit
 from exporter.onnx.self_check import as_json
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
@@ -33,6 +33,7 @@ from exporter.probe import pad_id_of
 from exporter.refusal_states import eos_ids
 from exporter.reporting.stored import Stored, read_stored
 from exporter.settings import ExportSettings
+from exporter.shards import file_sha256
 from exporter.skills import SkillPlan, SkillPrompts
 from exporter.staging import Staging, repair, write_errors
 

@@ -12,7 +12,6 @@ What stays as it was, in float32:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import stat
 from collections.abc import Iterator
@@ -45,12 +44,20 @@ def quantize(source: Path, target: Path, kind: str) -> int:
     """
     graph = onnx.load(source, load_external_data=False).graph
     held = {tensor.name for tensor in graph.initializer}
-    names = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in held]
+    head = head_of(graph)
+    names = [
+        node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in held and node.name != head
+    ]
     if not names:
         raise RunFailed("no projection of this graph has a constant weight that could be quantised")
     with quiet_root_logger():
         write(weights_only(onnx.load(source), BITS[kind], names), target)
     return len(names)
+
+
+def head_of(graph: onnx.GraphProto) -> str:
+    """The name of the output head's product: the last one, for nodes are in the order of a forward."""
+    return next(node.name for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
 
 
 def weights_only(model: onnx.ModelProto, bits: int, names: list[str]) -> onnx.ModelProto:
@@ -84,15 +91,6 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     # onnx makes the weights' file readable by its owner alone, which a folder to be served must not be.
     path.with_name(path.name + DATA_SUFFIX).chmod(stat.S_IMODE(path.stat().st_mode))
     onnx.checker.check_model(path)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -20,10 +20,14 @@ import onnx
 import pytest
 from safetensors.torch import load_file
 from scipy.stats import beta
+from transformers import AutoModelForCausalLM
 
+from exporter.onnx.graph import write_graph
 from exporter.onnx.operators import DOMAIN
+from exporter.onnx.quantize import quantize
 from exporter.onnx.settings import GRAPH
 from tests.exporter.onnx.quantising import BOUNDS, LAYER, TARGET, Graph, Made, constants, floored, nodes, refusals
+from tests.tiny import one_thread, tiny_model
 
 CASES = [
     ("ksd", "int8"),
@@ -134,6 +138,16 @@ def test_without_quantising_it_is_what_the_export_fitted(made: Callable[[str], M
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_allclose(after[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_a_head_of_its_own_is_not_quantised(tmp_path: Path) -> None:
+    """Where nothing is refused its weight is a constant of a plain product, as those of the projections are."""
+    base = tiny_model(tmp_path / "base", chat=False, tie_word_embeddings=False)
+    with one_thread():
+        write_graph(AutoModelForCausalLM.from_pretrained(base).eval(), tmp_path / "model.onnx")
+    assert quantize(tmp_path / "model.onnx", tmp_path / "model_int8.onnx", "int8") == 3 * 7
+    assert "logits" in [node.output[0] for node in nodes(tmp_path / "model_int8.onnx", "MatMul")]
+    assert len(nodes(tmp_path / "model_int8.onnx", "MatMulNBits")) == 3 * 7
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
