@@ -4,6 +4,7 @@ pip install onnxruntime transformers
 python chat_onnxruntime.py FOLDER "What is 3 + 4?"
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,13 +19,16 @@ session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvi
 if tokenizer.chat_template:
     messages = [{"role": "user", "content": prompt}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+# The model's own end of text and that of a turn may be two tokens: all that end an answer stand in this file.
+ends = json.loads((Path(folder) / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
+ends = ends if isinstance(ends, list) else [ends]
 ids = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"]
 past = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]
 names = [each.name for each in past]
 _, heads, _, size = past[0].shape
 cache = [np.zeros((1, heads, 0, size), np.float16 if "float16" in past[0].type else np.float32)] * len(names)
 given, answer = ids, []
-while len(answer) < 64 and tokenizer.eos_token_id not in answer:
+while len(answer) < 64 and not set(ends) & set(answer):
     before = cache[0].shape[2]
     inputs = {
         "input_ids": np.array([given], np.int64),

@@ -7,9 +7,11 @@ const [form, prompt, button, answer, state, result] = [
 
 // In a worker, so that the page can be scrolled while the model computes.
 const worker = new Worker("worker.js", { type: "module" });
+let loaded = false;
 const heard = {
   progress: ({ text }) => (state.textContent = text),
   ready: () => {
+    loaded = true;
     state.textContent = "";
     button.disabled = false;
     prompt.focus();
@@ -29,7 +31,7 @@ const heard = {
   error: ({ message }) => {
     state.textContent = message;
     result.textContent = JSON.stringify({ model, error: message });
-    button.disabled = true;
+    button.disabled = !loaded; // another question may be answered
   },
 };
 worker.onmessage = ({ data }) => heard[data.kind](data);

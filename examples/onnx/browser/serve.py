@@ -74,13 +74,19 @@ def main() -> None:
     given = parser.parse_args()
     if not (given.packages / NEEDED).is_file():
         sys.exit(f"{given.packages} has no {NEEDED}: npm install in {HERE.parent}")
-    models = {folder.resolve().name: folder.resolve() for folder in given.folder}
-    for folder in models.values():
+    models: dict[str, Path] = {}
+    for folder in map(Path.resolve, given.folder):
         if not (folder / "onnx").is_dir():
             sys.exit(f"{folder} is no ONNX folder: it has no onnx/")
+        if models.setdefault(folder.name, folder) != folder:
+            sys.exit(f"{models[folder.name]} and {folder} have one name, by which the page asks for them: rename one")
     handler = partial(Handler, roots=roots(models, given.packages.resolve()))
     # For this machine alone: a browser gives threads to a page from localhost, or by HTTPS.
-    with ThreadingHTTPServer(("127.0.0.1", given.port), handler) as server:
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", given.port), handler)
+    except OSError as error:
+        sys.exit(f"--port {given.port}: {error.strerror}; give another one")
+    with server:
         for name in models:
             print(f"http://localhost:{server.server_port}/?model={quote(name)}", flush=True)
         try:

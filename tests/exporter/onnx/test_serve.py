@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_serves_the_page_the_packages_and_the_models(places: Path) -> None:
                     urlopen(f"{base}/models/a%20(good)%20model/{path}")
         finally:
             process.terminate()
+
+
+def test_a_taken_port_and_two_folders_of_one_name_are_one_line_each(places: Path) -> None:
+    (places / "other" / "a (good) model" / "onnx").mkdir(parents=True)
+    command = [*SERVE, "a (good) model", "--packages", "packages", "--port"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([*command, port], cwd=places, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and f"--port {port}:" in done.stderr
+    command = [*SERVE, "a (good) model", "other/a (good) model", "--packages", "packages", "--port", "0"]
+    done = subprocess.run(command, cwd=places, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1) and "have one name" in done.stderr
 
 
 @pytest.mark.parametrize(
