@@ -6,6 +6,7 @@ in it, because a session in which an operator is registered but has no kernel fa
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -44,7 +45,8 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
     """Compile the kernels; returns the file.
 
     `out`: the file, replaced in one step; by default one in the user's cache folder (`default_library`), which is left
-    as it is where it is there already. `cuda`: with CUDA kernels too; by default if there is an nvcc.
+    as it is where it is there already and can be loaded. `cuda`: with CUDA kernels too; by default if there is an
+    nvcc.
 
     Raises:
         BadInput: No compiler, or a folder for `out`.
@@ -55,7 +57,7 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
         raise BadInput("--cuda: there is no nvcc on PATH; install the CUDA toolkit, or name its nvcc by NVCC")
     compiler = [nvcc, *CUDA_FLAGS] if nvcc else [*find_compiler(), *CPU_FLAGS]
     library = default_library(nvcc is not None) if out is None else out
-    if out is None and library.is_file():
+    if out is None and loads(library):
         return library
     if library.is_dir():
         raise BadInput(f"{library}: is a folder, but should be the file to write")
@@ -140,11 +142,20 @@ def find_nvcc() -> str | None:
 
 
 def built_libraries() -> list[Path]:
-    """What `build_operators` has left in the cache folder, the one with CUDA kernels first."""
+    """What `build_operators` has left in the cache folder and can be loaded, the one with CUDA kernels first."""
     try:
-        return [each for each in (default_library(True), default_library(False)) if each.is_file()]
+        return [each for each in (default_library(True), default_library(False)) if loads(each)]
     except BadInput:
         return []
+
+
+def loads(library: Path) -> bool:
+    """Whether this machine can load the file: a cache may be damaged, or another system's with an older libc."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
+    return True
 
 
 def _compile(command: list[str]) -> None:

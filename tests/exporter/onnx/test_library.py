@@ -27,6 +27,7 @@ from exporter.onnx.library import (
     KERNELS,
     SOURCE,
     build_operators,
+    built_libraries,
     default_library,
     find_compiler,
     find_nvcc,
@@ -61,13 +62,18 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 WRITES = 'for last; do :; done; echo "$@" > "$last"'  # the file that it was to make, with its arguments
 
 
-def test_default_place(cache: Path, compiler: Callable[[str], Path]) -> None:
+def test_default_place(cache: Path, compiler: Callable[[str], Path], library: Path) -> None:
     compiler(WRITES)
     made = build_operators(cuda=False)
     assert made == default_library(False) and made.parent == cache / "unskill"
     assert made.read_text().split() == [*CPU_FLAGS, str(SOURCE), "-o", made.read_text().split()[-1]]
-    compiler("echo 'error: not needed'; exit 1")
-    assert build_operators(cuda=False) == made
+    # That is none that could be loaded, and would be built anew; the real one is left as it is.
+    compiler("echo 'error: tried'; exit 1")
+    with pytest.raises(RunFailed, match="tried"):
+        build_operators(cuda=False)
+    assert built_libraries() == []
+    shutil.copy(library, made)
+    assert build_operators(cuda=False) == made and built_libraries() == [made]
     assert [path.name for path in made.parent.iterdir()] == [made.name]
     assert default_library(True) != made
 
