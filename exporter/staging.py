@@ -94,9 +94,11 @@ def beside(folder: str, ending: str) -> Path:
 
 
 def sibling(place: Path, ending: str) -> Path:
-    """The same for a folder that may not be there yet."""
+    """The same for a folder that may not be there yet. Raises BadInput for the root, which is in no folder."""
     if place.name in ("", ".."):  # beside the folder that one is in, not inside it
         place = place.resolve()
+    if not place.name:
+        raise BadInput(f"{place} has nothing beside it, where NAME{ending} would be: name the folder to write")
     return place.with_name(place.name + ending)
 
 
