@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from exporter.errors import Interrupted
+from exporter.errors import BadInput, Interrupted
 from exporter.onnx.settings import OnnxSettings, check_out
 from exporter.settings import ExportSettings
 from exporter.sources import write_template
@@ -14,6 +14,8 @@ from exporter.staging import sibling
 
 def settings_to_write(export: ExportSettings) -> OnnxSettings:
     """For the checkpoint that an export is to write. Raises what would keep the ONNX folder from being written."""
+    if export.compat is not None:
+        raise BadInput("--onnx: draws of --compat are torch's own, which ONNX does not have; leave one of the two out")
     settings = OnnxSettings(
         str(export.out),
         sibling(export.out, "-onnx"),
