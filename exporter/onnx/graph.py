@@ -16,16 +16,20 @@ import torch
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed, first_line
-from exporter.onnx.operators import functions
+from exporter.onnx.operators import OPSET, functions
 from exporter.onnx.symbolic import operators_for
 
-OPSET = 18
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 # Sizes to trace with: all different and none of them 1, which would be taken for a constant.
 BATCH, TOKENS, PAST = 2, 3, 5
 DROPPED = 1e-8
 DATA_SUFFIX = "_data"
 """What transformers.js appends to the name of a graph for that of its weights."""
+
+
+def weights_of(graph: Path) -> Path:
+    """The file of a graph's weights."""
+    return graph.with_name(graph.name + DATA_SUFFIX)
 
 
 class WithFlatCache(torch.nn.Module):
@@ -165,7 +169,7 @@ def finish(path: Path) -> None:
     The weights are not read: there may be more of them than one protobuf message holds.
     """
     graph = onnx.load(path, load_external_data=False)
-    data = path.with_name(path.name + DATA_SUFFIX)
+    data = weights_of(path)
     path.with_name(path.name + ".data").rename(data)
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:

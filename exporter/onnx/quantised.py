@@ -18,7 +18,7 @@ from exporter.json_files import write_json
 from exporter.model import Base, check_checkpoint, context_length, find_files, load_files
 from exporter.onnx.again import check_parts, export_again
 from exporter.onnx.folder import signed, write_folder
-from exporter.onnx.graph import DATA_SUFFIX, write_graph
+from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.quantised_check import check_quantised
@@ -67,11 +67,9 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     pad = pad_id_of(tokenizer, model, files.name)
     with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, 2 * size):
         graph = staging.path / GRAPH[settings.quantize]
+        adjusted, live, eos = Adjusted.of(model), model.config, eos_ids(model, files.name)
         write_weights(model, files.name, settings.quantize, graph, remark)
-        weights = file_sha256(beside(graph))
-        adjusted, live = Adjusted.of(model), model.config
-        eos = eos_ids(model, files.name)
-        del model  # the graph is what counts from here on, and it takes its own memory
+        weights = file_sha256(weights_of(graph))
         fitted = None
         if export is not None:
             remark("probing the quantised graph in ONNX Runtime ...")
@@ -103,7 +101,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         probed = fitted.refused if fitted else []
         checked = check_quantised(graph, kernels, sequences, pad, refusal, probed)
         summary |= {
-            "bytes": graph.stat().st_size + beside(graph).stat().st_size,
+            "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
             "agrees": checked.agrees,
             "self_check": as_json(checked.rows),
         }
@@ -116,11 +114,6 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         write_json(staging.path / MARKER, summary)
         staging.commit()
     return summary
-
-
-def beside(graph: Path) -> Path:
-    """The file of a graph's weights."""
-    return graph.with_name(graph.name + DATA_SUFFIX)
 
 
 def fits(stored: Stored) -> bool:
@@ -162,7 +155,7 @@ def prepare_again(
 
 
 def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark) -> None:
-    """Trace the model in float32 and write the graph with quantised weights."""
+    """Trace the model in float32 and write the graph with quantised weights; the model has none afterwards."""
     start = time.monotonic()
     remark(f"tracing {name} in float32: minutes for a model of many layers ...")
     graph.parent.mkdir()
@@ -170,6 +163,7 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark)
     between.mkdir()
     try:
         write_graph(model, between / "model.onnx")
+        release_weights(model)  # the graph is what counts from here on, and it takes its own memory
         remark(f"traced in {time.monotonic() - start:.0f} s; quantising weights to {kind} ...")
         count = quantize(between / "model.onnx", graph, kind)
         remark(f"{count} weights are {kind} now.")

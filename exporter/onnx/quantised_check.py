@@ -86,11 +86,13 @@ def check_quantised(
     if token is not None:
         ways.append(in_batches(bodies, probed, pad, token))
     if refusal is not None:
-        for name, session in sides.items():
-            rows.append(as_probed(session, name, probed, refusal[0]))
-            rows.append(after_refusal(session, name, sequences, refusal))
+        for name in sides:
+            rows.append(as_probed(sides[name], name, probed, refusal[0]))
+            rows.append(after_refusal(sides[name], name, sequences, refusal))
+        names = list(sides)
+        del bodies, sides  # each holds the weights, as the next ones will
         with opened_graph(path) as everything:
-            for name in sides:
+            for name in names:
                 library = kernels if name == KERNELS else None
                 rows.append(every_token(Session(everything, library), name, sequences, refusal[0]))
     return Checked([*rows, *ways])

@@ -22,7 +22,7 @@ import onnx
 from onnx.external_data_helper import convert_model_to_external_data
 
 from exporter.errors import RunFailed
-from exporter.onnx.graph import DATA_SUFFIX
+from exporter.onnx.graph import weights_of
 from exporter.onnx.operators import DOMAIN
 
 BLOCK = 32
@@ -79,7 +79,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     """Save a model whose weights are in memory: what our operators read in `path`, all other weights beside it."""
     ours = {name for node in model.graph.node if node.domain == DOMAIN for name in node.input}
     ours |= {tensor.name for tensor in model.graph.initializer if ".unskill_" in tensor.name}
-    convert_model_to_external_data(model, location=path.name + DATA_SUFFIX)
+    convert_model_to_external_data(model, location=weights_of(path).name)
     for tensor in model.graph.initializer:
         if tensor.name in ours:
             tensor.ClearField("external_data")
@@ -89,7 +89,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     model.ClearField("metadata_props")
     onnx.save(model, path)
     # onnx makes the weights' file readable by its owner alone, which a folder to be served must not be.
-    path.with_name(path.name + DATA_SUFFIX).chmod(stat.S_IMODE(path.stat().st_mode))
+    weights_of(path).chmod(stat.S_IMODE(path.stat().st_mode))
     onnx.checker.check_model(path)
 
 
