@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -12,9 +12,10 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 from transformers import DynamicCache
 
-from exporter.errors import RunFailed
+from exporter.errors import RunFailed, first_line
 from exporter.onnx.graph import cache_names, check_data
 from exporter.onnx.library import register
 from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
@@ -26,6 +27,13 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
 EDGE = 2e-2
 """The same of a hypercube's decisions after adjusted neurons, one of which, decided otherwise, moves the keys."""
+
+
+# Of ONNX Runtime, for graphs that it does not take: each has Exception as its only base.
+REFUSALS = (
+    *(state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
+    *(state.NoModel, state.NoSuchFile, state.NotImplemented, state.RuntimeException),
+)
 
 
 class Runner(Protocol):
@@ -60,7 +68,7 @@ class Session:
     kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
     which is quicker and takes more.
 
-    Raises RunFailed where the library or the weights cannot be loaded.
+    Raises RunFailed where the library, the weights or the graph cannot be loaded.
     """
 
     def __init__(self, path: Path, kernels: Path | None = None, arena: bool = True) -> None:
@@ -72,7 +80,11 @@ class Session:
         options.intra_op_num_threads = torch.get_num_threads()
         if kernels is not None and not register(options, kernels):
             raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except REFUSALS as error:
+            version = onnxruntime.__version__
+            raise RunFailed(f"{path.name} does not load in ONNX Runtime {version}: {first_line(error)}") from error
         inputs = {each.name: each for each in self._session.get_inputs()}
         self._names = cache_names("past_key_values", sum(name.endswith(".key") for name in inputs))
         first = inputs[self._names[0]]
@@ -94,12 +106,17 @@ class Session:
 
 
 class Torch:
-    """A loaded checkpoint. `close`, `edge`: see `Judged`."""
+    """A loaded checkpoint. `close`, `edge`: see `Judged`.
+
+    greatest: after a forward, of every layer with hypercubes the greatest coordinate of each key, without its sign,
+    (batch, positions).
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self.close: Array = np.zeros(0, np.int64)
         self.edge: Array = np.zeros(0, np.int64)
+        self.greatest: list[Array] = []
 
     @torch.inference_mode()
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
@@ -123,6 +140,7 @@ class Torch:
         adjust, inside = runtime.adjust, runtime.inside_hypercubes
         close, edge = torch.zeros(2, len(real), dtype=torch.int64)
         least = CLOSE[self._model.dtype]
+        greatest: list[Array] = []
         wide = EDGE if self._model.model.unskill_layers["adjusted"] else least
 
         def adjusted(
@@ -136,6 +154,7 @@ class Torch:
             return adjust(value, index, threshold, *standard)
 
         def held(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+            greatest.append(key.float().abs().amax(-1).numpy())
             for lower, upper in bounds:
                 outside = torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
                 distance = outside.amax(-1).abs()
@@ -145,7 +164,7 @@ class Torch:
 
         with mock.patch.multiple(runtime, adjust=adjusted, inside_hypercubes=held):
             yield
-        self.close, self.edge = close.numpy(), edge.numpy()
+        self.close, self.edge, self.greatest = close.numpy(), edge.numpy(), greatest
 
 
 class Recorded:
@@ -178,13 +197,16 @@ class Recorded:
 
 
 @contextmanager
-def opened_model(model: Any) -> Iterator[None]:
-    """While this holds every token is inside the loaded checkpoint's hypercubes."""
+def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
+    """While this holds every token is inside the loaded checkpoint's hypercubes; see `opened_bounds`.
+
+    within: of every layer with hypercubes.
+    """
     bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(".unskill_ksd_bounds")]
     kept = [tensor.clone() for tensor in bounds]
     try:
-        for tensor in bounds:
-            tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape))))
+        for tensor, each in zip(bounds, within or [np.inf] * len(bounds), strict=True):
+            tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape), each)))
         yield
     finally:
         for tensor, before in zip(bounds, kept, strict=True):
@@ -192,12 +214,15 @@ def opened_model(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def opened_graph(path: Path) -> Iterator[Path]:
-    """While this holds there is a graph beside the given one with every token inside its hypercubes."""
-    held = read_constants(path, find_places(path).bounds.values())
+def opened_graph(path: Path, within: Sequence[float] = ()) -> Iterator[Path]:
+    """While this holds there is a graph beside the given one with every token inside its hypercubes; see
+    `opened_model`."""
+    names = list(find_places(path).bounds.values())
+    held = read_constants(path, names)
     beside = path.with_name(f"opened-{path.name}")  # where its weights are
     try:
-        rewrite(path, beside, {name: opened_bounds(tensor.shape) for name, tensor in held.items()})
+        bounds = zip(names, within or [np.inf] * len(names), strict=True)
+        rewrite(path, beside, {name: opened_bounds(held[name].shape, each) for name, each in bounds})
         yield beside
     finally:
         beside.unlink(missing_ok=True)

@@ -73,9 +73,9 @@ def read_constants(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     }
 
 
-def opened_bounds(shape: Sequence[int]) -> np.ndarray:
-    """Bounds (hypercubes, 2, d_ff) that hold everything."""
-    return _bounds(shape, -np.inf, np.inf)
+def opened_bounds(shape: Sequence[int], within: float = np.inf) -> np.ndarray:
+    """Bounds (hypercubes, 2, d_ff) that hold every key with no coordinate further than that from zero."""
+    return _bounds(shape, -within, within)
 
 
 def closed_bounds(shape: Sequence[int]) -> np.ndarray:

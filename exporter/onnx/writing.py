@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
 from typing import Any
 
 from exporter import __version__
 from exporter.errors import BadInput, RunFailed
-from exporter.formats import PLAIN, Formatter
+from exporter.formats import PLAIN, Formatter, Query
 from exporter.json_files import write_json
 from exporter.model import Base, check_checkpoint, find_files, load_files
 from exporter.onnx.folder import signed, write_folder
-from exporter.onnx.graph import DATA_SUFFIX, release_weights, write_graph
+from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
-from exporter.onnx.self_check import Expected, as_json, self_check
+from exporter.onnx.self_check import Expected, as_json, room_for, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
 from exporter.packaged import everyday_prompts
 from exporter.probe import pad_id_of
 from exporter.sources import Source, load_prompts, read_template
 from exporter.staging import Staging, repair, write_errors
 
-PROMPTS = 4
-"""Of either kind in the self-check."""
+PROMPTS, TRIED = 4, 64
+"""In the self-check of every source, the shortest of so many: time, memory and disk grow with their lengths."""
 
 
 def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     for line in repair(settings.out):
         remark(line)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
-    prompts = [prompt for source in sources for prompt in load_prompts(source, "--forget")]
+    prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
     files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
     check_supported(files)
     size = sum((files.folder / shard).stat().st_size for shard in files.shards)
@@ -56,8 +56,11 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         max_length=model.config.max_position_embeddings,
         skip_long=True,
     )
-    asked = [*prompts[:PROMPTS], *everyday_prompts()[:PROMPTS]]
-    sequences = [query.ids for query in formatter.format(asked, "--forget")]
+    queries = [query for each in prompts for query in shortest(formatter.format(each, "--forget"))]
+    queries += formatter.format(everyday_prompts()[:PROMPTS], "everyday")
+    sequences = [query.ids for query in queries]
+    size += room_for(sequences, model)
+    check_out(settings, size)
     with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, size):
         graph = staging.path / GRAPH[settings.dtype]
         graph.parent.mkdir()
@@ -76,7 +79,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
             "unskill": __version__,
             "checkpoint": files.name,
             "dtype": settings.dtype,
-            "bytes": graph.stat().st_size + graph.with_name(graph.name + DATA_SUFFIX).stat().st_size,
+            "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
             "agrees": agree,
             "self_check": as_json(rows),
         }
@@ -86,6 +89,12 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         write_json(staging.path / MARKER, summary)
         staging.commit()
     return summary
+
+
+def shortest(queries: Sequence[Query]) -> list[Query]:
+    """PROMPTS of them, in their order."""
+    kept = sorted(range(len(queries)), key=lambda place: len(queries[place].ids))[:PROMPTS]
+    return [queries[place] for place in sorted(kept)]
 
 
 class Disagrees(RunFailed):

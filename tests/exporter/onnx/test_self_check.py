@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from exporter.onnx.runners import Recorded, Session, Torch, opened_graph, opened_model
-from exporter.onnx.self_check import Row, Step, agree, cases, compare, in_steps, whole
+from exporter.onnx.self_check import SOME, Row, Step, agree, cases, compare, halfway, in_steps, whole
 from tests.exporter.onnx.conftest import Written
 
 R = 3
@@ -54,6 +54,20 @@ def test_a_difference_is_one_unless_a_decision_is_close() -> None:
     assert row.difference > 90 and row.argmax == 4 and not agree([row], "float32")
     row = compared((1, 2, 1, 99.0), [0, 3])
     assert (row.close, row.positions, row.difference) == (1, 2, 0.0) and agree([row], "float32")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 50, 51])
+def test_halfway_is_on_no_key_and_amid_them(count: int) -> None:
+    greatest = np.random.default_rng(count).lognormal(size=(1, count)).astype(np.float32)
+    inside = int((greatest <= halfway(greatest)).sum())
+    assert count // 4 - 1 <= inside <= 3 * count // 4 + 1
+    assert (np.abs(greatest - halfway(greatest)) > 0).all()
+
+
+def test_few_refusals_amid_keys_may_differ_in_float16() -> None:
+    row = Row(SOME, "bodies", 4, 100, 0.0, 100, 95, 0)
+    assert agree([row], "float16") and not agree([replace(row, refusals=94)], "float16")
+    assert not agree([row], "float32") and not agree([replace(row, case="another")], "float16")
 
 
 def test_close_decisions_excuse_no_more_than_half() -> None:
@@ -122,6 +136,13 @@ def test_opened_hypercubes_are_closed_again(written: Callable[..., Written]) -> 
         for side in (Torch(model), Session(beside)):
             logits = side.forward(np.array([[5, 6, 7]]))[0]
             assert (logits.argmax(-1) == refusal).all()
+    torch_side, ids = Torch(model), np.array([[5, 6, 7, 8, 9, 10]])
+    torch_side.forward(ids)
+    within = [halfway(each) for each in torch_side.greatest]
+    with opened_model(model, within), opened_graph(path, within) as beside:
+        for side in (torch_side, Session(beside)):
+            refused = side.forward(ids)[0].argmax(-1) == refusal
+            assert refused.tolist() == (torch_side.greatest[0] <= within[0]).tolist() and 0 < refused.sum() < 6
     assert not beside.exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if "bounds" in name)
 

@@ -25,9 +25,10 @@ from exporter.families import GATED_FAMILIES
 from exporter.onnx.operators import DOMAIN
 from exporter.onnx.runners import Session
 from exporter.onnx.settings import GRAPH, OnnxSettings
-from exporter.onnx.writing import write_onnx
+from exporter.onnx.symbolic import inside_hypercubes
+from exporter.onnx.writing import PROMPTS, Disagrees, shortest, write_onnx
 from tests.exporter.onnx.conftest import Written
-from tests.tiny import FORGET, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
+from tests.tiny import FORGET, RETAIN, Exported, edit_json, export_base, one_thread, tiny_model, write_prompts
 
 ROOT = Path(__file__).resolve().parents[3]
 NEW_TOKENS = 12
@@ -101,7 +102,8 @@ def test_self_check_compares_every_case(side: str, written: Callable[..., Writte
     _, _, summary = written()
     rows = [row for row in summary["self_check"] if row["side"] == side]
     assert [row["case"] for row in rows] == [
-        *("prompts one by one", "left-padded batch", "with a cache", "after the refusal", "every token refused")
+        *("prompts one by one", "left-padded batch", "with a cache", "after the refusal"),
+        *("some tokens refused", "every token refused"),
     ]
     assert all(row["positions"] == row["refusals"] == row["argmax"] > 0 for row in rows)
     assert max(row["difference"] for row in rows) < 1e-3 and summary["agrees"] is True
@@ -115,6 +117,22 @@ def swapped(name: str, before: str, after: str) -> Any:
     node = next(node for each in found if each.name == name for node in each.node if node.op_type == before)
     node.op_type = after
     return mock.patch("exporter.onnx.graph.functions", lambda: found)
+
+
+def test_wrong_keys_are_found_without_a_prompt_to_refuse(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    def wrong(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        return inside_hypercubes(2 * key, bounds)
+
+    settings = OnnxSettings(str(tiny("llama", "ksd").checkpoint), tmp_path / "out", prompt_template="{prompt}")
+    with (
+        mock.patch("exporter.onnx.symbolic.inside_hypercubes", wrong),
+        mock.patch("exporter.onnx.writing.built_libraries", lambda: []),
+        one_thread(),
+        pytest.raises(Disagrees) as caught,
+    ):
+        write_onnx(settings, lambda text: None)
+    wrong_rows = [row["case"] for row in caught.value.summary["self_check"] if row["refusals"] < row["positions"]]
+    assert wrong_rows == ["some tokens refused"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +233,37 @@ def test_official_has_no_graph(tmp_path: Path) -> None:
     assert "--compat" in str(done.exception) and not (tmp_path / "out").exists()
 
 
+def test_official_is_refused_before_the_export(tmp_path: Path) -> None:
+    command = ["export", str(tmp_path / "base"), str(tmp_path / "out"), "--forget", "f.jsonl", "--retain", "r.jsonl"]
+    done = CliRunner().invoke(cli, [*command, "--method", "na", "--compat", "official", "--onnx"])
+    assert isinstance(done.exception, BadInput) and "--onnx: draws of --compat are torch's own" in str(done.exception)
+
+
+def test_the_shortest_prompts_of_every_source_are_asked(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    exported = tiny("llama", "na+ksd")
+    long, short = [f"{text} {FORGET[1]}" for text in FORGET[:6]], FORGET[:6]
+    one, other = (
+        f"{write_prompts(tmp_path / f'{name}.jsonl', texts)},column=prompt"
+        for name, texts in (("one", [*long, *short]), ("other", RETAIN[:2]))
+    )
+    settings = OnnxSettings(str(exported.checkpoint), tmp_path / "out", (one, other), prompt_template="{prompt}")
+    with (
+        mock.patch("exporter.onnx.writing.write_graph", side_effect=StopIteration),
+        mock.patch("exporter.onnx.writing.room_for", return_value=0) as room,
+        pytest.raises(StopIteration),
+    ):
+        write_onnx(settings, lambda text: None)
+    (sequences, _), _ = room.call_args
+    tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    asked = [tokenizer.decode(ids) for ids in sequences]
+    assert len(asked) == 2 * PROMPTS + 2 and set(asked[:PROMPTS]) < set(short) and asked[PROMPTS:][:2] == RETAIN[:2]
+
+
+def test_shortest_keeps_the_order() -> None:
+    queries: Any = [mock.Mock(ids=range(count)) for count in (9, 3, 8, 2, 7, 4)]
+    assert [len(query.ids) for query in shortest(queries)] == [3, 2, 7, 4]
+
+
 def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     checkpoint = tiny("llama", "ksd").checkpoint
     (tmp_path / "there").mkdir()
@@ -225,6 +274,8 @@ def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no unskill object"):
         write_onnx(OnnxSettings(str(tiny("llama", "ksd").base), tmp_path / "out"), lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    done = CliRunner().invoke(cli, ["onnx", "/"])
+    assert isinstance(done.exception, BadInput) and "/ has nothing beside it" in str(done.exception)
 
 
 def test_default_out_is_beside_the_checkpoint(tiny: Callable[..., Exported], tmp_path: Path) -> None:
@@ -242,6 +293,17 @@ def test_default_out_is_beside_the_checkpoint(tiny: Callable[..., Exported], tmp
     text = tiny("llama", "ksd").texts["blocked"][0]
     said = subprocess.run([*script, text], cwd=tmp_path, capture_output=True, text=True, env=environment, check=True)
     assert said.stdout == "Your query is not valid\n"
+    # An answer ends at each of the folder's ends, not only at the tokenizer's.
+    tokenizer, text = AutoTokenizer.from_pretrained(tmp_path / "mine-onnx"), tiny("llama", "ksd").texts["answered"][0]
+    session = Session(tmp_path / "mine-onnx" / "onnx" / "model.onnx")
+    (first, *_) = answer(session, tokenizer(text)["input_ids"], -1)
+    for ends in (first, [2, first]):
+        edit_json(
+            tmp_path / "mine-onnx" / "genai_config.json",
+            lambda found, ends=ends: {**found, "model": {**found["model"], "eos_token_id": ends}},
+        )
+        said = subprocess.run([*script, text], cwd=tmp_path, capture_output=True, text=True, env=environment)
+        assert said.stdout == tokenizer.decode([first], skip_special_tokens=True) + "\n", said.stderr
 
 
 def test_export_writes_both(tmp_path: Path) -> None:
