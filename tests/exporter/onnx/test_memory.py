@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+
+from exporter.onnx.quantised import write_weights
 
 # Pieces of a size that glibc keeps in its heap once it has freed a larger one; the last one holds the heap's top.
 SCRIPT = """
@@ -32,6 +37,21 @@ def resident(how: str) -> int:
     """MiB of a process that has freed 160."""
     done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+def test_torchs_weights_are_gone_when_the_graphs_are_quantised(tmp_path: Path) -> None:
+    model, sizes = torch.nn.Linear(4, 4), []
+
+    def sized(source: Path, target: Path, kind: str) -> int:
+        sizes.extend(each.numel() for each in model.parameters())
+        return 1
+
+    with (
+        mock.patch("exporter.onnx.quantised.write_graph"),
+        mock.patch("exporter.onnx.quantised.quantize", sized),
+    ):
+        write_weights(model, "name", "int8", tmp_path / "onnx" / "model_int8.onnx", lambda text: None)
+    assert sizes == [0, 0]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is about glibc")

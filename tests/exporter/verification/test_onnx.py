@@ -11,6 +11,7 @@ import pytest
 
 from exporter.onnx.settings import OnnxSettings
 from exporter.onnx.writing import write_onnx
+from exporter.verification.onnx import check_again
 from exporter.verification.run import VerifySettings, verify
 from tests.corruptions import CORRUPTIONS, Corruption, failed, has_onnx, try_one
 from tests.damage import copy_of, edit, onnx_of, onnx_record, put, set_
@@ -38,6 +39,20 @@ def test_whole(pair: Path) -> None:
     checks = {check["name"]: check for check in found["checks"] if check["name"].startswith("onnx")}
     assert found["ok"] and len(checks) == 4 and all(check["ok"] for check in checks.values()), checks
     assert "agrees with torch" in checks["onnx: checked again"]["detail"]
+
+
+def test_the_comparison_is_with_torch_on_the_cpu(pair: Path) -> None:
+    """A model that was loaded elsewhere is loaded once more."""
+    for device, loads in (("cuda", 1), ("cpu", 0)):
+        live = mock.Mock(some=[], record={"dtype": "float32"})
+        live.model.device.type = device
+        with (
+            mock.patch("exporter.verification.onnx.Live.load") as load,
+            mock.patch("exporter.onnx.self_check.Expected", side_effect=StopIteration),
+            pytest.raises(StopIteration),
+        ):
+            check_again(live, onnx_of(pair))
+        assert load.call_count == loads
 
 
 OF_ONNX = [corruption for corruption in CORRUPTIONS if corruption.needs is has_onnx]
