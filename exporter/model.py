@@ -162,12 +162,15 @@ def load_files(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The live model and tokenizer of a base, or with `trust_remote_code` of a checkpoint. Same errors as `load`."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     check_device(device)
     logging.disable_progress_bar()
+    # What unsound sizes in a config.json raise, by the release of transformers; SyntaxError: a checkpoint's code.
+    unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
         auto: Any = AutoModelForCausalLM
@@ -178,7 +181,7 @@ def load_files(
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *unsound) as error:
         raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
     if info["missing_keys"]:
         raise BadInput(f"{what} {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
