@@ -28,7 +28,7 @@ def check_code_again(view: View) -> str:
     name = f"modeling_unskill_{view.model_type}.py"
     written = view.record.get("version")
     if written != __version__:
-        raise NotMade(f"written by unskill {written}, this is {__version__}, which may write other code")
+        raise NotMade(f"written by unskill {written}, this is {__version__}, which may write other code: not compared")
     found = (view.folder / name).read_text(encoding="utf-8")
     year = YEAR.match(found)
     expected = render_modeling(view.family, int(year[1]) if year else None)

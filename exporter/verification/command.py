@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from exporter.console_text import echo_json
+from exporter.console_text import echo_json, literal, printable
 
 
 @click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
@@ -33,7 +33,8 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     """Check CHECKPOINT (folder or Hub id): files, code, weights, tokenizer, what it answers and what it refuses.
 
     Exit 0 where no check failed, 1 where one did. A check that could not be made says why and counts as neither. The
-    code of the checkpoint is run only after the checks of its files have passed.
+    code of the checkpoint is run only where no check of its files failed; the code of another version of unskill is
+    run without having been compared. --without-model runs none.
 
     \b
     unskill verify OUT --forget maths.jsonl,column=question
@@ -55,9 +56,9 @@ def show(found: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     words = {True: "ok", False: "[bold red]FAILED[/]", None: "not checked"}
-    table = Table(title=escape(found["checkpoint"]), title_justify="left")
+    table = Table(title=escape(printable(found["checkpoint"])), title_justify="left")
     for name in ("check", "result", "what was seen"):
         table.add_column(name)
     for check in found["checks"]:
-        table.add_row(check["name"], words[check["ok"]], escape(check["detail"]))
+        table.add_row(check["name"], words[check["ok"]], escape(literal(check["detail"])))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
