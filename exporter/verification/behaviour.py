@@ -3,7 +3,9 @@ changed."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -11,14 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from custom_modeling.key_space import FORBIDDEN
+from exporter import __version__
 from exporter.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
+from exporter.json_files import FOLDER
 from exporter.model import read_json
 from exporter.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.reporting.given import Given
 from exporter.sources import Prompt
 from exporter.verification.checks import NotMade, Wrong, counted
 from exporter.verification.interventions import STATISTICS, key_space
-from exporter.verification.live import Live, close_bounds, filled, move_always, open_bounds, plain_classes
+from exporter.verification.live import Live, close_bounds, filled, move_always, open_bounds, plain_classes, unpruned
 
 Key = tuple[str, int, str, str, int]
 """A prompt as the model sees it: source, row, sha256, format, variant."""
@@ -47,6 +51,7 @@ class Scored:
 
 def check_scores(live: Live) -> str:
     """Everyday prompts' scores, as the export stored them, from the keys of the loaded model."""
+    assert_repeatable(live)
     asked, statistics = recorded_everyday(live), read_statistics(live)
     prober = live.prober()
     tolerance = ROUNDING[live.record["dtype"]]
@@ -69,6 +74,7 @@ def check_scores(live: Live) -> str:
 
 def check_answered(live: Live) -> str:
     """Everyday prompts that were outside through their answers are not refused."""
+    assert_repeatable(live)
     limits = {skill["name"]: (skill["layer"], skill["alpha"]["value"]) for skill in blocking(live)}
     margin = 1 + ROUNDING[live.record["dtype"]]
     outside = [
@@ -79,10 +85,16 @@ def check_answered(live: Live) -> str:
     if not outside:
         raise NotMade("no everyday prompt of the export was outside of every hypercube")
     for query in outside:
-        answer = live.answer(query.ids, NEW_TOKENS)
+        answer = live.answer(query.ids, NEW_TOKENS, as_exported=True)
         if live.record["refusal_token_id"] in answer:
             raise Wrong(f"everyday prompt {query.prompt.row} is refused, which it was not at the export")
     return f"{counted(len(outside), 'everyday prompt')} answered"
+
+
+def assert_repeatable(live: Live) -> None:
+    """Raises NotMade where keys, and so scores and what is inside, are others at every forward."""
+    if live.record["compat"] is not None:
+        raise NotMade("the authors' code draws at random, so scores do not come out again")
 
 
 def check_identity(live: Live) -> str:
@@ -115,7 +127,7 @@ def check_neurons(live: Live) -> str:
     adjusted, pruned = (sum(each.get(kind, 0) for each in counts) for kind in ("adjusted", "pruned"))
     if not adjusted and not pruned:
         raise NotMade("no neurons are changed")
-    refusal, changed, positions = live.record["refusal_token_id"], 0, 0
+    refusal, changed, positions, prunes = live.record["refusal_token_id"], 0, 0, False
     for query in live.some:
         with plain_classes(live):
             plain = live.logits(query.ids)
@@ -123,13 +135,16 @@ def check_neurons(live: Live) -> str:
             ours = live.logits(query.ids)
             with filled(live, "na_params", move_always):
                 moved = live.logits(query.ids)
+            with unpruned(live):
+                whole = live.logits(query.ids)
         size = ours.shape[1]
         if refusal is not None:
-            ours, moved, plain = (without(each, refusal, size) for each in (ours, moved, plain))
+            ours, moved, whole, plain = (without(each, refusal, size) for each in (ours, moved, whole, plain))
         changed, positions = changed + int((ours != plain).any(-1).sum()), positions + len(ours)
+        prunes = prunes or not torch.equal(whole, ours)
         if adjusted and torch.equal(moved[1:], ours[1:]):
             raise Wrong("logits do not depend on the adjusted neurons' parameters")
-    if pruned and not changed:
+    if pruned and not prunes:
         raise Wrong("logits are those of the same weights without pruned neurons")
     kinds = {"adjusted neuron": adjusted, "pruned neuron": pruned}
     what = " and ".join(counted(number, kind) for kind, number in kinds.items() if number)
@@ -145,6 +160,7 @@ def check_refused(live: Live, given: Given | None) -> str:
             for query in live.some:
                 assert_refused(live, query, "an everyday prompt, with hypercubes that hold everything,")
         return f"{counted(len(live.some), 'prompt')} refused with every hypercube opened in memory (no --forget given)"
+    assert_repeatable(live)
     queries = known_inside(live, given)
     if not queries:
         raise NotMade("--forget: none of its prompts was inside a hypercube in the calibration and report parts")
@@ -166,7 +182,7 @@ def assert_refused(live: Live, query: Query, what: str) -> None:
     answer = live.answer(query.ids, NEW_TOKENS)
     if answer != [record["refusal_token_id"], record["eos_token_id"]]:
         raise Wrong(f"{what} gets tokens {answer}, not the refusal and EOS")
-    printed = live.tokenizer.decode(answer, skip_special_tokens=True)
+    printed = live.tokenizer.decode(answer[:1], skip_special_tokens=True)  # no tokenizer has to hide EOS
     if printed != record["refusal"]:
         raise Wrong(f"the refusal prints '{printed}'")
 
@@ -184,7 +200,7 @@ def read_statistics(live: Live) -> dict[str, Tensor]:
 
 
 def read_prompts(live: Live) -> dict[str, Any]:
-    return read_json(live.view.folder / "reproduce" / "prompts.json", live.view.name, "CHECKPOINT")
+    return read_json(live.view.folder / FOLDER / "prompts.json", live.view.name, "CHECKPOINT")
 
 
 def recorded_everyday(live: Live) -> list[Scored]:
@@ -227,8 +243,23 @@ def query_again(live: Live, prompt: Prompt, record: dict[str, Any]) -> Query | N
         return None
     query = live.formatter.like(Query(prompt, record["format"], (), record["variant"]), prompt.text)
     if query is not None and len(query.ids) != record["tokens"]:
-        raise Wrong(f"everyday prompt {prompt.row} has {len(query.ids)} tokens, at the export {record['tokens']}")
+        if record["format"] != PLAIN and other_texts(live):
+            raise NotMade("this unskill has other system prompts and exchanges than the one that wrote the checkpoint")
+        found = f"{len(query.ids)} tokens, at the export {record['tokens']}"
+        raise Wrong(f"{prompt.source} prompt {prompt.row} has {found}")
     return query
+
+
+def other_texts(live: Live) -> bool:
+    """Whether the packaged texts around prompts are not those of the export, as only another version has them."""
+    if live.record["version"] == __version__:
+        return False
+    recorded = read_json(live.view.folder / FOLDER / "versions.json", live.view.name, "CHECKPOINT")
+    data = files("exporter").joinpath("data")
+    return any(
+        recorded.get(f"packaged {name}") != hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest()
+        for name in ("system_prompts.jsonl", "exchanges.jsonl")
+    )
 
 
 def known_inside(live: Live, given: Given) -> list[Query]:

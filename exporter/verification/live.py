@@ -11,11 +11,13 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from exporter.formats import Formatter, Query
 from exporter.model import Base, LoadedModel, check_checkpoint, find_files, load_files
 from exporter.packaged import everyday_prompts
 from exporter.probe import Prober, pad_id_of
+from exporter.refusal_states import eos_ids
 from exporter.verification.view import View
 
 FEW = 4
@@ -65,21 +67,32 @@ class Live:
         return self.formatter.format(everyday_prompts()[:FEW], "everyday")
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits (positions, vocabulary) of one prompt."""
-        with torch.inference_mode():
+        """Logits (positions, vocabulary) of one prompt; the authors' code draws the same each time."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.inference_mode(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
             found: Tensor = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0]
         return found
 
-    def answer(self, ids: Sequence[int], new_tokens: int) -> list[int]:
-        """Ids that follow a prompt, greedily, up to the first end."""
+    def answer(self, ids: Sequence[int], new_tokens: int, as_exported: bool = False) -> list[int]:
+        """Ids that follow a prompt, greedily, up to the first end.
+
+        By nothing of generation_config.json (a min_new_tokens there forbids what ends a refusal); with `as_exported`
+        by what transformers takes from it, as in the answers that the export measured.
+        """
         given = torch.tensor([ids], device=self.model.device)
-        with torch.inference_mode():
+        greedy = GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=eos_ids(self.model, self.view.name),
+            pad_token_id=self.pad_id,
+        )
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if not as_exported:  # what a configuration leaves open is taken from the model's own
+                stack.enter_context(mock.patch.object(self.model, "generation_config", greedy))
             output = self.model.generate(
-                input_ids=given,
-                attention_mask=torch.ones_like(given),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=self.pad_id,
+                input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy
             )
         found: list[int] = output[0, len(ids) :].tolist()
         return found
@@ -97,6 +110,16 @@ def filled(live: Live, kind: str, change: Callable[[Tensor], None]) -> Iterator[
     finally:
         for tensor, before in zip(buffers, kept, strict=True):
             tensor.copy_(before)
+
+
+@contextmanager
+def unpruned(live: Live) -> Iterator[None]:
+    """While this holds, no neuron is pruned."""
+    pruning = [each for each in live.model.modules() if getattr(each, "unskill_pruned", 0)]
+    with ExitStack() as stack:
+        for module in pruning:
+            stack.enter_context(mock.patch.object(module, "unskill_pruned", 0))
+        yield
 
 
 def open_bounds(bounds: Tensor) -> None:

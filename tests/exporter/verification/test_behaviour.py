@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from exporter import packaged
+from exporter.export import export
+from exporter.recipe import merged_settings
+from exporter.reporting.given import Given
 from exporter.verification import behaviour
-from exporter.verification.checks import Wrong
-from exporter.verification.live import Live, plain_classes
+from exporter.verification.checks import NotMade, Wrong
+from exporter.verification.live import Live, filled, open_bounds, plain_classes
 from exporter.verification.view import View
-from tests.tiny import Exported
+from tests.damage import edit, set_
+from tests.tiny import FORGET, FORGET_MORE, RETAIN, Exported, tiny_model, write_prompts
 
 
 @pytest.fixture
@@ -43,6 +49,36 @@ def test_prompts_in_other_tokens(live: Live) -> None:
     live.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(Wrong, match="tokens, at the export"):
         behaviour.check_scores(live)
+
+
+def test_other_texts_around_prompts(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another version of unskill they may be others; of this one they may not."""
+    edit(copied / "reproduce" / "versions.json", set_(**{"packaged exchanges.jsonl": "0"}))
+    live = Live.load(View.of(str(copied)), "float32")
+    longer = tuple(f"{text} {text}" for text in packaged.system_prompts())
+    monkeypatch.setattr("exporter.packaged.system_prompts", lambda: longer)
+    with pytest.raises(Wrong, match=r"everyday prompt \d+ has \d+ tokens, at the export"):
+        behaviour.check_scores(live)
+    live.record["version"] = "0.0.9"
+    with pytest.raises(NotMade, match="other system prompts and exchanges"):
+        behaviour.check_scores(live)
+
+
+def test_random_draws_are_not_compared(live: Live) -> None:
+    live.record["compat"] = "official"
+    refused = partial(behaviour.check_refused, given=Given({}))
+    for check in (behaviour.check_scores, behaviour.check_answered, refused):
+        with pytest.raises(NotMade, match="draws at random"):
+            check(live)
+
+
+def test_settings_of_generation_that_the_base_brings(ksd: Live) -> None:
+    """They would forbid the end of a refusal; what was measured under them is asked under them."""
+    ids, ends = ksd.some[0].ids, ksd.record["eos_token_id"]
+    ksd.model.generation_config.min_new_tokens = 4
+    assert "opened in memory" in behaviour.check_refused(ksd, None)
+    with filled(ksd, "ksd_bounds", open_bounds):
+        assert ksd.answer(ids, 8)[1:] == [ends] and ksd.answer(ids, 8, as_exported=True)[1] != ends
 
 
 def test_everything_refused(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +121,23 @@ def test_neurons_that_are_not_in_use(method: str, kind: str, tiny: Callable[...,
             setattr(layer.mlp, f"unskill_{kind}", 0)
     live.model.model.unskill_layers["adjusted"] = ()
     with pytest.raises(Wrong, match="logits"):
+        behaviour.check_neurons(live)
+
+
+def test_pruning_that_does_nothing_beside_adjusted_neurons(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", chat=False)
+    texts = {"forget": FORGET + FORGET_MORE, "retain": RETAIN}
+    files = {name: f"{write_prompts(tmp_path / f'{name}.jsonl', each)},column=prompt" for name, each in texts.items()}
+    common = {"forget": (files["forget"],), "retain": (files["retain"],), "everyday": False, "beta": 10.0}
+    skills = [{"name": "one", "method": "na", "score": "effect-size"}, {"name": "other", "method": "sp"}]
+    given = {"force": True, "quiet": True, "figures": False, "model": str(base), "out": tmp_path / "checkpoint"}
+    given |= {"prompt_template": "{prompt}"}
+    export(merged_settings({"skill": [{**each, **common} for each in skills]}, given), lambda text: None)
+    live = Live.load(View.of(str(tmp_path / "checkpoint")), "float32")
+    assert "adjusted neurons and" in behaviour.check_neurons(live)
+    for layer in live.model.model.layers:
+        layer.mlp.unskill_pruned = 0
+    with pytest.raises(Wrong, match="without pruned neurons"):
         behaviour.check_neurons(live)
 
 
