@@ -184,6 +184,18 @@ def flip_refusal_row(folder: Path) -> None:
     flip_weight(folder, EMBEDDING, settings["unskill"]["refusal_token_id"] / (settings["vocab_size"] - 0.5))
 
 
+def zero_refusal_row(folder: Path) -> None:
+    """All of it: what no head can read as R."""
+    path, row = base_shard(folder, EMBEDDING), settings_of(folder)["unskill"]["refusal_token_id"]
+    header = read_header(path)
+    info = header.tensors[EMBEDDING]
+    size = (info.end - info.begin) // info.shape[0]
+    own(path)
+    with path.open("r+b") as file:
+        file.seek(header.data_start + info.begin + row * size)
+        file.write(bytes(size))
+
+
 def rename_up(folder: Path, in_index: bool) -> None:
     """Another name for a base weight, of the same length, in the header."""
     old, new = (f'"{name}"'.encode() for name in (UP, UP.replace("up_", "uq_")))
@@ -256,6 +268,11 @@ def flip_first(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def shorter(values: torch.Tensor) -> torch.Tensor:
+    """Without what belongs to the last neuron."""
+    return values[..., :-1]
+
+
 def nan_first(values: torch.Tensor) -> torch.Tensor:
     values.view(-1)[0] = torch.nan
     return values
@@ -314,6 +331,12 @@ def edit_code(folder: Path, remade: bool = False) -> None:
     text_edit(code_of(folder), "hit | after_refusal", "after_refusal")
     if remade:
         record(set_(code_sha256=code_sha256(code_of(folder))), remade=True)(folder)
+
+
+def cut_code(folder: Path) -> None:
+    """In the middle of a line, as a download that ends."""
+    content = code_of(folder).read_bytes()
+    put(code_of(folder), content[: content.rindex(b"def ") + 4])
 
 
 def older_code(folder: Path) -> None:

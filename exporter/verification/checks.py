@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from exporter.errors import UnskillError, first_line
@@ -15,7 +16,21 @@ SHOWN = 4
 
 # What reading a file raises that holds something else than it should: other types, missing keys, other text. Whatever
 # is wrong with a file of unknown origin must be found here, and is a failed check, not a bug.
-NOT_AS_WRITTEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError)
+# SyntaxError: of code; RuntimeError: of tensors by torch; ArithmeticError and StrictDataclassError: of sizes by
+# transformers' configs.
+NOT_AS_WRITTEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    SyntaxError,
+    RuntimeError,
+    ArithmeticError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 class Wrong(Exception):

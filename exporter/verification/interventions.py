@@ -14,6 +14,7 @@ from custom_modeling.loading import tensor_sha256
 from custom_modeling.neuron_adjust import neuron_key
 from exporter.checkpoint import EMBEDDING, HEAD
 from exporter.key_space import KeySpace
+from exporter.refusal_states import LEAD
 from exporter.statistics import Gaussian
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import View
@@ -92,7 +93,7 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
             yield f"{name} holds NaN or infinity"
         elif kind == "ksd_bounds" and not (tensor[:, 0] <= tensor[:, 1]).all():
             yield f"{name}: a lower bound is above its upper one"
-        elif kind == "na_params" and not (tensor[[1, 3]] > 0).all():
+        elif kind == "na_params" and not (tensor[deviations(record)] > 0).all():
             yield f"{name}: a deviation is not above 0"
         elif kind in ("na_index", "sp_index"):
             ascending = bool((tensor[1:] > tensor[:-1]).all())
@@ -105,8 +106,13 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
                 yield f"{name} is not that of seed {record['seed']}"
 
 
+def deviations(record: dict[str, Any]) -> list[int]:
+    """Rows of a layer's params that are above 0: the authors' code has forget texts' mean where their deviation is."""
+    return [1, 3] if record["compat"] is None else [3]
+
+
 def check_refusal_row(view: View) -> str:
-    """R's row of embedding and head: along the refusal's final state, which any head is to read as R."""
+    """R's row of embedding and head: along the refusal's final state, and long enough for any head to read it as R."""
     refusal = view.record["refusal_token_id"]
     if refusal is None:
         raise NotMade("there is no refusal")
@@ -123,6 +129,9 @@ def check_refusal_row(view: View) -> str:
         rounding = 2 * torch.finfo(row.dtype).eps * (scale * state).abs() + torch.finfo(row.dtype).tiny
         if not ((row.double() - scale * state).abs() <= rounding).all():
             raise Wrong(f"row {refusal} of a vocabulary weight is not the refusal's")
+        # An export writes no shorter lead; the rest is for the rounding of both.
+        if not float(row.double() @ state) >= 0.9 * LEAD:
+            raise Wrong(f"row {refusal} of a vocabulary weight is too short for the refusal to lead")
     return f"row {refusal} is the refusal's in {counted(len(found), 'weight')}"
 
 

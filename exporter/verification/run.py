@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import BadInput
-from exporter.verification.checks import Check, make
+from exporter.errors import BadInput, first_line
+from exporter.model import check_device
+from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
 from exporter.verification.view import View
 
 if TYPE_CHECKING:
@@ -23,13 +24,15 @@ Remark = Callable[[str], None]
 class VerifySettings:
     """Settings of `unskill verify`; the names are those of the flags.
 
-    model: False leaves out the checks that load the weights; onnx: None looks for CHECKPOINT-onnx beside it.
+    model: False leaves out the checks that load the weights; onnx: None looks for CHECKPOINT-onnx beside it, unless
+    `beside` is False.
     """
 
     checkpoint: str
     forget: tuple[str, ...] = ()
     model: bool = True
     onnx: Path | None = None
+    beside: bool = True
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -46,15 +49,17 @@ class VerifySettings:
             return self.onnx
         checkpoint = Path(self.checkpoint).resolve()
         beside = checkpoint.with_name(f"{checkpoint.name}-onnx")
-        return beside if Path(self.checkpoint).is_dir() and beside.is_dir() else None
+        return beside if self.beside and Path(self.checkpoint).is_dir() and beside.is_dir() else None
 
 
 def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
     """Check a checkpoint; see `Check` for what comes of each check.
 
     Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where CHECKPOINT is
-    nothing that unskill wrote, and for prompts that are not of its export.
+    nothing that unskill wrote, for prompts that are not of its export, and for a device that is not there.
     """
+    if settings.model:
+        check_device(settings.device)
     remark(f"reading {settings.checkpoint} ...")
     view = View.of(settings.checkpoint)
     checks = of_files(view)
@@ -126,7 +131,13 @@ def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
     from exporter.reporting.given import read_given
     from exporter.reporting.stored import read_stored
 
-    return read_given(read_stored(str(view.folder)), forget, ())
+    try:
+        return read_given(read_stored(str(view.folder)), forget, ())
+    except NOT_AS_WRITTEN as error:
+        raise BadInput(
+            f"CHECKPOINT {view.name}: reproduce/ does not say which prompts the export read ({type(error).__name__}: "
+            f"{first_line(error)})"
+        ) from error
 
 
 def of_model(live: Live | None, given: Given | None, why: str) -> list[Check]:

@@ -21,16 +21,19 @@ from tests.damage import (
     change_template,
     code_of,
     config,
+    copy_of,
     edit,
     edit_code,
+    first,
     put,
     set_,
+    shorter,
     swap_tokens,
     text_edit,
     tokenizer,
 )
 from tests.fresh_loading import FreshLoading
-from tests.tiny import Exported, tiny_export, tiny_model
+from tests.tiny import Exported, export_base, tiny_export, tiny_model
 
 
 def checks(folder: Path, **settings: Any) -> dict[str, dict[str, Any]]:
@@ -73,6 +76,16 @@ def test_methods(method: str, tiny: Callable[..., Exported]) -> None:
     assert ("nothing is to be refused" in found["refused"]["detail"]) is (method in ("na", "sp"))
 
 
+def test_as_the_authors_code_has_it(tmp_path: Path) -> None:
+    """Its buffers have a mean in the place of a deviation, and its draws are others each time."""
+    base = tiny_model(tmp_path / "base", chat=False)
+    exported = export_base(tmp_path, base, method="na", beta=20.0, compat="official")
+    found = checks(exported.checkpoint)
+    assert {name: check["detail"] for name, check in found.items() if check["ok"] is False} == {}
+    assert found["interventions"]["ok"] and found["neurons"]["ok"]
+    assert "draws at random" in found["everyday scores"]["detail"] and found["everyday scores"]["ok"] is None
+
+
 @pytest.mark.parametrize("family", ["gemma3_text", "cohere2", "qwen2"])
 def test_families(family: str, tiny: Callable[..., Exported]) -> None:
     found = results(tiny(family).checkpoint)
@@ -93,8 +106,6 @@ def test_variants(changes: dict[str, Any], tmp_path: Path) -> None:
 
 def test_weights_that_the_base_brings_and_does_not_use(tmp_path: Path, loading: FreshLoading) -> None:
     """They are copied, on record, and no reason not to load."""
-    from tests.tiny import export_base
-
     base = tiny_model(tmp_path / "base", chat=False)
     path = base / "model.safetensors"
     save_file({**load_file(path), "model.layers.7.stray": torch.ones(2)}, path, {"format": "pt"})
@@ -105,11 +116,12 @@ def test_weights_that_the_base_brings_and_does_not_use(tmp_path: Path, loading: 
     assert False not in results(checkpoint, model=False).values()
 
 
+@pytest.mark.parametrize("damage", ["bit flipped in R's row", "R's row zeroed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_refusal_row(dtype: torch.dtype, closed: Callable[..., Path], loading: FreshLoading) -> None:
+def test_refusal_row(dtype: torch.dtype, damage: str, closed: Callable[..., Path], loading: FreshLoading) -> None:
     checkpoint = closed(dtype)
     assert checks(checkpoint, model=False)["refusal row"]["ok"] is True
-    corruption = next(each for each in CORRUPTIONS if each.name == "bit flipped in R's row")
+    corruption = next(each for each in CORRUPTIONS if each.name == damage)
     assert corruption.needs(checkpoint)
     found = try_one(checkpoint, corruption, loading, model=False)
     assert found.load is None and "base weights" in found.verify and found.remade == ["refusal row"]
@@ -253,6 +265,9 @@ def test_hashes_of_another_form(content: bytes, copied: Path) -> None:
         ("config.json", set_(unskill={"format": 1})),
         ("config.json", set_(unskill=[])),
         ("config.json", lambda content: content.clear()),
+        ("config.json", set_(hidden_size="16")),
+        ("config.json", set_(num_attention_heads=0)),
+        ("config.json", set_(layer_types=["x"])),
         ("model.safetensors.index.json", set_(weight_map=[])),
         ("model.safetensors.index.json", set_(weight_map={"x": 3})),
         ("model.safetensors.index.json", lambda content: content.clear()),
@@ -265,6 +280,33 @@ def test_other_contents_are_failed_checks_and_no_tracebacks(name: str, change: C
     edit(copied / name, change)
     remake_hashes(copied)
     assert False in results(copied).values()
+
+
+def test_a_refusals_state_of_another_length(closed: Callable[..., Path], tmp_path: Path) -> None:
+    folder = copy_of(closed(), tmp_path / "checkpoint")
+    first("states", shorter)(folder)
+    found = results(folder, model=False)
+    assert found["interventions"] is False and found["refusal row"] is False
+
+
+def test_prompts_that_are_not_recorded(copied: Path) -> None:
+    """What it says of its making is read before any of its checks."""
+    put(copied / "reproduce" / "prompts.json", b"{}\n")
+    remake_hashes(copied)
+    with pytest.raises(BadInput, match="CHECKPOINT checkpoint: reproduce/ does not say which prompts"):
+        checks(copied, forget=("songs.jsonl,column=prompt",))
+
+
+def test_an_onnx_folder_beside_it_only_where_asked(copied: Path) -> None:
+    copied.with_name("checkpoint-onnx").mkdir()
+    assert results(copied, model=False)["onnx: files"] is False
+    assert not any(name.startswith("onnx") for name in results(copied, model=False, beside=False))
+
+
+def test_a_device_that_is_not_there(copied: Path) -> None:
+    with pytest.raises(BadInput, match="--device: 'nowhere'"):
+        checks(copied, device="nowhere")
+    assert checks(copied, device="nowhere", model=False)["files"]["ok"]
 
 
 def test_not_readable(copied: Path) -> None:
@@ -317,6 +359,15 @@ def test_command(copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert run(monkeypatch, copied, "--without-model", "--quiet") == 1
     out, err = capsys.readouterr()
     assert "FAILED" in out and "README.md is altered" in out and "not checked" in out and err == ""
+
+
+def test_names_that_a_terminal_would_obey(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    put(copied / "x\x1b[2J.py", b"")
+    assert run(monkeypatch, copied, "--without-model", "--quiet") == 1
+    out, _ = capsys.readouterr()
+    assert "\x1b" not in out and "x\\x1b[2J.py" in out
 
 
 def test_command_on_something_else(
