@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.console_text import echo_json
+from exporter.console_text import echo_json, printable
 
 SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,16 +56,16 @@ def show_push(done: dict[str, Any]) -> None:
     total = f"{len(done['files'])} files, {human_size(done['bytes'])}"
     if done["dry_run"]:
         for each in done["files"]:
-            click.echo(f"{each['size']:>14,}  {each['path']}")
-        click.echo(f"Would push {total} to {done['repo']}, branch {done['revision']}")
+            click.echo(f"{each['size']:>14,}  {printable(each['path'])}")
+        click.echo(f"Would push {total} to {done['repo']}, branch {printable(done['revision'])}")
         return
-    where = f"{done['url']} ({'private' if done['private'] else 'public'})"
+    where = f"{printable(done['url'])} ({'private' if done['private'] else 'public'})"
     if done["pull_request"]:
-        click.echo(f"Opened {done['pull_request']}: {total}")
+        click.echo(f"Opened {printable(done['pull_request'])}: {total}")
     elif done["changed"]:
         click.echo(f"Pushed {total} to {where}")
     else:
         click.echo(f"All there already: {total} in {where}")
     if done["deleted"]:
-        click.echo(f"Removed from the repo: {', '.join(done['deleted'])}")
-    click.echo(f"\n{SNIPPET.format(**done)}")
+        click.echo(f"Removed from the repo: {', '.join(map(printable, done['deleted']))}")
+    click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")

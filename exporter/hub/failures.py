@@ -20,8 +20,11 @@ from exporter.errors import Interrupted, RunFailed, UnskillError, first_line
 Result = TypeVar("Result")
 
 # What huggingface_hub raises: its own errors and those of its HTTP library (whose name has changed twice), ValueError
-# and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be.
-HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError)  # type: ignore[attr-defined]
+# and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be, of
+# which KeyError and TypeError come too.
+ODD_ANSWER = (KeyError, TypeError)
+HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWER)  # type: ignore[attr-defined]
+NOT_KNOWN = "whether the commit was made is not known"
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Attempts:
     token: str
     go_on: str
 
-    def __call__(self, state: str, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    def __call__(
+        self, state: str, function: Callable[..., Result], *arguments: Any, odd: str | None = None, **named: Any
+    ) -> Result:
         """What the function returns. Raises RunFailed where it fails, with `state`, what the repo is like then, and
-        Interrupted on Ctrl-C.
+        Interrupted on Ctrl-C. odd: its state where an answer has another form than the library knows.
 
         They are raised where the library's error is gone, not from it: where a server repeats what it was sent, that
         error's traceback shows the token.
@@ -42,8 +47,12 @@ class Attempts:
         try:
             return function(*arguments, **named)
         except HUB_ERRORS as error:
-            state = "whether the commit was made is not known" if is_lost(innermost(error)) else state
-            said = without(self.token, f"{explain(innermost(error), self.repo)}; {state}; {self.go_on}")
+            cause = innermost(error)
+            if is_lost(cause):
+                state = NOT_KNOWN
+            elif isinstance(cause, ODD_ANSWER) and odd:
+                state = odd
+            said = without(self.token, f"{explain(cause, self.repo)}; {state}; {self.go_on}")
             failure: UnskillError = RunFailed(said)
         except KeyboardInterrupt:
             failure = Interrupted(f"interrupted; {self.go_on}")
@@ -77,6 +86,8 @@ def explain(error: BaseException, repo: str) -> str:
         return f"{constants.ENDPOINT} answered with something else than JSON, as proxies do and a Hub that is down"
     if isinstance(error, (errors.HTTPError, ConnectionError)):  # type: ignore[attr-defined]
         return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
+    if isinstance(error, ODD_ANSWER):
+        return f"{constants.ENDPOINT} answered in another form than it should ({type(error).__name__})"
     return f"pushing to {repo} failed ({first_line(error)})"
 
 
@@ -119,6 +130,19 @@ class Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.remark(without(self.token, re.sub(r"(https?://[^\s?]*)\?[^\s'\"]*", r"\1", self.format(record))))
+
+
+@contextmanager
+def silent_library() -> Iterator[None]:
+    """While this runs, huggingface_hub logs and warns of nothing: it quotes a token file that it cannot read."""
+    logger = logging.getLogger("huggingface_hub")
+    handlers = logger.handlers
+    logger.handlers = [logging.NullHandler()]  # none at all would be Python's own, which prints
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.handlers = handlers
 
 
 @contextmanager

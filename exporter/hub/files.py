@@ -13,7 +13,7 @@ from exporter.errors import BadInput
 from exporter.json_files import FOLDER, HASHES, json_text
 from exporter.model import check_checkpoint, read_json
 
-# Left behind by editors, Python and interrupted downloads. Hidden files and folders never go up either.
+# Left behind by editors, Python and interrupted downloads. Nor does what is hidden go up, unless the export wrote it.
 LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")
 
 
@@ -29,16 +29,20 @@ class Upload:
 def uploads(out: Path) -> list[Upload]:
     """The files of the checkpoint OUT that go up, sorted. Raises BadInput where OUT is no checkpoint of unskill."""
     check_folder(out)
+    hashes = out / FOLDER / HASHES
+    recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # of what is missing verify says more
     found = []
     for source in sorted(out.rglob("*")):
         path = source.relative_to(out)
-        if source.is_file() and not any(is_left_out(part) for part in path.parts):
+        # The export's own whatever their names: without one of them verify rejects what was pushed.
+        ours = path.as_posix() in recorded or not any(is_left_out(part) for part in path.parts)
+        if source.is_file() and ours:
             found.append(Upload(path.as_posix(), source, source.stat().st_size))
     return found
 
 
 def named(files: Sequence[Upload], out: Path, repo: str) -> list[Upload]:
-    """The same files, with the repo's name in the card, and the sha256 of that card where the export recorded its own.
+    """The same files, with the repo's name in the card, and that card's sha256 among those of the export.
 
     OUT has to be as its export wrote it; on disk nothing changes.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
+from exporter.console_text import printable
 from exporter.errors import BadInput, first_line
 from exporter.hub.files import Upload, named, uploads
 
@@ -71,15 +72,22 @@ class PushSettings:
 def find_token() -> str:
     """The token of this machine's user, found as huggingface_hub does: HF_TOKEN, or the file of `hf auth login`.
 
-    Raises BadInput where there is none, or one that no request can carry, or nothing may be sent at all. The token
-    is in none of the messages.
+    Raises BadInput where there is none, or none that can be read or that a request can carry, or nothing may be sent
+    at all. The token is in none of the messages, and the library logs nothing meanwhile.
     """
     from huggingface_hub import constants, errors, get_token
+
+    from exporter.hub.failures import HUB_ERRORS, silent_library
 
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
     try:
-        token = get_token()
+        with silent_library():
+            token = get_token()
+    except HUB_ERRORS as error:
+        raise BadInput(
+            f"the token cannot be read ({type(error).__name__}): log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
     # A CI that trades its own identity for a token, and a login that has to be renewed.
     except (errors.OIDCError, errors.DeviceCodeError) as error:
         raise BadInput(f"there is no token to push with: {first_line(error)}") from None
@@ -115,14 +123,13 @@ def check_whole(out: Path, remark: Remark) -> None:
     """Raise BadInput where the checkpoint is not as its export wrote it."""
     from exporter.verification.run import VerifySettings, verify
 
-    report = verify(VerifySettings(str(out), model=False), remark)
+    report = verify(VerifySettings(str(out), model=False, beside=False), remark)
     if report["ok"]:
         return
     failed = [check for check in report["checks"] if check["ok"] is False]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    raise BadInput(
-        f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {failed[0]['detail']}{more}"
-    )
+    said = printable(failed[0]["detail"].partition("\n")[0])
+    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {said}{more}")
 
 
 def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Remark) -> dict[str, Any]:
@@ -130,7 +137,7 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Re
     only then the world."""
     from huggingface_hub import HfApi
 
-    from exporter.hub.failures import Attempts, library_messages
+    from exporter.hub.failures import NOT_KNOWN, Attempts, library_messages
 
     api = HfApi(token=token)
     attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
@@ -141,7 +148,7 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Re
         stale, private = stale_files(head, files), bool(head.private)
         if not (private or settings.public):
             remark(f"{settings.repo} is public, and stays so")
-        commit = attempt(before, make_commit, api, settings, files, stale, head)
+        commit = attempt(before, make_commit, api, settings, files, stale, head, odd=NOT_KNOWN)
         made = commit.oid != head.sha
         if not made:
             remark(f"{settings.repo} holds all of this already: no new commit")
@@ -161,16 +168,27 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Re
 
 
 def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
-    """The repo at the revision that is pushed to; where there is no repo, a new private one, and its new branch."""
-    from huggingface_hub.errors import RepositoryNotFoundError
+    """The repo at the revision that is pushed to; where there is no repo, a new private one, and its new branch.
+
+    Raises BadInput where that branch would be made of what is not ours.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        api.model_info(settings.repo)
+        main = api.model_info(settings.repo)
     except RepositoryNotFoundError:
         api.create_repo(settings.repo, private=True, exist_ok=True)
+        main = api.model_info(settings.repo)
     revision = settings.revision
-    if revision not in (None, DEFAULT_BRANCH) and not revision.startswith("refs/"):
-        api.create_branch(settings.repo, branch=revision, exist_ok=True)
+    if revision in (None, DEFAULT_BRANCH):
+        return main
+    try:
+        return api.model_info(settings.repo, revision=revision)
+    except RevisionNotFoundError:
+        if revision.startswith("refs/"):
+            raise
+    check_kind(main, settings)
+    api.create_branch(settings.repo, branch=revision, exist_ok=True)
     return api.model_info(settings.repo, revision=revision)
 
 

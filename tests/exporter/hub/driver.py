@@ -35,7 +35,7 @@ def verify(settings: Any, remark: Any) -> dict[str, Any]:
 
 
 quick: Any = ModuleType("exporter.verification.run")
-quick.verify, quick.VerifySettings = verify, lambda checkpoint, model: SimpleNamespace(checkpoint=checkpoint)
+quick.verify, quick.VerifySettings = verify, lambda checkpoint, **others: SimpleNamespace(checkpoint=checkpoint)
 sys.modules["exporter.verification.run"] = quick
 
 try:

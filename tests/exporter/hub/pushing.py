@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ class Site:
     ) -> Done:
         """Run the command. real: as users do, and not by `driver.py`."""
         environment = {**clean(os.environ), **self.hub.environment(self.home, token), "PYTHONPATH": str(ROOT)}
-        how = ["-m", "exporter"] if real and find_spec("exporter.verification") else [str(DRIVER)]
+        how = ["-m", "exporter"] if real else [str(DRIVER)]
         return self.run([sys.executable, *how, *map(str, arguments)], {**environment, **(variables or {})})
 
     def push(self, *arguments: object, **how: Any) -> Done:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from exporter.card_name import named_card
 from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError
 from exporter.hub.after_export import push_exported
+from exporter.hub.command import show_push
 from exporter.hub.files import uploads
-from exporter.hub.push import PushSettings
+from exporter.hub.push import PushSettings, check_whole
 from tests.exporter.hub.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
 
 
@@ -87,6 +88,16 @@ def test_names_that_are_left_out(out: Path) -> None:
     assert [each.path for each in uploads(out)] == wanted == sorted(wanted)
 
 
+def test_recorded_files_go_up_whatever_their_names(out: Path) -> None:
+    """Of a base that brings them: the pushed checkpoint has to pass verify too."""
+    wanted = ["reproduce/base/._config.json", "reproduce/base/README.md~"]
+    for name in wanted:
+        (out / name).write_text("the base's")
+        edit(out, name, "")
+    (out / "reproduce" / "base" / "notes.txt~").write_text("left behind")
+    assert {each.path for each in uploads(out)} == names(out) - {"reproduce/base/notes.txt~"} >= set(wanted)
+
+
 def test_public_only_after_the_commit(out: Path, site: Site) -> None:
     assert not site.push(out, "me/model", "--public", "--json").json["private"]
     calls = [each for each in site.hub.requests if each.status == 200]
@@ -144,6 +155,15 @@ def test_repo_of_something_else_is_left_alone(out: Path, site: Site) -> None:
     assert "me/model holds something else than a checkpoint of unskill (model.safetensors)" in done.last
     # As a pull request it can be looked at first.
     assert site.push(out, "me/model", "--create-pr").code == 0 and commits(site) == 1
+
+
+def test_no_branch_is_made_of_something_else(out: Path, site: Site) -> None:
+    repo = site.hub.create("me/model", private=True)
+    head = repo.history()[0]
+    repo.add("main", "by hand", head, {**head.files, "model.safetensors": site.hub.objects.add(b"something else")})
+    refs = dict(repo.refs)
+    done = site.push(out, "me/model", "--revision", "trial")
+    assert done.code == 2 and "me/model holds something else" in done.last and repo.refs == refs
 
 
 def test_branch(out: Path, site: Site) -> None:
@@ -225,6 +245,38 @@ def test_no_token_to_push_with(token: str | None, variables: dict[str, str], sai
     assert (done.code, site.hub.requests) == (2, []) and said in done.last
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("token", b"hf_MARKER\xff"),
+        ("token/folder", b""),
+        ("stored_tokens", b"hf_MARKERinside\n"),
+        ("stored_tokens/folder", b""),
+    ],
+)
+def test_token_files_of_another_form(name: str, content: bytes, out: Path, site: Site) -> None:
+    """Nothing of them is shown, as `Site.run` sees to; that of the stored ones alone is no reason not to push."""
+    path = site.home / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    if not (site.home / "token").exists():
+        (site.home / "token").write_text(TOKEN)
+    done = site.push(out, "me/model", token=None)
+    assert "Traceback" not in done.err and "Error parsing" not in done.err
+    if name.startswith("stored_tokens"):
+        assert done.code == 0, done.err
+    else:
+        assert (done.code, site.hub.requests) == (2, [])
+        assert re.search(r"the token cannot be read \(\w+Error\): log in with `hf auth login`", done.last)
+
+
+def test_identity_of_a_ci_that_the_hub_does_not_take(out: Path, site: Site) -> None:
+    trade = {"HF_OIDC_RESOURCE": "me/model", "HF_OIDC_ID_TOKEN": "hf_MARKERofaCI"}
+    done = site.push(out, "me/model", token=None, variables=trade)
+    assert done.code == 2 and "the token cannot be read (" in done.last and "Traceback" not in done.err
+    assert {each.path for each in site.hub.requests} <= {"/oauth/token"} and not site.hub.repos
+
+
 def test_export_with_a_bad_name_does_not_begin(site: Site) -> None:
     arguments = ["no-such-model", site.folder / "new", "--forget", "none.jsonl"]
     assert "is no name of a repo" in site.unskill("export", *arguments, "--push", "a/b/c").last
@@ -259,6 +311,28 @@ def test_folder_that_the_real_verify_rejects(out: Path, site: Site) -> None:
     done = site.push(out, "me/model", real=True)
     assert done.code == 2 and "unskill verify rejects it" in done.last and name in done.last
     assert site.hub.requests == []
+
+
+def test_an_onnx_folder_beside_it_is_not_looked_at(out: Path, site: Site) -> None:
+    """It is not pushed, and may be of an older export."""
+    out.with_name("checkpoint-onnx").mkdir()
+    assert site.push(out, "me/model", "--dry-run", real=True).code == 0
+
+
+def test_one_line_of_what_verify_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"name": "code", "ok": False, "detail": "\x1b[2Jx.py is altered:\n-a\n+b"}
+    monkeypatch.setattr("exporter.verification.run.verify", lambda *settings: {"ok": False, "checks": [failed]})
+    with pytest.raises(BadInput, match=r"rejects it: code: \\x1b\[2Jx\.py is altered:$"):
+        check_whole(out, print)
+
+
+def test_names_that_a_terminal_would_obey(capsys: pytest.CaptureFixture) -> None:
+    done = {"files": [{"path": "x\x1b[2J", "size": 1}], "bytes": 1, "repo": "me/model", "revision": "a\x9bb"}
+    show_push({**done, "dry_run": True})
+    sent = {"url": "http://\x1b", "private": True, "pull_request": "\x1b", "changed": True, "deleted": ["\x1b"]}
+    show_push({**done, **sent, "dry_run": False, "commit": "\x1b"})
+    show_push({**done, **sent, "dry_run": False, "commit": "\x1b", "pull_request": None})
+    assert not re.search("[\x1b\x9b]", capsys.readouterr().out)
 
 
 def spoil(out: Path, change: str) -> str:

@@ -90,6 +90,20 @@ def test_fault(name: str, out: Path, site: Site) -> None:
     assert not site.hub.repos["me/model"].private
 
 
+ODD = {"status": 200, "body": lambda _: b'{"success": true}'}
+
+
+@pytest.mark.parametrize(
+    ("place", "state"),
+    [(COMMIT, "whether the commit was made is not known; go on with: unskill push "), (BATCH, AGAIN)],
+)
+def test_answers_of_another_form(place: tuple[str, str], state: str, out: Path, site: Site) -> None:
+    site.hub.fail(*place, **ODD)
+    done = site.push(out, "me/model")
+    is_clear(done, site)
+    assert state in done.last
+
+
 def test_one_object_fails_and_the_others_are_not_uploaded_again(out: Path, site: Site) -> None:
     (largest,) = sorted(out.glob("*.safetensors"), key=lambda path: path.stat().st_size)[-1:]
     oid = hashlib.sha256(largest.read_bytes()).hexdigest()
