@@ -49,7 +49,7 @@ def inherited(base: Base) -> tuple[dict[str, Any], str | None]:
     link = found.get("license_link")
     if isinstance(link, str) and base.revision and ":" not in link and not (base.folder / link).is_file():
         found["license_link"] = f"https://huggingface.co/{base.name}/blob/{base.revision}/{link}"
-    licences = sorted(path.name for path in base.folder.glob("LICENSE*"))
+    licences = sorted(path.name for path in base.folder.glob("LICENSE*") if path.is_file())
     if "license" not in found and licences:
         found |= {"license": "other", "license_name": f"{slug(base.name)}-license", "license_link": licences[0]}
     return found, problem

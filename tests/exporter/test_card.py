@@ -236,6 +236,15 @@ def test_the_licence_of_the_base(head: str | None, files: tuple[str, ...], expec
     assert (problem is not None) == (head in ("- a list", "license: ["))
 
 
+def test_a_folder_of_licences_is_no_licence(tmp_path: Path) -> None:
+    (tmp_path / "LICENSES").mkdir()
+    base = Base(tmp_path, "base", None, {}, ())
+    assert inherited(base)[0] == {}
+    (tmp_path / "LICENSE_MIT.txt").write_text("terms")
+    (tmp_path / "LICENSE.d").mkdir()
+    assert inherited(base)[0]["license_link"] == "LICENSE_MIT.txt"
+
+
 def test_what_the_card_says_of_the_code(made: Path) -> None:
     card = (made / "README.md").read_text()
     code = next(made.glob("modeling_*.py"))
@@ -245,6 +254,15 @@ def test_what_the_card_says_of_the_code(made: Path) -> None:
     for command in ("verify", "restore"):
         assert f"unskill {command} {PLACEHOLDER}" in card
     assert f'checkpoint = "{PLACEHOLDER}"' in card
+
+
+def test_what_the_card_says_of_hashes(made: Path, summary: dict[str, Any]) -> None:
+    base, code = Base(made.parent / "base", "base", None, {}, ()), next(made.glob("modeling_*.py"))
+    without = render_card(base, replace(SETTINGS, fingerprints=False), summary, code)
+    for text in ("all other files", "sha256 of all files"):
+        assert f"{text} but the base's weights" in without
+        assert text in (made / "README.md").read_text()
+    assert "but the base's weights" not in (made / "README.md").read_text()
 
 
 def test_card_is_named_and_named_again(made: Path) -> None:
