@@ -291,7 +291,8 @@ def draw_positions(count, position_ids=None, attention_mask=None, past_key_value
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(-1) - 1)[:, -count:].clamp(min=0)
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
-    return (past + torch.arange(count)).unsqueeze(0)
+    # A static cache's length is a tensor on its device.
+    return (past + torch.arange(count, device=getattr(past, "device", None))).unsqueeze(0)
 
 
 def argument_names(forward):
