@@ -47,18 +47,19 @@ class Attempts:
         try:
             return function(*arguments, **named)
         except HUB_ERRORS as error:
-            cause = innermost(error)
-            if is_lost(cause):
-                state = NOT_KNOWN
-            elif isinstance(cause, ODD_ANSWER) and odd:
-                state = odd
-            said = without(self.token, f"{explain(cause, self.repo)}; {state}; {self.go_on}")
-            failure: UnskillError = RunFailed(said)
+            failure: UnskillError = RunFailed(self.explain(innermost(error), state, odd))
         except KeyboardInterrupt:
             failure = Interrupted(f"interrupted; {self.go_on}")
         # The library closes the bar of a failed upload only when it is collected: better before the error is printed.
         gc.collect()
         raise failure
+
+    def explain(self, error: BaseException, state: str, odd: str | None) -> str:
+        if is_lost(error):
+            state = NOT_KNOWN
+        elif isinstance(error, ODD_ANSWER) and odd is not None:
+            state = odd
+        return without(self.token, f"{explain(error, self.repo)}; {state}; {self.go_on}")
 
 
 def innermost(error: BaseException) -> BaseException:
