@@ -185,15 +185,10 @@ def flip_refusal_row(folder: Path) -> None:
 
 
 def zero_refusal_row(folder: Path) -> None:
-    """All of it: what no head can read as R."""
-    path, row = base_shard(folder, EMBEDDING), settings_of(folder)["unskill"]["refusal_token_id"]
-    header = read_header(path)
-    info = header.tensors[EMBEDDING]
-    size = (info.end - info.begin) // info.shape[0]
-    own(path)
-    with path.open("r+b") as file:
-        file.seek(header.data_start + info.begin + row * size)
-        file.write(bytes(size))
+    path, refusal = base_shard(folder, EMBEDDING), settings_of(folder)["unskill"]["refusal_token_id"]
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    tensors[EMBEDDING][refusal] = 0
+    put(path, save(tensors, {"format": "pt"}))
 
 
 def rename_up(folder: Path, in_index: bool) -> None:
@@ -334,7 +329,6 @@ def edit_code(folder: Path, remade: bool = False) -> None:
 
 
 def cut_code(folder: Path) -> None:
-    """In the middle of a line, as a download that ends."""
     content = code_of(folder).read_bytes()
     put(code_of(folder), content[: content.rindex(b"def ") + 4])
 
