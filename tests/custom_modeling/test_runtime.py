@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from torch import nn
 from custom_modeling import runtime
 from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, rewrite_logits
 from custom_modeling.loading import tensor_sha256
-from custom_modeling.runtime import Float32Buffers, InterventionMLP, SplitHead, argument_names, wants_dict
+from custom_modeling.runtime import (
+    Float32Buffers,
+    InterventionMLP,
+    SplitHead,
+    argument_names,
+    draw_positions,
+    wants_dict,
+)
 
 NAN, INF = float("nan"), float("inf")
 R, EOS, VOCABULARY = 5, 2, 6
@@ -206,3 +214,9 @@ def test_verified_loading_comes_before_the_library_s_own(mixin: type) -> None:
 
     combined = type("Combined", (mixin, Library), {})
     assert combined.from_pretrained.__func__ is runtime.VerifiedLoading.from_pretrained.__func__
+
+
+def test_positions_after_a_length_that_is_a_tensor() -> None:
+    """As a static cache has it, on the model's device."""
+    cache = SimpleNamespace(get_seq_length=lambda: torch.tensor(3, device="meta"))
+    assert draw_positions(2, past_key_values=cache).device.type == "meta"
