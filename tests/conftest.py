@@ -115,6 +115,7 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, s
             "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),
             "HF_HUB_OFFLINE": "1",
         }
+        environment.pop("OMP_NUM_THREADS", None)
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         done = subprocess.run(
