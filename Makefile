@@ -47,7 +47,7 @@ gemma: $(GEMMA)/config.json ## Gemma-3-270m in the same way, for make test-all
 demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with the base model's
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
-test: base $(DATA) ## fast tests and one export of SmolLM2 (25 minutes on 2 cores)
+test: base $(DATA) ## fast tests and one export of SmolLM2 (20 to 40 minutes on 2 cores)
 	$(TINY) -m "not slow and not real"
 	$(REAL) -m "not slow and real"
 
