@@ -57,7 +57,7 @@ class Attempts:
     def explain(self, error: BaseException, state: str, odd: str | None) -> str:
         if is_lost(error):
             state = NOT_KNOWN
-        elif isinstance(error, ODD_ANSWER) and odd is not None:
+        elif isinstance(error, (*ODD_ANSWER, JSONDecodeError)) and odd is not None:
             state = odd
         return without(self.token, f"{explain(error, self.repo)}; {state}; {self.go_on}")
 

@@ -14,6 +14,7 @@ from exporter.model import INDEX, check_checkpoint, download, read_json
 from exporter.onnx.settings import MARKER
 from exporter.restoring.record import FOLDER as BASE_FOLDER
 from exporter.restoring.record import NAME as BASE_RECORD
+from exporter.staging import sibling
 from exporter.summary import rate_rows, warning_lines
 
 SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
@@ -195,8 +196,7 @@ def _missing(found: Found, stored: Mapping[str, Mapping[str, Any]]) -> list[str]
 def _onnx_beside(found: Found, unskill: Mapping[str, Any]) -> dict[str, Any] | None:
     """The ONNX folder in the place where `unskill onnx` writes it by default: its name, its numbers, and whether its
     interventions are the checkpoint's ("same"; null where they were fitted anew, on quantised weights)."""
-    folder = found.folder.resolve()
-    beside = folder.with_name(f"{folder.name}-onnx")
+    beside = sibling(found.folder.resolve(), "-onnx")
     if not (beside / MARKER).is_file():
         return None
     marker, config = (read_json(beside / name, beside.name, "ONNX folder") for name in (MARKER, "config.json"))

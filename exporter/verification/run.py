@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BadInput, first_line
 from exporter.model import check_device
+from exporter.staging import sibling
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
 from exporter.verification.view import View
 
@@ -47,9 +48,10 @@ class VerifySettings:
         """The ONNX folder that is checked, if there is one."""
         if self.onnx is not None:
             return self.onnx
-        checkpoint = Path(self.checkpoint).resolve()
-        beside = checkpoint.with_name(f"{checkpoint.name}-onnx")
-        return beside if self.beside and Path(self.checkpoint).is_dir() and beside.is_dir() else None
+        if not self.beside or not Path(self.checkpoint).is_dir():
+            return None
+        folder = sibling(Path(self.checkpoint).resolve(), "-onnx")
+        return folder if folder.is_dir() else None
 
 
 def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
