@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
 from exporter import __version__
@@ -95,7 +96,7 @@ def write_checkpoint(
         if copied is not None:
             write_json(folder / generation.name, copied)
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
-    check_tokenizer(loaded.tokenizer, folder, token)
+    check_tokenizer(loaded.tokenizer, PreTrainedTokenizerFast.from_pretrained(folder), token)
     for pattern in LICENCES:
         for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)

@@ -172,7 +172,7 @@ def load_files(
     # What unsound sizes in a config.json raise, by the release of transformers; SyntaxError: a checkpoint's code.
     unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(AutoTokenizer, base.folder, trust_remote_code=trust_remote_code)
         auto: Any = AutoModelForCausalLM
         model, info = auto.from_pretrained(
             base.folder,
@@ -193,6 +193,18 @@ def load_files(
     model.requires_grad_(False)
     make_first_calls()
     return model.eval(), tokenizer
+
+
+def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:
+    """What a tokenizer class makes of a folder. Raises ValueError where a tokenizer.json is damaged, and what else
+    transformers raises."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = auto.from_pretrained(folder, **named)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(first_line(error)) from error  # the tokenizers library has no class of its own for it
+    return tokenizer
 
 
 def check_device(device: str) -> None:

@@ -181,15 +181,14 @@ def first_free(token: RefusalToken | None, tokenizer: PreTrainedTokenizerBase) -
     return token.id if token else 1 + max(tokenizer.get_vocab().values())
 
 
-def check_tokenizer(base_tokenizer: PreTrainedTokenizerBase, out_folder: Path, token: RefusalToken | None) -> None:
-    """Load the written tokenizer and compare it with the base's.
+def check_tokenizer(
+    base_tokenizer: PreTrainedTokenizerBase, written: PreTrainedTokenizerBase, token: RefusalToken | None
+) -> None:
+    """Compare the written tokenizer with the base's.
 
     Raises RunFailed unless R (where there is one) prints the message, no text on trial encodes to R, and every
     token id, every encoding and the chat template are the base's.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    written = PreTrainedTokenizerFast.from_pretrained(out_folder)
     vocab, end = base_tokenizer.get_vocab(), first_free(token, base_tokenizer)
     lost = {id_ for id_ in vocab.values() if id_ >= end}
     expected = {content: id_ for content, id_ in vocab.items() if id_ < end}

@@ -43,6 +43,11 @@ def refuses(folder: Path) -> bool:
     return d.settings_of(folder)["unskill"]["refusal"] is not None
 
 
+def refusal_of(folder: Path) -> int:
+    """The id of R."""
+    return int(d.settings_of(folder)["unskill"]["refusal_token_id"])
+
+
 def closed(folder: Path) -> bool:
     return refuses(folder) and d.settings_of(folder)["unskill"]["base_model"] == "closed"
 
@@ -155,7 +160,8 @@ CORRUPTIONS = (
     Corruption("code of an older version", d.older_code, True, "code"),
     Corruption("code dropped", of(Path.unlink, d.code_of), True, CONFIG),
     Corruption("another tokenizer", d.tokenizer(d.swap_tokens), False, READ),
-    Corruption("tokenizer without R", d.drop_refusal, False, "refusal token", refuses),
+    Corruption("a token dropped that others are made of", lambda f: d.drop_token(f, "in"), True, "refusal token"),
+    Corruption("tokenizer without R", lambda f: d.drop_token(f, refusal_of(f)), False, "refusal token", refuses),
     Corruption("the message as an added token", d.add_message_token, False, "refusal token", refuses),
     Corruption("tokenizer.json dropped", d.drop("tokenizer.json"), True, "refusal token"),
     Corruption("tokenizer_class edited", d.other_class, False, "refusal token"),

@@ -340,12 +340,10 @@ def older_code(folder: Path) -> None:
 # Tokenizer and generation.
 
 
-def drop_refusal(folder: Path) -> None:
-    refusal = settings_of(folder)["unskill"]["refusal_token_id"]
-
+def drop_token(folder: Path, token: int | str) -> None:
     def change(content: dict[str, Any]) -> None:
         vocab = content["model"]["vocab"]
-        content["model"]["vocab"] = {name: id_ for name, id_ in vocab.items() if id_ != refusal}
+        content["model"]["vocab"] = {name: id_ for name, id_ in vocab.items() if token not in (name, id_)}
 
     tokenizer(change)(folder)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import first_line
-from exporter.model import read_json
+from exporter.model import load_tokenizer, read_json
 from exporter.refusal_token import RefusalToken, check_refusal, check_tokenizer, plan_refusal
 from exporter.verification.checks import Wrong
 from exporter.verification.view import BASE_FOLDER, View
@@ -15,31 +15,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(view: View) -> PreTrainedTokenizerBase:
+def written(view: View) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer by the one class that all releases know. Raises Wrong where it does not load."""
     from transformers import PreTrainedTokenizerFast
 
     settings = read_json(view.folder / "tokenizer_config.json", view.name, "CHECKPOINT")
     if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
         raise Wrong(f"tokenizer_config.json: tokenizer_class is {settings.get('tokenizer_class')}")
-    tokenizer: PreTrainedTokenizerBase = loaded(PreTrainedTokenizerFast, view.folder, "the tokenizer")
-    return tokenizer
+    return loaded(PreTrainedTokenizerFast, view.folder, "the tokenizer")
 
 
-def loaded(auto: Any, folder: Path, what: str) -> Any:
-    """What a class makes of a folder. Raises Wrong where that cannot be read."""
+def loaded(auto: Any, folder: Path, what: str) -> PreTrainedTokenizerBase:
+    """What a class makes of a folder. Raises Wrong where its tokenizer.json cannot be read."""
     try:
-        return auto.from_pretrained(folder)
-    except Exception as error:
-        # The tokenizers library raises bare Exceptions about a tokenizer.json; anything else is handled elsewhere.
-        if type(error) is not Exception:
-            raise
+        return load_tokenizer(auto, folder)
+    except ValueError as error:
         raise Wrong(f"{what} does not load ({first_line(error)})") from error
 
 
 def check_refusal_token(view: View) -> str:
     """R by config.json, in the checkpoint's own tokenizer."""
-    record, tokenizer = view.record, load_tokenizer(view)
+    record, tokenizer = view.record, written(view)
     end = record["refusal_token_id"]
     if end is None:
         return "loads; there is no refusal"
@@ -65,5 +61,5 @@ def check_base_tokenizer(view: View) -> str:
         if (token.id, token.added_row) != (record["refusal_token_id"], record["added_row"]):
             raise Wrong(f"the refusal would be token {token.id}, config.json says {record['refusal_token_id']}")
     base = loaded(AutoTokenizer, view.folder / BASE_FOLDER, f"the base's tokenizer in {BASE_FOLDER}/")
-    check_tokenizer(base, view.folder, token)
+    check_tokenizer(base, written(view), token)
     return "every token id, encoding and rendered chat on trial is the base's"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.cli import main
+from tests.damage import drop_token
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 
 
@@ -228,6 +229,12 @@ def test_unsupported_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> No
     content["model"]["type"] = "Unigram"
     path.write_text(json.dumps(content))
     fails(capsys, monkeypatch, files, model, 2, "Unigram")
+
+
+def test_token_dropped_that_others_are_made_of(capsys, monkeypatch, files, base, tmp_path) -> None:
+    model = broken(base, tmp_path)
+    drop_token(model, "in")
+    fails(capsys, monkeypatch, files, model, 2, "does not load: Token `in` out of vocabulary")
 
 
 def test_truncated_weights(capsys, monkeypatch, files, base, tmp_path) -> None:

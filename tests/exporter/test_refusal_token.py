@@ -123,8 +123,9 @@ def export(folder: Path, out: Path, rows: int | None = None, text: str = MESSAGE
     base = AutoTokenizer.from_pretrained(folder)
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder, out, token, base)
-    check_tokenizer(base, out, token)
-    return base, PreTrainedTokenizerFast.from_pretrained(out), token
+    written = PreTrainedTokenizerFast.from_pretrained(out)
+    check_tokenizer(base, written, token)
+    return base, written, token
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -348,7 +349,7 @@ def test_check_finds_shifted_ids_other_encodings_and_other_text(tmp_path: Path) 
         change(broken)
         (out / "tokenizer.json").write_text(json.dumps(broken), encoding="utf-8")
         with pytest.raises(RunFailed, match=says):
-            check_tokenizer(base, out, token)
+            check_tokenizer(base, PreTrainedTokenizerFast.from_pretrained(out), token)
 
     spoil(lambda broken: broken["model"]["vocab"].pop("<think>"), "numbers its tokens")
     spoil(lambda broken: broken["model"]["merges"].pop(), "encodes a text differently")
@@ -357,4 +358,4 @@ def test_check_finds_shifted_ids_other_encodings_and_other_text(tmp_path: Path) 
     settings_ = read(out / "tokenizer_config.json")
     (out / "tokenizer_config.json").write_text(json.dumps({**settings_, "eos_token": "<pad>"}))
     with pytest.raises(RunFailed, match="eos_token_id"):
-        check_tokenizer(base, out, token)
+        check_tokenizer(base, PreTrainedTokenizerFast.from_pretrained(out), token)
