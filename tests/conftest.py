@@ -21,6 +21,14 @@ from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # no
 from tests.tiny import Exported, tiny_export  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first: in several processes, one of them would otherwise end long after all."""
+    marks: dict[Path, set[str]] = {}
+    for item in items:
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: [name not in marks[item.path] for name in ("real", "slow")])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Modeling code that transformers copies out of checkpoints goes to a place of its own."""
