@@ -34,13 +34,18 @@ def human_size(count: int) -> str:
 
 @contextmanager
 def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an OSError met while writing `path` into a RunFailed of one line; a full disk says what was needed."""
+    """Turn an OSError met while writing `path` into a RunFailed of one line; a full disk says what was needed.
+
+    Where another file is at fault, for instance one that was to be copied into `path`, it is named too.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFailed(f"cannot write {path.name}: {reason}") from error
+            other = Path(error.filename).name if isinstance(error.filename, str) else path.name
+            named = path.name if other == path.name else f"{path.name}: {other}"
+            raise RunFailed(f"cannot write {named}: {reason}") from error
         needs = "" if needed_bytes is None else f"needs {human_size(needed_bytes)}, "
         free = human_size(shutil.disk_usage(path.parent).free)
         raise RunFailed(f"disk full while writing {path.name} ({reason}): {needs}{free} free") from error

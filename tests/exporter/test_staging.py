@@ -234,7 +234,12 @@ def test_write_errors(tmp_path: Path) -> None:
     with full, write_errors(tmp_path / "x", 2_500_000_000):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(RunFailed, match=r"^cannot write x: Is a directory$"), write_errors(tmp_path / "x"):
-        tmp_path.write_text("")
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x").write_text("")
+    (tmp_path / "base").mkdir()
+    copied = pytest.raises(RunFailed, match=r"^cannot write out: base: Is a directory$")
+    with copied, write_errors(tmp_path / "out"):
+        shutil.copyfile(tmp_path / "base", tmp_path / "out")
     with pytest.raises(RunFailed, match=r"^cannot write out: "), Staging(tmp_path / "none" / "out"):
         pass
     assert [human_size(0), human_size(12_340_000), human_size(10**9)] == ["0.0 MB", "12.3 MB", "1.0 GB"]
