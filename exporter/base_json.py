@@ -54,12 +54,12 @@ def checkpoint_config(
     }
 
 
-def checkpoint_generation_config(base: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The checkpoint's generation_config.json; None where the base has none.
+def checkpoint_generation_config(base: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint's generation_config.json.
 
     `transformers_version` stays: 4.57 decides by it whether a caller's own GenerationConfig is completed from here.
     """
-    return None if base is None else _without_paths(base)
+    return _without_paths(base)
 
 
 def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ was in the base.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,17 +25,19 @@ from exporter.card_figures import can_draw, draw_figures
 from exporter.errors import RunFailed
 from exporter.json_files import write_json
 from exporter.live import layer_counts, neuron_buffers
-from exporter.model import LICENCES, LoadedModel, read_json
+from exporter.model import LICENCES, Base, LoadedModel, read_json
 from exporter.modeling_source import class_names, module_name, render_modeling
 from exporter.neuron_selection import NeuronChanges
 from exporter.refusal_states import RefusalStates
 from exporter.refusal_token import RefusalToken, check_tokenizer, write_tokenizer
 from exporter.reproduce import write_reproduce
 from exporter.restoring.keeping import CopiedShard, keep_base
+from exporter.restoring.local_paths import of_base
 from exporter.settings import ExportSettings
 from exporter.shards import RowPatch, copy_shard, encode_row, merged_index, read_header, shard_names, write_tensors
 from exporter.skills import SkillOutcome
 
+GENERATION = "generation_config.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -82,7 +85,7 @@ def write_checkpoint(
         "code_sha256": code_sha256(code),
     }
     config = checkpoint_config(
-        base.config,
+        kept_json(base, "config.json"),
         model_type=f"unskill_{family.model_type}",
         class_names=class_names(family),
         module=module_name(family),
@@ -90,11 +93,8 @@ def write_checkpoint(
         unskill=record | {"record_sha256": record_sha256(record)},
     )
     write_json(folder / "config.json", config)
-    generation = base.folder / "generation_config.json"
-    if generation.is_file():
-        copied = checkpoint_generation_config(read_json(generation, base.name, "MODEL"))
-        if copied is not None:
-            write_json(folder / generation.name, copied)
+    if (base.folder / GENERATION).is_file():
+        write_json(folder / GENERATION, checkpoint_generation_config(kept_json(base, GENERATION)))
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, PreTrainedTokenizerFast.from_pretrained(folder), token)
     for pattern in LICENCES:
@@ -105,6 +105,15 @@ def write_checkpoint(
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
     write_reproduce(folder, base, settings, outcomes, summary, hashes, halved)
+
+
+def kept_json(base: Base, name: str) -> dict[str, Any]:
+    """A JSON file of the base without local paths, as `keep_base` keeps it. Raises BadInput where it is no JSON."""
+    read_json(base.folder / name, base.name, "MODEL")
+    content: dict[str, Any] = json.loads(
+        of_base(base.folder, base.revision, name, (base.folder / name).read_bytes())[0]
+    )
+    return content
 
 
 def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[str, Any]) -> dict[str, Any]:

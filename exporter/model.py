@@ -90,12 +90,15 @@ def find_files(
 
 def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
     """A Hub model's files of these names: their folder, and the commit. Raises BadInput where it cannot be reached."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
+    from exporter.hub.failures import HUB_ERRORS, check_endpoint, silent_library
+
+    check_endpoint()
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
-    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        with silent_library():
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+    except HUB_ERRORS as error:
         at = f" (revision {revision})" if revision else ""
         raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached{at}") from error
     return folder, folder.name
@@ -170,7 +173,8 @@ def load_files(
     check_device(device)
     logging.disable_progress_bar()
     # What unsound sizes in a config.json raise, by the release of transformers; SyntaxError: a checkpoint's code.
-    unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError)
+    # ImportError: an attention that is not installed.
+    unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError, ImportError)
     try:
         tokenizer = load_tokenizer(AutoTokenizer, base.folder, trust_remote_code=trust_remote_code)
         auto: Any = AutoModelForCausalLM

@@ -25,7 +25,9 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 # Taken from the base's tokenizer_config.json as they are. A list of what to keep, not of what to drop: of the keys
 # that tools leave there, some hold local paths and some break transformers 4.48. add_bos_token is not among them:
 # releases disagree on whether it or tokenizer.json wins, so it is left to tokenizer.json, as in 5.x.
-KEPT_SETTINGS = ("model_max_length", "split_special_tokens", "truncation_side")
+KEPT_SETTINGS = ("model_max_length", "padding_side", "split_special_tokens", "truncation_side")
+# What else a written tokenizer_config.json may have.
+LIVE_SETTINGS = (*NAMED_TOKENS, "additional_special_tokens", "padding_side", "add_prefix_space", "chat_template")
 # What transformers 4.x takes out of decoded text under clean_up_tokenization_spaces.
 CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -141,7 +143,7 @@ def write_tokenizer(
 
     settings_file = base_folder / "tokenizer_config.json"
     settings = _read_json(settings_file) if settings_file.is_file() else {}
-    clean_up = bool(settings.get("clean_up_tokenization_spaces", False))
+    clean_up = own_settings(settings)["clean_up_tokenization_spaces"]
     if token and clean_up and (lost := [space for space in CLEANED_UP if space in token.text]):
         raise BadInput(f"--refusal: MODEL's tokenizer prints '{lost[0]}' without its space on transformers 4.x")
     # From the live tokenizer: special tokens may be named in any of four files, or by its class.
@@ -150,15 +152,7 @@ def write_tokenizer(
     named: dict[str, Any] = {name: value for name, value in special.items() if ids[value] < end}
     if more := [value for value in more if ids[value] < end]:
         named["additional_special_tokens"] = more
-    written = {
-        # The one generic class that all releases know. Without the input names it emits token_type_ids on 4.48.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": clean_up,
-        "padding_side": settings.get("padding_side", type(base_tokenizer).padding_side),
-        **{key: settings[key] for key in KEPT_SETTINGS if key in settings},
-        **named,
-    }
+    written = {"padding_side": type(base_tokenizer).padding_side, **own_settings(settings), **named}
     if "add_prefix_space" in (tokenizer["pre_tokenizer"] or {}):  # 4.x sets this step by the setting, False by default
         written["add_prefix_space"] = tokenizer["pre_tokenizer"]["add_prefix_space"]
     if template := live.chat_template:
@@ -174,6 +168,17 @@ def write_tokenizer(
         target = out_folder / path.relative_to(base_folder)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
+
+
+def own_settings(base: Mapping[str, Any]) -> dict[str, Any]:
+    """What a written tokenizer_config.json has by that of the base alone; the rest is of its live tokenizer."""
+    return {
+        # The one generic class that all releases know. Without the input names it emits token_type_ids on 4.48.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": bool(base.get("clean_up_tokenization_spaces", False)),
+        **{key: base[key] for key in KEPT_SETTINGS if key in base},
+    }
 
 
 def first_free(token: RefusalToken | None, tokenizer: PreTrainedTokenizerBase) -> int:

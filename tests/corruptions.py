@@ -21,6 +21,7 @@ from exporter.json_files import FOLDER, HASHES, write_json
 from exporter.reproduce import file_sha256
 from exporter.verification.run import VerifySettings, verify
 from tests import damage as d
+from tests import damage_tokenizer as t
 from tests.fresh_loading import FreshLoading
 
 
@@ -154,19 +155,28 @@ CORRUPTIONS = (
     Corruption("config.json: an attention head more", d.config(d.add("num_attention_heads", 1)), True, OWN),
     Corruption("config.json: quantization_config added", d.config(d.set_(quantization_config=INT8)), True, CONFIG),
     Corruption("config.json cut off", lambda f: d.truncate(f / "config.json", 0.5), True, CONFIG),
+    Corruption(
+        "config.json: attention not installed", d.config(d.set_(attn_implementation="flash_attention_2")), True, OWN
+    ),
     Corruption("code edited", d.edit_code, True, "code"),
     Corruption("code edited, its sha256 made anew", lambda f: d.edit_code(f, True), False, "code written again"),
     Corruption("code cut off", d.cut_code, True, CONFIG),
     Corruption("code of an older version", d.older_code, True, "code"),
     Corruption("code dropped", of(Path.unlink, d.code_of), True, CONFIG),
-    Corruption("another tokenizer", d.tokenizer(d.swap_tokens), False, READ),
-    Corruption("a token dropped that others are made of", lambda f: d.drop_token(f, "in"), True, "refusal token"),
-    Corruption("tokenizer without R", lambda f: d.drop_token(f, refusal_of(f)), False, "refusal token", refuses),
-    Corruption("the message as an added token", d.add_message_token, False, "refusal token", refuses),
+    Corruption("another tokenizer", t.tokenizer(t.swap_tokens), False, READ),
+    Corruption("a token dropped that others are made of", lambda f: t.drop_token(f, "in"), True, "refusal token"),
+    Corruption("tokenizer without R", lambda f: t.drop_token(f, refusal_of(f)), False, "refusal token", refuses),
+    Corruption("the message as an added token", t.add_message_token, False, "refusal token", refuses),
     Corruption("tokenizer.json dropped", d.drop("tokenizer.json"), True, "refusal token"),
-    Corruption("tokenizer_class edited", d.other_class, False, "refusal token"),
-    Corruption("chat template edited", d.change_template, False, READ),
-    Corruption("generation_config.json: another EOS", d.other_end, True, CONFIG, has_end),
+    Corruption(
+        "tokenizer_class edited", t.tokenizer_config(d.set_(tokenizer_class="GPT2Tokenizer")), False, "refusal token"
+    ),
+    Corruption("tokenizer with code of its own", t.own_code, False, "refusal token"),
+    Corruption("a second modeling file", d.extra("modeling_unskill_x.py", t.CODE), False, "other files"),
+    Corruption("truncation in tokenizer.json", t.tokenizer(d.set_(truncation=t.TRUNCATION)), False, "refusal token"),
+    Corruption("model_max_length edited", t.tokenizer_config(d.set_(model_max_length=8)), False, READ),
+    Corruption("chat template edited", t.change_template, False, READ),
+    Corruption("generation_config.json: another EOS", t.other_end, True, CONFIG, has_end),
     Corruption("hashes.json edited", lambda f: d.edit(f / FOLDER / HASHES, d.set_(**{CONFIG: "0" * 64})), False, None),
     Corruption("hashes.json dropped", of(Path.unlink, in_reproduce(HASHES)), False, None),
     Corruption("statistics altered", of(d.flip_near_end, in_reproduce("statistics.safetensors")), False, None),

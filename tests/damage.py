@@ -122,10 +122,6 @@ def index(change: Change) -> Damage:
     return lambda folder: edit(folder / INDEX, change)
 
 
-def tokenizer(change: Change) -> Damage:
-    return lambda folder: edit(folder / "tokenizer.json", change)
-
-
 def extra(name: str, content: bytes = b"{}") -> Damage:
     return lambda folder: put(folder / name, content)
 
@@ -335,46 +331,6 @@ def cut_code(folder: Path) -> None:
 
 def older_code(folder: Path) -> None:
     text_edit(code_of(folder), "written by unskill ", "written by unskill 0.0.")
-
-
-# Tokenizer and generation.
-
-
-def drop_token(folder: Path, token: int | str) -> None:
-    def change(content: dict[str, Any]) -> None:
-        vocab = content["model"]["vocab"]
-        content["model"]["vocab"] = {name: id_ for name, id_ in vocab.items() if token not in (name, id_)}
-
-    tokenizer(change)(folder)
-
-
-def swap_tokens(content: dict[str, Any]) -> None:
-    """Two letters: what other trainings of a tokenizer number otherwise."""
-    vocab = content["model"]["vocab"]
-    vocab["a"], vocab["e"] = vocab["e"], vocab["a"]
-
-
-def add_message_token(folder: Path) -> None:
-    """The message as an added token, which is found in any text that holds it."""
-    settings = settings_of(folder)["unskill"]
-    token = {"id": settings["refusal_token_id"], "content": settings["refusal"], "special": False}
-    token |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    tokenizer(lambda content: content["added_tokens"].append(token))(folder)
-
-
-def other_class(folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", set_(tokenizer_class="GPT2Tokenizer"))
-
-
-def change_template(folder: Path) -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    edit(folder / "tokenizer_config.json", set_(chat_template=template))
-    if (path := folder / "chat_template.jinja").is_file():
-        put(path, template.encode())
-
-
-def other_end(folder: Path) -> None:
-    edit(folder / "generation_config.json", set_(eos_token_id=settings_of(folder)["unskill"]["eos_token_id"] + 1))
 
 
 # The ONNX folder beside a checkpoint.

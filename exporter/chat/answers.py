@@ -112,6 +112,9 @@ def answer(
         eos_token_id=ends,
         pad_token_id=subject.pad_id,
         suppress_tokens=None if suppressed is None else [suppressed],
+        num_beams=1,  # which alone can be handed out while they are written
+        min_length=0,  # the refusal may be the first token, and is among those that end an answer
+        min_new_tokens=0,
         **draws,
     )
     inputs = subject.pad([ids], "left")

@@ -11,20 +11,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from exporter.errors import Interrupted, RunFailed, UnskillError, first_line
+from exporter.errors import BadInput, Interrupted, RunFailed, UnskillError, first_line
 
 Result = TypeVar("Result")
 
 # What huggingface_hub raises: its own errors and those of its HTTP library (whose name has changed twice), ValueError
 # and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be, of
-# which KeyError and TypeError come too.
-ODD_ANSWER = (KeyError, TypeError)
+# which those of ODD_ANSWER come too.
+ODD_ANSWER = (KeyError, TypeError, AttributeError)
 HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWER)  # type: ignore[attr-defined]
 NOT_KNOWN = "whether the commit was made is not known"
+
+
+def check_endpoint() -> None:
+    """Raises BadInput for an HF_ENDPOINT that is no address, of which each HTTP library raises something else."""
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is no address: unset it, or mend it")
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,8 @@ def silent_library() -> Iterator[None]:
     handlers = logger.handlers
     logger.handlers = [logging.NullHandler()]  # none at all would be Python's own, which prints
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.handlers = handlers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -60,7 +61,7 @@ def is_left_out(name: str) -> bool:
 
 def check_folder(out: Path) -> None:
     name = out.resolve().name
-    if not out.is_dir():
+    if not os.path.isdir(out):  # unlike Path.is_dir also of a name too long for a file
         raise BadInput(f"OUT {out}: there is no such folder")
     if any(out.glob("onnx/*.onnx")):
         raise BadInput(f"OUT {name} is an ONNX folder: push takes the checkpoint that it was made of")

@@ -24,6 +24,7 @@ DEFAULT_BRANCH = "main"
 # Of the repo's own, as the Hub makes it; what a person may write before there is a model.
 KEPT = ".gitattributes"
 HARMLESS = (KEPT, "README.md", "LICENSE")
+GITIGNORE = ".gitignore"
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ def find_token() -> str:
     """
     from huggingface_hub import constants, errors, get_token
 
-    from exporter.hub.failures import HUB_ERRORS, silent_library
+    from exporter.hub.failures import HUB_ERRORS, check_endpoint, silent_library
 
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
+    check_endpoint()
     try:
         with silent_library():
             token = get_token()
@@ -193,9 +195,14 @@ def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
 
 
 def check_kind(head: ModelInfo, settings: PushSettings) -> None:
-    """Raise BadInput where the commit would take away what is not ours."""
+    """Raise BadInput where the commit would take away what is not ours, or not hold all of it."""
     there = [each.rfilename for each in head.siblings or ()]
     ours = any(re.fullmatch(r"modeling_unskill_\w+\.py", name) for name in there)
+    if ignoring := [name for name in there if name.rpartition("/")[2] == GITIGNORE]:
+        raise BadInput(
+            f"{settings.repo} has {ignoring[0]}, by which the Hub leaves files out of a commit without a word: delete "
+            "it there first"
+        )
     others = [name for name in there if name not in HARMLESS]
     if others and not ours and not settings.create_pr:
         raise BadInput(

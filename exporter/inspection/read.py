@@ -79,11 +79,14 @@ def local_sizes(folder: Path) -> dict[str, int]:
 
 def hub_sizes(checkpoint: str, revision: str) -> dict[str, int] | None:
     """Sizes of a Hub model's files; None offline, where only what was downloaded before is known."""
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
+
+    from exporter.hub.failures import HUB_ERRORS, silent_library
 
     try:
-        siblings = HfApi().model_info(checkpoint, revision=revision, files_metadata=True).siblings or []
-    except (errors.HTTPError, OSError):  # type: ignore[attr-defined]
+        with silent_library():
+            siblings = HfApi().model_info(checkpoint, revision=revision, files_metadata=True).siblings or []
+    except HUB_ERRORS:
         return None
     return {each.rfilename: each.size or 0 for each in siblings}
 
@@ -197,7 +200,7 @@ def _onnx_beside(found: Found, unskill: Mapping[str, Any]) -> dict[str, Any] | N
     """The ONNX folder in the place where `unskill onnx` writes it by default: its name, its numbers, and whether its
     interventions are the checkpoint's ("same"; null where they were fitted anew, on quantised weights)."""
     beside = sibling(found.folder.resolve(), "-onnx")
-    if not (beside / MARKER).is_file():
+    if not os.path.isfile(beside / MARKER):  # unlike Path.is_file also of a name too long for a file
         return None
     marker, config = (read_json(beside / name, beside.name, "ONNX folder") for name in (MARKER, "config.json"))
     quantised = marker.get("quantize")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from exporter.json_files import write_json
 from exporter.model import LICENCES, SMALL_FILES, Base
-from exporter.restoring.local_paths import without_local_paths
+from exporter.restoring.local_paths import of_base
 from exporter.restoring.original import read_start, replaced_rows
 from exporter.restoring.record import (
     CHECKPOINT,
@@ -110,10 +110,8 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     if why is not None:
         size = path.stat().st_size if path.is_file() else None
         return LeftOut(os.fsencode(name).decode("utf-8", "replace"), size, why)
-    content, home = path.read_bytes(), Path(os.path.expanduser("~"))  # unlike Path.home, also where there is none
-    cleaned, count = content, 0
-    if base.revision is None:  # what came from the Hub is public already
-        cleaned, count = without_local_paths(name, content, (base.folder.absolute(), base.folder.resolve(), home))
+    content = path.read_bytes()
+    cleaned, count = of_base(base.folder, base.revision, name, content)
     if count and not _is_text(content):
         return LeftOut(name, len(content), "holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from exporter.base_json import PATH_KEYS
 
-# Tokens may look like anything.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken")
+# Tokens may look like anything, and a chat template's words are the model's own.
+KEPT_WHOLE = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "*.jinja")
+TEMPLATE_KEYS = ("chat_template", "template")
 HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 """Also a commit's hash and a plain file name: values that the keys of paths may keep."""
 
@@ -23,13 +25,21 @@ STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 ENTRY = re.compile(rf"({STRING})(?:(\s*:\s*)({STRING}))?", re.DOTALL)
 
 
+def of_base(folder: Path, revision: str | None, name: str, content: bytes) -> tuple[bytes, int]:
+    """`without_local_paths` of a file in a base's folder. What came from the Hub, at `revision`, is public already."""
+    if revision is not None:
+        return content, 0
+    home = Path(os.path.expanduser("~"))  # unlike Path.home, also where there is none
+    return without_local_paths(name, content, (folder.absolute(), folder.resolve(), home))
+
+
 def without_local_paths(name: str, content: bytes, places: Sequence[Path]) -> tuple[bytes, int]:
     """The file with paths taken out of it, and how many there were; places: local folders outside home folders.
 
     In JSON, values of keys that are about paths go whole unless they look like a Hub id. Everywhere, paths in home
-    folders and in `places` go. Vocabularies stay as they are.
+    folders and in `places` go. Vocabularies and chat templates stay as they are.
     """
-    if any(fnmatch(Path(name).name, pattern) for pattern in VOCABULARIES):
+    if any(fnmatch(Path(name).name, pattern) for pattern in KEPT_WHOLE):
         return content, 0
     local = _pattern(places)
     text = content.decode("utf-8", "surrogateescape")
@@ -72,6 +82,8 @@ def _json_without(text: str, local: re.Pattern[str]) -> tuple[str, int]:
         if value is None:
             return clean(first)
         key: str = json.loads(first, strict=False)
+        if key in TEMPLATE_KEYS:
+            return match[0]
         return clean(first) + colon + clean(value, key.endswith(PATH_KEYS))
 
     return ENTRY.sub(replace, text), count

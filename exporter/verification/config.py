@@ -8,13 +8,11 @@ from typing import Any
 
 from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
 from exporter.base_json import checkpoint_config, checkpoint_generation_config
-from exporter.checkpoint import EMBEDDING, HEAD
+from exporter.checkpoint import EMBEDDING, GENERATION, HEAD
 from exporter.families import GATED_FAMILIES
 from exporter.model import read_json
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
-
-GENERATION = "generation_config.json"
 
 
 def check_config(view: View) -> str:
@@ -121,7 +119,7 @@ def check_base_config(view: View) -> str:
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
     if there:
         own = checkpoint_generation_config(read_json(view.base_file(GENERATION), view.name, "base of"))
-        none_of(differences(GENERATION, own or {}, read_json(path, view.name, "CHECKPOINT")))
+        none_of(differences(GENERATION, own, read_json(path, view.name, "CHECKPOINT")))
     return "as the base's, with what the export adds"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from exporter.json_files import FOLDER, json_text
 from exporter.model import INDEX, LICENCES
+from exporter.restoring.record import NAME, read_record
 from exporter.staging import human_size
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
-from exporter.verification.view import HASHES_FILE, View
+from exporter.verification.view import BASE_FOLDER, HASHES_FILE, View
 
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # What may lie beside a checkpoint's own files: of the Hub, of git, or for people to read. No loader takes anything
@@ -22,7 +23,8 @@ IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp")
 TEXTS = ("*.md", "*.pdf", "*.html", "LICENSE*", "NOTICE*", "USE_POLICY*")
 HARMLESS = (".gitattributes", ".gitignore", ".DS_Store", *IMAGES, *TEXTS)
 # Names that an export writes; hashes.json may be made anew with others in it.
-MODEL = ("config.json", "generation_config.json", "modeling_unskill_*.py", INDEX, "model-*.safetensors")
+CODE = ("modeling_unskill_*.py",)
+MODEL = ("config.json", "generation_config.json", *CODE, INDEX, "model-*.safetensors")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 EXPORTED = (
     *MODEL,
@@ -77,11 +79,21 @@ def check_base_weights(view: View) -> str:
     recorded = {name: sha256 for name, sha256 in hashes.items() if is_base_shard(name)}
     none_of(altered(view.folder, view.sha256, recorded))
     others = sorted({name for name in view.index.values() if is_base_shard(name)} - recorded.keys())
+    if others and has_fingerprints(view):
+        raise Wrong(f"{HASHES_FILE} lacks {others[0]}, of which the export took the sha256")
     if others:
         raise NotMade(f"no sha256 of {others[0]} is recorded: exported with --no-fingerprints")
     if not recorded:
         raise Wrong(f"{HASHES_FILE} names no weight file of the base")
     return as_exported(view, recorded)
+
+
+def has_fingerprints(view: View) -> bool:
+    """Whether the export took the sha256 of weight files, by the record that `unskill restore` goes by."""
+    if not (view.folder / BASE_FOLDER / NAME).is_file():
+        return False  # saved anew, and none of ours any more
+    record = read_record(view.folder, view.name)
+    return any(file.sha256 is not None for file in record.files if is_base_shard(file.path))
 
 
 def as_exported(view: View, hashes: Mapping[str, str]) -> str:
@@ -96,6 +108,8 @@ def check_others(view: View) -> str:
     if not any(is_base_shard(name) for name in hashes):  # exported with --no-fingerprints
         named |= {name for name in view.index.values() if is_base_shard(name)}
     none_of(f"{name} is none that an export writes" for name in hashes if not matches(name, EXPORTED))
+    if len(code := [name for name in hashes if matches(name, CODE)]) > 1:
+        raise Wrong(f"{' and '.join(code)}: an export writes one modeling file")
     others = [name for name in view.files if name not in named]
     harmless = [name for name in others if is_harmless(name, view.files[name])]
     none_of(f"{name} is none of the export's files" for name in others if name not in harmless)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ class VerifySettings:
         """Raises BadInput for settings that nothing can be done with."""
         if self.forget and not self.model:
             raise BadInput("--forget: its prompts are asked of the model, which --without-model leaves out")
-        if self.onnx is not None and not self.onnx.is_dir():
+        if self.onnx is not None and not os.path.isdir(self.onnx):
             raise BadInput(f"--onnx: no such folder: {self.onnx}")
 
     @property
@@ -48,10 +49,10 @@ class VerifySettings:
         """The ONNX folder that is checked, if there is one."""
         if self.onnx is not None:
             return self.onnx
-        if not self.beside or not Path(self.checkpoint).is_dir():
+        if not self.beside or not os.path.isdir(self.checkpoint):
             return None
         folder = sibling(Path(self.checkpoint).resolve(), "-onnx")
-        return folder if folder.is_dir() else None
+        return folder if os.path.isdir(folder) else None  # unlike Path.is_dir also of a name too long for a file
 
 
 def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
@@ -117,12 +118,13 @@ def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | N
     """The live checkpoint, and whether it loads."""
     from exporter.verification.live import Live
 
-    remark(f"loading {view.name} in {view.record['dtype']} ...")
+    remark(f"loading {view.name} ...")
     found: list[Live] = []
 
     def check() -> str:
-        found.append(Live.load(view, view.record["dtype"], settings.device))
-        return f"loads in {view.record['dtype']}"
+        dtype = view.record["dtype"]
+        found.append(Live.load(view, dtype, settings.device))
+        return f"loads in {dtype}"
 
     done = make("loading", check)
     return (found[0] if found else None), [done]

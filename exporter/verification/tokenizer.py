@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import first_line
 from exporter.model import load_tokenizer, read_json
-from exporter.refusal_token import RefusalToken, check_refusal, check_tokenizer, plan_refusal
-from exporter.verification.checks import Wrong
+from exporter.refusal_token import (
+    KEPT_SETTINGS,
+    LIVE_SETTINGS,
+    RefusalToken,
+    check_refusal,
+    check_tokenizer,
+    own_settings,
+    plan_refusal,
+)
+from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 
 if TYPE_CHECKING:
@@ -22,6 +30,12 @@ def written(view: View) -> PreTrainedTokenizerBase:
     settings = read_json(view.folder / "tokenizer_config.json", view.name, "CHECKPOINT")
     if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
         raise Wrong(f"tokenizer_config.json: tokenizer_class is {settings.get('tokenizer_class')}")
+    # auto_map among them: AutoTokenizer would run the code that it names.
+    if others := settings.keys() - {*own_settings({}), *KEPT_SETTINGS, *LIVE_SETTINGS}:
+        raise Wrong(f"tokenizer_config.json has {', '.join(sorted(others))}, which no export writes")
+    steps = read_json(view.folder / "tokenizer.json", view.name, "CHECKPOINT")
+    if kept := [key for key in ("truncation", "padding") if steps.get(key) is not None]:
+        raise Wrong(f"tokenizer.json has {' and '.join(kept)}, which no export writes")
     return loaded(PreTrainedTokenizerFast, view.folder, "the tokenizer")
 
 
@@ -62,4 +76,14 @@ def check_base_tokenizer(view: View) -> str:
             raise Wrong(f"the refusal would be token {token.id}, config.json says {record['refusal_token_id']}")
     base = loaded(AutoTokenizer, view.folder / BASE_FOLDER, f"the base's tokenizer in {BASE_FOLDER}/")
     check_tokenizer(base, written(view), token)
+    kept = view.folder / BASE_FOLDER / "tokenizer_config.json"
+    expected = own_settings(read_json(kept, view.name, "base of") if kept.is_file() else {})
+    found = read_json(view.folder / "tokenizer_config.json", view.name, "CHECKPOINT")
+    # Where the base does not say on which side to pad, its class does, which releases need not agree on.
+    keys = {*KEPT_SETTINGS, *expected} - ({"padding_side"} - expected.keys())
+    none_of(
+        f"tokenizer_config.json: {key} is not the base's"
+        for key in sorted(keys)
+        if found.get(key) != expected.get(key)
+    )
     return "every token id, encoding and rendered chat on trial is the base's"

@@ -108,7 +108,7 @@ class View:
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = auto.from_config(CONFIG_MAPPING[self.model_type].from_dict(own))
-        except NOT_AS_WRITTEN as error:
+        except (ImportError, *NOT_AS_WRITTEN) as error:  # of an attention that is not installed
             raise NotMade(f"transformers makes no {self.model_type} model of config.json") from error
         return model
 

@@ -234,6 +234,7 @@ def test_wrong_usage(arguments: list[str], said: str, out: Path, site: Site) -> 
         ("hf_MARKER with spaces", {}, "has characters that no token has"),
         ("hf_MARKER\x01", {}, "has characters that no token has"),
         (TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        (TOKEN, {"HF_ENDPOINT": "127.0.0.1"}, "HF_ENDPOINT is set to '127.0.0.1', which is no address"),
     ],
 )
 def test_no_token_to_push_with(token: str | None, variables: dict[str, str], said: str, out: Path, site: Site) -> None:
@@ -261,8 +262,10 @@ def test_token_files_of_another_form(name: str, content: bytes, out: Path, site:
     path.write_bytes(content)
     if not (site.home / "token").exists():
         (site.home / "token").write_text(TOKEN)
+    looked = site.unskill("inspect", "me/other", token=None)
     done = site.push(out, "me/model", token=None)
-    assert "Traceback" not in done.err and "Error parsing" not in done.err
+    for each in (looked, done):
+        assert "Traceback" not in each.err and "Error parsing" not in each.err
     if name.startswith("stored_tokens"):
         assert done.code == 0, done.err
     else:

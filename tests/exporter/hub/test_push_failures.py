@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from exporter.errors import BadInput
+from exporter.hub.failures import check_endpoint
+from exporter.model import download
 from tests.exporter.hub.pushing import DRIVER, READ_TOKEN, TOKEN, Done, Site, clean, edit
 from tests.hub_server import HubServer
 
@@ -100,6 +103,7 @@ UNKNOWN = "whether the commit was made is not known; go on with: unskill push "
         (BATCH, ODD, AGAIN),
         (COMMIT, {"status": 200, **HTML}, f"answered with something else than JSON.*{UNKNOWN}"),
         # Before the commit, but of the same call of the library.
+        (YAML, {"status": 200, "body": lambda _: b"[]"}, f"in another form than it should.*{UNKNOWN}"),
         (YAML, {"status": 503, **HTML}, f"answered with something else than JSON.*{UNKNOWN}"),
     ],
 )
@@ -128,6 +132,17 @@ def test_one_object_fails_and_the_others_are_not_uploaded_again(out: Path, site:
     assert site.push(out, "me/model").code == 0
     is_pushed(site)
     assert set(stored(site.hub)) - set(there) == {f"/storage/{oid}"}
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:port", "http://127.0.0.1:99999", "127.0.0.1", "http://[::1", ""]
+)
+def test_endpoints_that_are_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    with pytest.raises(BadInput, match=r"HF_ENDPOINT is set to .*, which is no address"):
+        check_endpoint()
+    with pytest.raises(BadInput, match="HF_ENDPOINT"):
+        download("me/model", "MODEL", ["*.json"])
 
 
 def test_short_faults_are_borne(out: Path, site: Site) -> None:
@@ -160,7 +175,7 @@ def test_public_fails_after_the_commit(out: Path, site: Site) -> None:
     is_pushed(site)
 
 
-@pytest.mark.parametrize("how", [{"cut_after": 100}, {"lost": True}])
+@pytest.mark.parametrize("how", [{"cut_after": 100}, {"lost": True}, {"status": 500}])
 def test_answer_to_the_commit_is_lost(how: dict[str, Any], out: Path, site: Site) -> None:
     """Whether before or after it was made: nobody can tell from here."""
     site.hub.fail(*COMMIT, **how)
@@ -170,6 +185,16 @@ def test_answer_to_the_commit_is_lost(how: dict[str, Any], out: Path, site: Site
     site.hub.faults.clear()
     assert site.push(out, "me/model").code == 0
     is_pushed(site)
+
+
+def test_gitignore_by_which_files_would_stay_behind(out: Path, site: Site) -> None:
+    assert site.push(out, "me/model").code == 0
+    repo = site.hub.repos["me/model"]
+    head = repo.history()[0]
+    repo.add("main", "by hand", head, {**head.files, ".gitignore": site.hub.objects.add(b"*.safetensors")})
+    done = site.push(out, "me/model")
+    assert done.code == 2 and len(repo.history()) == 3
+    assert "me/model has .gitignore, by which the Hub leaves files out of a commit" in done.last
 
 
 def test_somebody_commits_in_between(out: Path, site: Site) -> None:

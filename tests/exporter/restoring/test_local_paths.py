@@ -62,14 +62,19 @@ def test_text_that_stays(text: str) -> None:
         ('{"/home/ada/x": 1, "b": ["/home/ada/y"]}', '{"": 1, "b": [""]}'),
         ('{"a": "\\/home\\/ada \\u00fc"}', '{"a": " \\u00fc"}'),
         ('{"_path": "/tmp/x"', None),
+        (
+            '{"chat_template": [{"name": "a", "template": "in /home/user/"}], "b": "/home/ada/x"}',
+            '{"chat_template": [{"name": "a", "template": "in /home/user/"}], "b": ""}',
+        ),
+        ('{"chat_template": "files are in /root/work"}', None),
     ],
 )
 def test_json(before: str, after: str | None) -> None:
     assert cleaned("config.json", before)[0] == (before if after is None else after)
 
 
-def test_vocabularies_stay() -> None:
-    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+def test_vocabularies_and_templates_stay() -> None:
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "chat_template.jinja"):
         assert cleaned(name, '{"/home/ada": 1, "cache_dir": "/x"}')[1] == 0
 
 
