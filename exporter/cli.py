@@ -169,11 +169,15 @@ def export_command(
         if graph is not None:
             from exporter.onnx.after_export import write_exported
 
-            summary["onnx"] = write_exported(graph, remark) | {"out": str(graph.out)}
+            write_exported(graph, summary, remark)
         if pushing is not None:
             summary["push"] = push_exported(pushing, remark)
     finally:
         show(summary, as_json)  # whatever came after it, the checkpoint is there
+        if "onnx" in summary and not as_json:
+            from exporter.onnx.showing import show_check
+
+            show_check(summary["onnx"], as_json)
     if pushing is not None and not as_json:
         show_push(summary["push"])
 

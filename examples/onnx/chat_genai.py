@@ -10,7 +10,11 @@ from pathlib import Path
 
 import onnxruntime_genai as genai
 
-folder, prompt = sys.argv[1:3]
+if len(sys.argv) != 3:
+    sys.exit("usage: python chat_genai.py FOLDER PROMPT")
+folder, prompt = sys.argv[1:]
+if not (Path(folder) / "genai_config.json").is_file():
+    sys.exit(f"{folder} is no ONNX folder: it has no genai_config.json")
 model = genai.Model(folder)
 tokenizer = genai.Tokenizer(model)
 if "chat_template" in json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8")):

@@ -12,9 +12,13 @@ import numpy as np
 import onnxruntime
 from transformers import AutoTokenizer
 
-folder, prompt = sys.argv[1:3]
+if len(sys.argv) != 3:
+    sys.exit("usage: python chat_onnxruntime.py FOLDER PROMPT")
+folder, prompt = sys.argv[1:]
+graph = next((Path(folder) / "onnx").glob("*.onnx"), None)
+if graph is None:
+    sys.exit(f"{folder} is no ONNX folder: it has no onnx/*.onnx")
 tokenizer = AutoTokenizer.from_pretrained(folder)
-graph = next((Path(folder) / "onnx").glob("*.onnx"))
 session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 if tokenizer.chat_template:
     messages = [{"role": "user", "content": prompt}]

@@ -28,12 +28,16 @@ def settings_to_write(export: ExportSettings) -> OnnxSettings:
     return settings
 
 
-def write_exported(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
-    """As `write_onnx`; Ctrl-C says that the checkpoint is there."""
-    from exporter.onnx.writing import write_onnx
+def write_exported(settings: OnnxSettings, summary: dict[str, Any], remark: Callable[[str], None]) -> None:
+    """As `write_onnx`; Ctrl-C says that the checkpoint is there. summary: of the export; gets what was found, also
+    where graph and checkpoint do not agree, as "onnx"."""
+    from exporter.onnx.writing import Disagrees, write_onnx
 
     try:
-        return write_onnx(settings, remark)
+        summary["onnx"] = write_onnx(settings, remark) | {"out": str(settings.out)}
+    except Disagrees as error:
+        summary["onnx"] = error.summary
+        raise
     except KeyboardInterrupt:
         out = settings.checkpoint
         raise Interrupted(f"{out} is written, but not its ONNX folder; go on with: unskill onnx {out}") from None

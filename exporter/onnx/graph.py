@@ -13,6 +13,7 @@ from unittest import mock
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed, first_line
@@ -148,9 +149,14 @@ def seen_epsilons(model: Any) -> Iterator[None]:
 
 
 def check_data(path: Path) -> None:
-    """Raises RunFailed where a graph's weights are missing or cut off: ONNX Runtime says it in a paragraph."""
+    """Raises RunFailed where a graph cannot be read, or its weights are missing or cut off: ONNX Runtime says it in a
+    paragraph."""
     needed: dict[str, int] = {}
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except DecodeError as error:
+        raise RunFailed(f"{path.name} is no ONNX graph ({first_line(error)})") from error
+    for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             found = {entry.key: entry.value for entry in tensor.external_data}
             end = int(found.get("offset", 0)) + int(found["length"])

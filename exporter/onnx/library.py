@@ -56,7 +56,8 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
     if cuda and nvcc is None:
         raise BadInput("--cuda: there is no nvcc on PATH; install the CUDA toolkit, or name its nvcc by NVCC")
     compiler = [nvcc, *CUDA_FLAGS] if nvcc else [*find_compiler(), *CPU_FLAGS]
-    library = default_library(nvcc is not None) if out is None else out
+    # Absolute: a name alone is looked for where the system keeps libraries, and not in the working directory.
+    library = default_library(nvcc is not None) if out is None else out.absolute()
     if out is None and loads(library):
         return library
     if library.is_dir():
@@ -83,7 +84,7 @@ def register(session_options: onnxruntime.SessionOptions, library: Path | None =
     reason = "they are not built (unskill build-ops)"
     for each in built_libraries() if library is None else [library]:
         try:
-            session_options.register_custom_ops_library(str(each))
+            session_options.register_custom_ops_library(str(each.absolute()))
         except failures as error:
             reason = first_line(error)
         else:

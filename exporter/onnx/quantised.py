@@ -27,7 +27,7 @@ from exporter.onnx.refit import Adjusted, Refit, refit
 from exporter.onnx.self_check import as_json
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
 from exporter.onnx.surgery import rewrite
-from exporter.onnx.writing import PROMPTS, Disagrees, check_supported
+from exporter.onnx.writing import PROMPTS, Disagrees, check_supported, graph_size
 from exporter.packaged import everyday_prompts
 from exporter.probe import pad_id_of
 from exporter.refusal_states import eos_ids
@@ -59,7 +59,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     stored = read_stored(settings.checkpoint)
     check_refittable(stored, settings)
     export, skills = export_again(stored, settings) if fits(stored) else (None, [])
-    size = sum((files.folder / shard).stat().st_size for shard in files.shards)
+    size = graph_size(files, "float32")
     check_out(settings, 2 * size)
     model: Any
     model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)

@@ -85,6 +85,7 @@ class Session:
         except REFUSALS as error:
             version = onnxruntime.__version__
             raise RunFailed(f"{path.name} does not load in ONNX Runtime {version}: {first_line(error)}") from error
+        self._name = path.name
         inputs = {each.name: each for each in self._session.get_inputs()}
         self._names = cache_names("past_key_values", sum(name.endswith(".key") for name in inputs))
         first = inputs[self._names[0]]
@@ -101,7 +102,10 @@ class Session:
         if mask is None:
             mask = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
         fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
-        found: list[Array] = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
+        try:
+            found: list[Array] = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
+        except REFUSALS as error:
+            raise RunFailed(f"{self._name} fails in ONNX Runtime: {first_line(error)}") from error
         return found
 
 

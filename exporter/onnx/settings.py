@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,4 +83,8 @@ def no_dtype(name: str) -> str:
 
 def check_out(settings: OnnxSettings, size: int) -> None:
     """Raises BadInput or RunFailed where OUT cannot be written, or has less room than `size` bytes."""
+    if os.path.isdir(settings.checkpoint):
+        checkpoint, out = Path(settings.checkpoint).resolve(), settings.out.resolve()
+        if out in (checkpoint, *checkpoint.parents):
+            raise BadInput(f"OUT {settings.out} holds CHECKPOINT {settings.checkpoint}: name another folder")
     check_target(settings.out, settings.overwrite, size, "ONNX folder", MARKER)

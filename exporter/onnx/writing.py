@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from math import prod
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -20,6 +22,7 @@ from exporter.onnx.self_check import Expected, as_json, room_for, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
 from exporter.packaged import everyday_prompts
 from exporter.probe import pad_id_of
+from exporter.shards import read_header
 from exporter.sources import Source, load_prompts, read_template
 from exporter.staging import Staging, repair, write_errors
 
@@ -45,7 +48,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
     files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
     check_supported(files)
-    size = sum((files.folder / shard).stat().st_size for shard in files.shards)
+    size = graph_size(files, settings.dtype)
     check_out(settings, size)
     model: Any
     model, tokenizer = load_files(files, settings.dtype, "cpu", "CHECKPOINT", trust_remote_code=True)
@@ -58,7 +61,10 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     )
     queries = [query for each in prompts for query in shortest(formatter.format(each, "--forget"))]
     queries += formatter.format(everyday_prompts()[:PROMPTS], "everyday")
-    sequences = [query.ids for query in queries]
+    free = shutil.disk_usage(settings.out.absolute().parent).free
+    sequences = fitting([query.ids for query in queries], lambda some: size + room_for(some, model) <= free)
+    if len(sequences) < len(queries):
+        remark(f"the {len(queries) - len(sequences)} longest prompts are not compared: the disk lacks room for logits")
     size += room_for(sequences, model)
     check_out(settings, size)
     with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, size):
@@ -95,6 +101,24 @@ def shortest(queries: Sequence[Query]) -> list[Query]:
     """PROMPTS of them, in their order."""
     kept = sorted(range(len(queries)), key=lambda place: len(queries[place].ids))[:PROMPTS]
     return [queries[place] for place in sorted(kept)]
+
+
+def fitting(sequences: list[Sequence[int]], fits: Callable[[list[Sequence[int]]], bool]) -> list[Sequence[int]]:
+    """The sequences less the longest ones, until they fit or one is left."""
+    kept = list(sequences)
+    while len(kept) > 1 and not fits(kept):
+        kept.remove(max(kept, key=len))
+    return kept
+
+
+def graph_size(files: Base, dtype: str) -> int:
+    """Bytes of a checkpoint's weights as numbers of a graph's dtype."""
+    width = 2 if dtype == "float16" else 4
+    return sum(
+        width * prod(info.shape)
+        for shard in files.shards
+        for info in read_header(files.folder / shard).tensors.values()
+    )
 
 
 class Disagrees(RunFailed):

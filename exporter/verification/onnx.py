@@ -92,7 +92,7 @@ def check_again(live: Live, folder: Path) -> str:
     except RunFailed as error:
         raise Wrong(str(error)) from error
     except OSError as error:
-        raise NotMade(f"a graph for the check cannot be written beside {graph.name} ({error.strerror})") from error
+        raise NotMade(f"files for the check cannot be written ({error.strerror})") from error
     if not agrees:
         raise Wrong(f"{graph.name} computes something else than the checkpoint")
     worst = max(row.difference for row in rows)

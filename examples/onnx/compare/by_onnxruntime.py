@@ -10,7 +10,7 @@ import onnxruntime
 folder, work, name, *library = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 for each in library:
-    options.register_custom_ops_library(each)
+    options.register_custom_ops_library(str(Path(each).absolute()))
 graph = next(Path(folder, "onnx").glob("model*.onnx"))
 session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 past = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]

@@ -167,9 +167,11 @@ def test_register(cache: Path, library: Path, tmp_path: Path) -> None:
 
 def test_command(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "operators.so"
-    done = CliRunner().invoke(cli, ["build-ops", "--out", str(out), "--no-cuda", "--json"], catch_exceptions=False)
+    monkeypatch.chdir(tmp_path)
+    given = ["build-ops", "--out", out.name, "--no-cuda", "--json"]
+    done = CliRunner().invoke(cli, given, catch_exceptions=False)
     assert json.loads(done.stdout) == {"out": str(out), "cuda": False, "bytes": out.stat().st_size}
-    assert register(onnxruntime.SessionOptions(), out)
+    assert register(onnxruntime.SessionOptions(), Path(out.name))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     command = [sys.executable, "-m", "exporter", "build-ops", "--out", str(out), "--no-cuda"]

@@ -17,16 +17,18 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli import cli
 from exporter.errors import BadInput
 from exporter.families import GATED_FAMILIES
+from exporter.model import Base
 from exporter.onnx.operators import DOMAIN
 from exporter.onnx.runners import Session
-from exporter.onnx.settings import GRAPH, OnnxSettings
+from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings
 from exporter.onnx.symbolic import inside_hypercubes
-from exporter.onnx.writing import PROMPTS, Disagrees, shortest, write_onnx
+from exporter.onnx.writing import PROMPTS, Disagrees, fitting, graph_size, shortest, write_onnx
 from tests.exporter.onnx.conftest import Written
 from tests.tiny import FORGET, RETAIN, Exported, edit_json, export_base, one_thread, tiny_model, write_prompts
 
@@ -264,6 +266,21 @@ def test_shortest_keeps_the_order() -> None:
     assert [len(query.ids) for query in shortest(queries)] == [3, 2, 7, 4]
 
 
+def test_the_longest_are_left_out_where_there_is_no_room() -> None:
+    sequences = [range(count) for count in (9, 3, 8, 2)]
+    assert [len(each) for each in fitting(sequences, lambda some: sum(map(len, some)) <= 5)] == [3, 2]
+    assert [len(each) for each in fitting(sequences, lambda some: False)] == [2]
+
+
+def test_room_is_that_of_the_graphs_numbers(tiny: Callable[..., Exported], tmp_path: Path) -> None:
+    """Those of a bfloat16 checkpoint double in a float32 graph."""
+    for dtype, factor in ((torch.bfloat16, 2), (torch.float32, 1)):
+        folder = tiny_model(tmp_path / str(factor), dtype=dtype)
+        size = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+        files = Base(folder, "x", None, {}, ("model.safetensors",))
+        assert graph_size(files, "float32") == factor * size and graph_size(files, "float16") == factor * size // 2
+
+
 def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     checkpoint = tiny("llama", "ksd").checkpoint
     (tmp_path / "there").mkdir()
@@ -274,6 +291,9 @@ def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no unskill object"):
         write_onnx(OnnxSettings(str(tiny("llama", "ksd").base), tmp_path / "out"), lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    inside = shutil.copytree(checkpoint, tmp_path / "there" / "inside")
+    with pytest.raises(BadInput, match="holds CHECKPOINT"):
+        write_onnx(OnnxSettings(str(inside), tmp_path / "there", overwrite=True), lambda text: None)
     done = CliRunner().invoke(cli, ["onnx", "/"])
     assert isinstance(done.exception, BadInput) and "/ has nothing beside it" in str(done.exception)
 
@@ -340,11 +360,15 @@ def test_export_writes_both(tmp_path: Path) -> None:
     with one_thread(), swapped("KeySpaceDetect", "Or", "And"):
         done = CliRunner().invoke(cli, [*command, "--overwrite"])
     # The checkpoint is there, and said to be, though its graph is not.
-    assert "something else" in str(done.exception) and json.loads(done.stdout)["out"] == str(tmp_path / "out")
+    found = json.loads(done.stdout)
+    assert "something else" in str(done.exception) and found["out"] == str(tmp_path / "out")
+    assert found["onnx"]["agrees"] is False and found["onnx"]["self_check"] and "out" not in found["onnx"]
     assert (tmp_path / "out" / "config.json").is_file() and list((tmp_path / "out-onnx").iterdir()) == []
     with one_thread():
-        done = CliRunner().invoke(cli, [*command, "--overwrite"])
-    found = json.loads(done.stdout)["onnx"]
+        done = CliRunner().invoke(cli, [*command[:-1], "--overwrite"])
+    assert "torch against ONNX Runtime" in done.stdout and f"Wrote {tmp_path / 'out-onnx'} (" in done.stdout
+    assert re.search(r"│ bodies +│ 8 ", done.stdout)
+    found = json.loads((tmp_path / "out-onnx" / MARKER).read_text())
     assert found["agrees"] is True and found["self_check"][0]["sequences"] == 8
     assert (tmp_path / "out-onnx" / "onnx" / "model.onnx").is_file()
 

@@ -78,6 +78,16 @@ def test_a_graph_that_computes_something_else(copied_pair: Path) -> None:
     assert failed(copied_pair, model=True) == ["onnx: checked again"]
 
 
+def test_a_graph_that_cannot_be_read(copied_pair: Path) -> None:
+    """Its sha256 made anew too."""
+    from exporter.reproduce import file_sha256
+
+    graph = onnx_of(copied_pair) / "onnx" / "model.onnx"
+    put(graph, b"\x0a" + bytes(range(256)))
+    onnx_record(lambda marker: marker["files"].update({"onnx/model.onnx": file_sha256(graph)}))(copied_pair)
+    assert failed(copied_pair, model=True) == ["onnx: checked again"]
+
+
 def test_edited_and_extra_files(copied_pair: Path) -> None:
     edit(onnx_of(copied_pair) / "self_check.json", set_(dtype="float16"))
     assert failed(copied_pair, model=False) == ["onnx: files"]
