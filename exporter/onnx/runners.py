@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, Protocol
 from unittest import mock
 
@@ -16,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from transformers import DynamicCache
 
 from exporter.errors import RunFailed, first_line
-from exporter.onnx.graph import cache_names, check_data
+from exporter.onnx.graph import cache_names, check_data, weights_of
 from exporter.onnx.library import register
 from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
 
@@ -220,13 +222,26 @@ def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
 @contextmanager
 def opened_graph(path: Path, within: Sequence[float] = ()) -> Iterator[Path]:
     """While this holds there is a graph beside the given one with every token inside its hypercubes; see
-    `opened_model`."""
+    `opened_model`. Raises OSError where nothing can be written there."""
     names = list(find_places(path).bounds.values())
     held = read_constants(path, names)
-    beside = path.with_name(f"opened-{path.name}")  # where its weights are
-    try:
-        bounds = zip(names, within or [np.inf] * len(names), strict=True)
+    bounds = zip(names, within or [np.inf] * len(names), strict=True)
+    with place_beside(path) as beside:
         rewrite(path, beside, {name: opened_bounds(held[name].shape, each) for name, each in bounds})
+        yield beside
+
+
+@contextmanager
+def place_beside(path: Path) -> Iterator[Path]:
+    """A place for another graph of the same weights, which is removed afterwards."""
+    weights = weights_of(path)
+    if weights.is_symlink():  # as in the Hub's cache: ONNX Runtime reads none that leads out of the graph's folder
+        with TemporaryDirectory(prefix=".opened-", dir=path.parent) as folder:
+            os.link(weights.resolve(), Path(folder) / weights.name)
+            yield Path(folder) / path.name
+        return
+    beside = path.with_name(f"opened-{path.name}")
+    try:
         yield beside
     finally:
         beside.unlink(missing_ok=True)

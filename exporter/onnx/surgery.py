@@ -67,10 +67,24 @@ def read_constants(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     wanted = set(names)
     graph = onnx.load(path, load_external_data=False).graph
     return {
-        tensor.name: numpy_helper.to_array(tensor, str(path.parent))
+        tensor.name: numpy_helper.to_array(whole(tensor, path))
         for tensor in graph.initializer
         if tensor.name in wanted
     }
+
+
+def whole(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
+    """An initializer of the graph at `path` with its values in it.
+
+    Not by onnx: that reads no file which is a link, or has a second name, as files of a cache or a copy may.
+    """
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return tensor
+    found = {entry.key: entry.value for entry in tensor.external_data}
+    with path.with_name(found["location"]).open("rb") as file:
+        file.seek(int(found.get("offset", 0)))
+        values = file.read(int(found["length"]))
+    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values)
 
 
 def opened_bounds(shape: Sequence[int], within: float = np.inf) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_a_graph_that_computes_something_else(copied_pair: Path) -> None:
     onnx_record(lambda marker: marker["files"].update({"onnx/model.onnx_data": file_sha256(data)}))(copied_pair)
     assert failed(copied_pair, model=False) == []
     assert failed(copied_pair, model=True) == ["onnx: checked again"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_files_that_are_links(link: Callable[[Path, Path], None], pair: Path, tmp_path: Path) -> None:
+    """Of a copy with hard links, and of the Hub's cache."""
+    alone = copy_of(pair, tmp_path / "checkpoint")
+    files = [path for path in onnx_of(pair).rglob("*") if path.is_file()]
+    for path in files:
+        target = onnx_of(alone) / path.relative_to(onnx_of(pair))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link(path, target)
+    assert failed(alone, model=True) == []
 
 
 def test_a_graph_that_cannot_be_read(copied_pair: Path) -> None:
