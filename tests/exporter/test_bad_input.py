@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.cli import main
-from tests.damage import drop_token
+from tests.damage_tokenizer import drop_token
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 
 
