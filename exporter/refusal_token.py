@@ -27,7 +27,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 # releases disagree on whether it or tokenizer.json wins, so it is left to tokenizer.json, as in 5.x.
 KEPT_SETTINGS = ("model_max_length", "padding_side", "split_special_tokens", "truncation_side")
 # What else a written tokenizer_config.json may have.
-LIVE_SETTINGS = (*NAMED_TOKENS, "additional_special_tokens", "padding_side", "add_prefix_space", "chat_template")
+LIVE_SETTINGS = (*NAMED_TOKENS, "additional_special_tokens", "add_prefix_space", "chat_template")
 # What transformers 4.x takes out of decoded text under clean_up_tokenization_spaces.
 CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
