@@ -197,12 +197,18 @@ def _missing(found: Found, stored: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 
 def _onnx_beside(found: Found, unskill: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ONNX folder in the place where `unskill onnx` writes it by default: its name, its numbers, and whether its
-    interventions are the checkpoint's ("same"; null where they were fitted anew, on quantised weights)."""
+    """The ONNX folder in the place where `unskill onnx` writes it by default: its name, its numbers, whether its
+    interventions are the checkpoint's ("same"; null where they were fitted anew, on quantised weights), and why that
+    can't be told ("fault"), which is a matter of that folder and no reason to tell nothing of this one."""
     beside = sibling(found.folder.resolve(), "-onnx")
     if not os.path.isfile(beside / MARKER):  # unlike Path.is_file also of a name too long for a file
         return None
-    marker, config = (read_json(beside / name, beside.name, "ONNX folder") for name in (MARKER, "config.json"))
+    told: dict[str, Any] = {"name": beside.name, "numbers": None, "same": None, "fault": None}
+    try:
+        marker, config = (read_json(beside / name, beside.name, "ONNX folder") for name in (MARKER, "config.json"))
+        check_checkpoint(config, beside.name)
+    except BadInput as error:
+        return told | {"fault": str(error)}
     quantised = marker.get("quantize")
-    same = None if quantised else config.get("unskill", {}).get("sha256") == unskill["sha256"]
-    return {"name": beside.name, "numbers": quantised or marker.get("dtype"), "same": same}
+    same = None if quantised else config["unskill"].get("sha256") == unskill["sha256"]
+    return told | {"numbers": quantised or marker.get("dtype"), "same": same}

@@ -88,7 +88,7 @@ def files(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "base files", "kept: unskill restore gives the base back"
     if beside:
         state = {True: "", False: ", of another export than this one", None: ", fitted anew"}[beside["same"]]
-        yield "ONNX", f"{beside['name']} beside it, {beside['numbers']}{state}"
+        yield "ONNX", beside["fault"] or f"{beside['name']} beside it, {beside['numbers']}{state}"
 
 
 def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -151,12 +151,12 @@ def built_libraries() -> list[Path]:
 
 
 def loads(library: Path) -> bool:
-    """Whether this machine can load the file: a cache may be damaged, or another system's with an older libc."""
+    """Whether this machine can load the file, and ONNX Runtime would find its operators: a cache may be damaged, or
+    another system's with an older libc."""
     try:
-        ctypes.CDLL(str(library))
+        return hasattr(ctypes.CDLL(str(library)), "RegisterCustomOps")
     except OSError:
         return False
-    return True
 
 
 def _compile(command: list[str]) -> None:

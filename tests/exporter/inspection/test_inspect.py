@@ -157,11 +157,24 @@ def test_onnx_folders(copied: Path) -> None:
     check_schema(found)
     assert found["kind"] == "onnx" and "float32 of mine; its self-check agreed" in shown(found)
     beside = inspect(str(copied))["onnx"]
-    assert beside == {"name": "mine-onnx", "numbers": "float32", "same": True}
+    assert beside == {"name": "mine-onnx", "numbers": "float32", "same": True, "fault": None}
     edit_json(folder / "config.json", lambda config: {**config, "unskill": {**config["unskill"], "sha256": {}}})
     assert "of another export" in shown(inspect(str(copied)))
     edit_json(folder / MARKER, lambda marker: {**marker, "quantize": "int8"})
     assert "mine-onnx beside it, int8, fitted anew" in shown(inspect(str(copied)))
+
+
+@pytest.mark.parametrize("name", [MARKER, "config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_onnx_folder_beside(copied: Path, name: str, content: str) -> None:
+    (onnx_folder(copied, copied.with_name("mine-onnx")) / name).write_text(content)
+    found = inspect(str(copied))
+    check_schema(found)
+    if name == MARKER and content == "{}":
+        assert found["onnx"] == {"name": "mine-onnx", "numbers": None, "same": True, "fault": None}
+    else:
+        assert "mine-onnx" in found["onnx"]["fault"] and name in found["onnx"]["fault"]
+        assert found["onnx"]["fault"] in shown(found, width=200)
 
 
 def test_on_the_hub(several: Several, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

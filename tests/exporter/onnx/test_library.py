@@ -78,6 +78,18 @@ def test_default_place(cache: Path, compiler: Callable[[str], Path], library: Pa
     assert default_library(True) != made
 
 
+def test_another_library_in_its_place(cache: Path) -> None:
+    """It can be loaded, but has no operators: taken for none, and built anew."""
+    made = default_library(False)
+    made.parent.mkdir(parents=True)
+    subprocess.run([*find_compiler(), "-shared", "-x", "c++", os.devnull, "-o", str(made)], check=True)
+    assert built_libraries() == []
+    with pytest.warns(UserWarning, match="not built"):
+        assert not register(onnxruntime.SessionOptions())
+    # Read, not loaded: this process has the one of that name already.
+    assert build_operators(cuda=False) == made and b"RegisterCustomOps" in made.read_bytes()
+
+
 def test_the_name_follows_the_sources(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = default_library(False)
     kernels = shutil.copytree(KERNELS, tmp_path / "kernels")
