@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -66,6 +68,19 @@ def session(
 def run(made: onnxruntime.InferenceSession, **tensors: torch.Tensor) -> torch.Tensor:
     (output,) = made.run(None, {name: tensor.contiguous().numpy() for name, tensor in tensors.items()})
     return torch.from_numpy(output)
+
+
+def cuda_launcher(library: Path) -> Callable[..., None]:
+    """launch(name, stream, *tensors and sizes) starts a kernel of a library that was built for CUDA."""
+    functions = ctypes.CDLL(str(library))
+
+    def launch(name: str, stream: torch.cuda.Stream, *arguments: torch.Tensor | int) -> None:
+        values = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
+        # Pointers and int64 alike are 64 bits wide.
+        code = getattr(functions, f"unskill_cuda_{name}")(*map(ctypes.c_int64, [*values, stream.cuda_stream]))
+        assert code == 0, f"cudaError_t {code}"
+
+    return launch
 
 
 def bits(values: torch.Tensor) -> torch.Tensor:

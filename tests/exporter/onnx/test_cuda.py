@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from custom_modeling.key_space import inside_hypercubes
 from custom_modeling.neuron_adjust import PRIME, draw_context, uniform_draws
 from exporter.onnx.library import build_operators, find_nvcc
 from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS
-from tests.operator_models import NAN, adjust_cases, bits, hypercubes, neurons, options, run, session
+from tests.operator_models import NAN, adjust_cases, bits, cuda_launcher, hypercubes, neurons, options, run, session
 
 
 @pytest.fixture(scope="session")
@@ -29,15 +28,12 @@ def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def launch(cuda_library: Path) -> Callable[..., None]:
     """launch(name, *tensors and sizes) starts a kernel on a stream of its own and waits for it."""
-    functions = ctypes.CDLL(str(cuda_library))
+    start = cuda_launcher(cuda_library)
 
     def call(name: str, *arguments: torch.Tensor | int) -> None:
         torch.cuda.synchronize()  # the tensors are made on another stream
         stream = torch.cuda.Stream()
-        values = [each.data_ptr() if isinstance(each, torch.Tensor) else each for each in arguments]
-        # Pointers and int64 alike are 64 bits wide.
-        code = getattr(functions, f"unskill_cuda_{name}")(*map(ctypes.c_int64, [*values, stream.cuda_stream]))
-        assert code == 0, f"cudaError_t {code}"
+        start(name, stream, *arguments)
         stream.synchronize()
 
     return call
