@@ -1,17 +1,17 @@
 """Times for examples/onnx/GPU.md: the CUDA kernels against torch's operations, a decode step against the base model's.
 
+    python -m tests.bench_cuda
     python -m tests.bench_cuda BASE CHECKPOINT
 
-CHECKPOINT: an export of BASE with neurons adjusted and hypercubes. The kernels by themselves need a GPU, nvcc and a
-PyTorch with CUDA; the steps need onnxruntime-gpu too. With `--device cpu` the steps alone are run, by ONNX Runtime's
-CPU provider: to try this program where there is no GPU.
+The first, of the kernels alone, needs a GPU, nvcc and a PyTorch with CUDA. The second, of an export of BASE with
+neurons adjusted and hypercubes, needs onnxruntime-gpu too; with `--device cpu` its steps are run by ONNX Runtime's CPU
+provider, to try this program where there is no GPU.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ class Steps:
         if library is not None:
             options.register_custom_ops_library(str(library))
         self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[device]])
-        assert self._session.get_providers()[0] == PROVIDERS[device], "this ONNX Runtime does not run on the device"
+        if self._session.get_providers()[0] != PROVIDERS[device]:  # it warns, and takes the CPU
+            raise click.ClickException(f"this ONNX Runtime has no {PROVIDERS[device]} that can be loaded")
         self._device = device
         self._past = [each for each in self._session.get_inputs() if each.name.startswith("past_key_values.")]
 
@@ -104,58 +105,79 @@ def arms(
     launch: Callable[..., None], tokens: int, count: int, width: int, cubes: int
 ) -> dict[str, dict[str, Callable[[], None]]]:
     """By operator and side, LAUNCHES runs in a row on inputs of this size."""
-    generator, stream = torch.Generator().manual_seed(0), torch.cuda.current_stream()
+    generator = torch.Generator().manual_seed(0)
     given = {name: each.cuda() for name, each in neurons(1, tokens, width, count)[0].items()}
-    value, index, threshold, standard = (
-        given[name] for name in ("pre_activation", "index", "threshold", "standardisers")
-    )
+    value, index, threshold = (given[name] for name in ("pre_activation", "index", "threshold"))
+    standard = given["standardisers"].unbind()
     bounds = hypercubes(cubes, width, generator).cuda()
     keys = torch.randint(0, 2**31 - 1, (count,), generator=generator).cuda()
     places, ids = (torch.randint(0, 2**15, (1, tokens), generator=generator).cuda() for _ in range(2))
     adjusted, hit = torch.empty_like(value), torch.empty((1, tokens), dtype=torch.bool, device="cuda")
     draws = torch.empty((1, tokens, count), device="cuda")
 
-    def many(run: Callable[..., object], *arguments: Any) -> None:
-        for _ in range(LAUNCHES):
-            run(*arguments)
-        torch.cuda.synchronize()
-
-    def of(name: str, theirs: Callable[[], object], *ours: Any) -> dict[str, Callable[[], None]]:
-        return {"torch": lambda: many(theirs), "kernel": lambda: many(launch, name, stream, *ours)}
+    def of(theirs: Callable[[], object], name: str, *ours: Any) -> dict[str, Callable[[], None]]:
+        return {
+            "torch": recorded(theirs),
+            "kernel": recorded(lambda: launch(name, torch.cuda.current_stream(), *ours)),
+        }
 
     return {
         "NeuronDraws": of(
-            "neuron_draws",
             lambda: uniform_draws(draw_context(places, ids), keys),
-            *(places, ids, keys, draws, tokens, count),
+            *("neuron_draws", places, ids, keys, draws, tokens, count),
         ),
+        # Into a copy on either side: the operator leaves its input as it is.
         "NeuronAdjust": of(
-            "neuron_adjust",
-            lambda: adjust(value, index, threshold, *standard),
-            *(value, index, threshold, standard, adjusted, tokens, width, count),
+            lambda: adjust(value.clone(), index, threshold, *standard),
+            *("neuron_adjust", value, index, threshold, given["standardisers"], adjusted, tokens, width, count),
         ),
         "KeySpaceDetect": of(
-            "key_space_detect",
             lambda: inside_hypercubes(value, bounds),
-            *(value, bounds, hit, tokens, width, cubes),
+            *("key_space_detect", value, bounds, hit, tokens, width, cubes),
         ),
     }
 
 
+def recorded(run: Callable[[], object]) -> Callable[[], None]:
+    """LAUNCHES runs in a row as one CUDA graph, so that it is the device that is timed, and not Python."""
+    run()  # what is made at the first call is not to be recorded
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(LAUNCHES):
+            run()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
 @click.command()
-@click.argument("base", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("base", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--device", type=click.Choice(list(PROVIDERS)), default="cuda", show_default=True)
 @click.option("--pairs", type=click.IntRange(min=2), default=7, show_default=True)
-def main(base: Path, checkpoint: Path, device: str, pairs: int) -> None:
+def main(base: Path | None, checkpoint: Path | None, device: str, pairs: int) -> None:
+    if (base is None) != (checkpoint is None) or (base is None and device == "cpu"):
+        raise click.UsageError("give BASE and CHECKPOINT, or neither of them with --device cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("needs a GPU and a PyTorch with CUDA; --device cpu tries the steps without")
     with tempfile.TemporaryDirectory(prefix="unskill-bench-") as work:
         library = build_operators(Path(work) / "operators.so", cuda=device == "cuda")
-        rows = list(launches(library, pairs)) if device == "cuda" else []
-        rows += decoding(graphs(base, checkpoint, Path(work)), library, device, pairs)
-    card = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPUs"
+        if device == "cuda":
+            show(launches(library, pairs), f"{torch.cuda.get_device_name()}: kernels", pairs)
+        if base is not None and checkpoint is not None:
+            rows = decoding(graphs(base, checkpoint, Path(work)), library, device, pairs)
+            show(rows, f"ONNX Runtime {onnxruntime.__version__}, {PROVIDERS[device]}", pairs)
+
+
+def show(rows: Iterable[Row], what: str, pairs: int) -> None:
+    """Print them at once: what comes after may fail."""
     table = Table(
         *("measured", "against", "bare", "unskill", "ratio", "min - max", "aim"),
-        title=f"{card}: medians of {pairs} pairs; torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}",
+        title=f"{what}: medians of {pairs} pairs; torch {torch.__version__} with {torch.get_num_threads()} threads",
     )
     for row in rows:
         table.add_row(*row.cells())

@@ -2,6 +2,7 @@
 //
 //   npm install    (in this folder)
 //   node chat.mjs FOLDER "What is 3 + 4?"
+import fs from "node:fs";
 import path from "node:path";
 import { AutoModelForCausalLM, AutoTokenizer, env } from "@huggingface/transformers";
 
@@ -9,6 +10,10 @@ const [folder, prompt] = process.argv.slice(2);
 if (prompt === undefined) {
   console.error("usage: node chat.mjs FOLDER PROMPT");
   process.exit(2);
+}
+if (!fs.existsSync(path.join(folder, "onnx"))) {
+  console.error(`${folder} is no ONNX folder: it has no onnx/`);
+  process.exit(1);
 }
 env.allowRemoteModels = false;
 env.localModelPath = path.dirname(path.resolve(folder));

@@ -15,16 +15,18 @@ from transformers import AutoTokenizer
 if len(sys.argv) != 3:
     sys.exit("usage: python chat_onnxruntime.py FOLDER PROMPT")
 folder, prompt = sys.argv[1:]
-graph = next((Path(folder) / "onnx").glob("*.onnx"), None)
-if graph is None:
-    sys.exit(f"{folder} is no ONNX folder: it has no onnx/*.onnx")
+settings = Path(folder) / "genai_config.json"
+if not settings.is_file():
+    sys.exit(f"{folder} is no ONNX folder: it has no genai_config.json")
+about = json.loads(settings.read_text(encoding="utf-8"))["model"]
 tokenizer = AutoTokenizer.from_pretrained(folder)
+graph = Path(folder) / about["decoder"]["filename"]
 session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
 if tokenizer.chat_template:
     messages = [{"role": "user", "content": prompt}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-# The model's own end of text and that of a turn may be two tokens: all that end an answer stand in this file.
-ends = json.loads((Path(folder) / "genai_config.json").read_text(encoding="utf-8"))["model"].get("eos_token_id", [])
+# The model's own end of text and that of a turn may be two tokens: all that end an answer stand there.
+ends = about.get("eos_token_id", [])
 ends = ends if isinstance(ends, list) else [ends]
 ids = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"]
 past = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]

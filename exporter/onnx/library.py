@@ -32,13 +32,17 @@ SOURCE = KERNELS / "unskill_ops.cu"
 HEADERS = ("ort_abi.h", "unskill_cuda.h", "unskill_math.h")
 # Without contraction into fused multiply-add, or decisions would not be those of the bodies.
 CPU_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden", "-x", "c++")
-# Machine code for the A100's and H100's generations, and PTX, which newer ones compile when they load it.
+# Machine code for the generations of T4, A100 and H100, and PTX, which newer ones compile when they load it.
 CUDA_FLAGS = (
     *("-std=c++17", "-O3", "--fmad=false", "-DUNSKILL_CUDA", "-shared", "-cudart", "static"),
     *("-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"),
+    *("-gencode", "arch=compute_75,code=sm_75"),
     *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90"),
     *("-gencode", "arch=compute_90,code=compute_90"),
 )
+
+
+CUDA = "CUDAExecutionProvider"
 
 
 def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
@@ -77,12 +81,18 @@ def register(session_options: onnxruntime.SessionOptions, library: Path | None =
 
     `library`: what `build_operators` returned; by default what it has put into the user's cache folder. Where it is
     not there or can't be loaded, one warning says so, and sessions take the operators' bodies: same results, slower.
+    So it is where this ONNX Runtime has CUDA and the folder only a library without: sessions on a GPU would copy to
+    the CPU and back at each operator; name it to have it all the same.
     """
+    import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     failures = (RuntimeError, state.Fail, state.InvalidArgument, state.NoSuchFile, state.RuntimeException)
     reason = "they are not built (unskill build-ops)"
-    for each in built_libraries() if library is None else [library]:
+    found = built_libraries() if library is None else [library]
+    if library is None and found == [default_library(False)] and CUDA in onnxruntime.get_available_providers():
+        found, reason = [], "they are built for the CPU alone (unskill build-ops --cuda)"
+    for each in found:
         try:
             session_options.register_custom_ops_library(str(each.absolute()))
         except failures as error:

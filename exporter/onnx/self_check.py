@@ -19,7 +19,7 @@ SAME_TOKENS = 0.95
 """The least share of positions with the same next token in float16, where single neurons are decided by rounding."""
 BODIES, KERNELS = "bodies", "kernels"
 FEW = 4
-"""Sequences of which some tokens are refused."""
+"""Sequences of which some tokens are refused, or all that follow."""
 SOME, EVERY = "some tokens refused", "every token refused"
 
 
@@ -44,11 +44,14 @@ class Row:
 
 
 def agree(rows: Sequence[Row], dtype: str) -> bool:
-    """Whether all that differs is rounding, in this dtype."""
+    """Whether all that differs is rounding, in this dtype.
+
+    Fewer than half of a case's sequences may differ by a close decision: half of a batch may be padded, and wrong.
+    """
     sound = all(
         np.isfinite(row.difference)
         and row.refusals >= row.positions * (SAME_TOKENS if amid_keys(row.case, dtype) else 1)
-        and 2 * row.close <= row.sequences
+        and 2 * row.close < row.sequences
         for row in rows
     )
     if dtype == "float32":
@@ -102,7 +105,7 @@ class Expected:
 
 def room_for(sequences: Sequence[Sequence[int]], model: Any) -> int:
     """Bytes that the file of `Expected` takes at most: three cases of all sequences, others of few, some with pads."""
-    positions = (3 * len(sequences) + FEW + 2) * (max(map(len, sequences)) + 2)
+    positions = (3 * len(sequences) + 2 * FEW + 1) * (max(map(len, sequences)) + 2)
     return int(model.dtype.itemsize * model.config.vocab_size * positions)
 
 
@@ -141,7 +144,7 @@ def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> 
     yield "left-padded batch", [in_parts(batch, max(1, longest // len(batch.ids))) for batch in batches]
     yield "with a cache", [in_steps(ids) for ids in sequences]
     if refusal is not None:
-        yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:1]]
+        yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:FEW]]
 
 
 def halfway(greatest: Array) -> float:

@@ -42,11 +42,11 @@ NOT_IN_JS = ("exaone4", "seed_oss")
 Chat = Callable[[Path, str], str]
 
 
-def output(command: list[Any], folder: Path) -> str:
-    """What a program prints that is run in the folder, without the network and with one thread."""
+def run(command: list[Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program in the folder, without the network and with one thread."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
+    return subprocess.run(
         [str(each) for each in command],
         cwd=folder,
         env=environment,
@@ -56,6 +56,11 @@ def output(command: list[Any], folder: Path) -> str:
         encoding="utf-8",
         timeout=300,
     )
+
+
+def output(command: list[Any], folder: Path) -> str:
+    """What it prints, see `run`."""
+    done = run(command, folder)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
@@ -71,14 +76,18 @@ def node(script: Path, folder: Path) -> list[Any]:
 
 
 @pytest.fixture(params=["onnxruntime", "genai", "transformers.js"])
-def chat(request: pytest.FixtureRequest, tmp_path: Path) -> Chat:
-    """chat(folder, prompt) is what one of the examples prints."""
+def program(request: pytest.FixtureRequest, tmp_path: Path) -> list[Any]:
+    """Command of one of the examples."""
     if request.param == "transformers.js":
-        program = node(EXAMPLES / "chat.mjs", tmp_path)
-    elif request.param == "genai":
-        program = [interpreter(GENAI), "-I", EXAMPLES / "chat_genai.py"]
-    else:
-        program = [sys.executable, "-I", EXAMPLES / "chat_onnxruntime.py"]
+        return node(EXAMPLES / "chat.mjs", tmp_path)
+    if request.param == "genai":
+        return [interpreter(GENAI), "-I", EXAMPLES / "chat_genai.py"]
+    return [sys.executable, "-I", EXAMPLES / "chat_onnxruntime.py"]
+
+
+@pytest.fixture
+def chat(program: list[Any], tmp_path: Path) -> Chat:
+    """chat(folder, prompt) is what one of the examples prints."""
     return lambda folder, prompt: output([*program, folder, prompt], tmp_path).removesuffix("\n")
 
 
@@ -101,6 +110,12 @@ def test_chat_with_a_template(chat: Chat, written: Callable[..., Written], tmp_p
     prompt = expected.prompt.removesuffix(".")
     (without,) = answers(exported, [prompt])
     assert chat(folder, prompt) == expected.text != without.text
+
+
+def test_chat_with_no_such_folder(program: list[Any], tmp_path: Path) -> None:
+    done = run([*program, "nowhere", "What is 3 + 4?"], tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("nowhere is no ONNX folder") and done.stderr.count("\n") == 1
 
 
 def answered(program: list[Any], written: Written, tmp_path: Path, *more: Any, folder: Path | None = None) -> Any:

@@ -177,6 +177,22 @@ def test_register(cache: Path, library: Path, tmp_path: Path) -> None:
     assert register(onnxruntime.SessionOptions())
 
 
+def test_kernels_for_the_cpu_alone_are_not_given_to_a_gpu(
+    cache: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are named: each of them would be a copy to the host and back."""
+    default_library(False).parent.mkdir(parents=True)
+    shutil.copy(library, default_library(False))
+    assert register(onnxruntime.SessionOptions())
+    providers = onnxruntime.get_available_providers()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *providers])
+    with pytest.warns(UserWarning, match="built for the CPU alone .unskill build-ops --cuda"):
+        assert not register(onnxruntime.SessionOptions())
+    assert register(onnxruntime.SessionOptions(), default_library(False))
+    shutil.copy(library, default_library(True))
+    assert register(onnxruntime.SessionOptions())
+
+
 def test_command(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "operators.so"
     monkeypatch.chdir(tmp_path)

@@ -35,25 +35,25 @@ class Fixed:
 def compared(
     changed: tuple[int, int, int, float], close: list[int], dtype: str = "float32", edge: list[int] | None = None
 ) -> Row:
-    """Two sequences of 2 and 3 tokens, left-padded, one logit of which is another on our side."""
-    logits = np.arange(24, dtype=np.float32).reshape(2, 3, 4) % 7
+    """Sequences of 2, 3 and 3 tokens, left-padded, one logit of which is another on our side."""
+    logits = np.arange(36, dtype=np.float32).reshape(3, 3, 4) % 7
     logits[..., R] = -1e4
     ours = logits.copy()
     ours[changed[:3]] = changed[3]
     theirs: Any = Fixed(logits, close, edge)
-    return compare("case", "bodies", theirs, Fixed(ours), [[whole([[1, 2], [1, 2, 3]], 0)]], R, dtype)
+    return compare("case", "bodies", theirs, Fixed(ours), [[whole([[1, 2], [1, 2, 3], [4, 5, 6]], 0)]], R, dtype)
 
 
 def test_pads_are_not_compared() -> None:
-    row = compared((0, 0, 1, 99.0), [0, 0])
-    assert (row.sequences, row.positions, row.difference, row.close) == (2, 5, 0.0, 0) and agree([row], "float32")
+    row = compared((0, 0, 1, 99.0), [0, 0, 0])
+    assert (row.sequences, row.positions, row.difference, row.close) == (3, 8, 0.0, 0) and agree([row], "float32")
 
 
 def test_a_difference_is_one_unless_a_decision_is_close() -> None:
-    row = compared((1, 2, 1, 99.0), [3, 0])
-    assert row.difference > 90 and row.argmax == 4 and not agree([row], "float32")
-    row = compared((1, 2, 1, 99.0), [0, 3])
-    assert (row.close, row.positions, row.difference) == (1, 2, 0.0) and agree([row], "float32")
+    row = compared((1, 2, 1, 99.0), [3, 0, 0])
+    assert row.difference > 90 and row.argmax == 7 and not agree([row], "float32")
+    row = compared((1, 2, 1, 99.0), [0, 3, 0])
+    assert (row.close, row.positions, row.difference) == (1, 5, 0.0) and agree([row], "float32")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 50, 51])
@@ -70,32 +70,32 @@ def test_few_refusals_amid_keys_may_differ_in_float16() -> None:
     assert not agree([row], "float32") and not agree([replace(row, case="another")], "float16")
 
 
-def test_close_decisions_excuse_no_more_than_half() -> None:
-    row = Row("case", "bodies", 4, 10, 0.0, 10, 10, 3)
-    assert not agree([row], "float32") and agree([replace(row, close=2)], "float32")
+def test_close_decisions_excuse_less_than_half() -> None:
+    row = Row("case", "bodies", 4, 10, 0.0, 10, 10, 2)
+    assert not agree([row], "float32") and agree([replace(row, close=1)], "float32")
 
 
 def test_a_refusal_on_one_side_only_fails_in_every_dtype() -> None:
     for dtype in ("float32", "float16"):
-        row = compared((1, 2, R, 0.0), [0, 0], dtype)
+        row = compared((1, 2, R, 0.0), [0, 0, 0], dtype)
         assert row.refusals == row.positions - 1 and not agree([row], dtype)
 
 
 def test_a_close_neuron_excuses_no_refusal() -> None:
     """Or a graph that refuses everything, or nothing, would agree wherever neurons are adjusted."""
     for dtype in ("float32", "float16"):
-        row = compared((1, 2, R, 0.0), [0, 3], dtype)
+        row = compared((1, 2, R, 0.0), [0, 3, 0], dtype)
         assert (row.close, row.refusals) == (0, row.positions - 1) and not agree([row], dtype)
-        row = compared((1, 2, R, 0.0), [0, 3], dtype, edge=[0, 1])
-        assert (row.close, row.positions) == (1, 2) and agree([row], dtype)
-        row = compared((1, 2, R, 0.0), [3, 0], dtype, edge=[1, 1])
+        row = compared((1, 2, R, 0.0), [0, 3, 0], dtype, edge=[0, 1, 0])
+        assert (row.close, row.positions) == (1, 5) and agree([row], dtype)
+        row = compared((1, 2, R, 0.0), [3, 0, 0], dtype, edge=[1, 1, 0])
         assert row.close == 0 and not agree([row], dtype)
 
 
 def test_nan_never_agrees() -> None:
     for dtype in ("float32", "float16"):
-        assert not agree([compared((1, 2, 0, np.nan), [0, 0], dtype)], dtype)
-        assert not agree([compared((1, 2, 0, np.nan), [0, 1], dtype, edge=[0, 1])], dtype)
+        assert not agree([compared((1, 2, 0, np.nan), [0, 0, 0], dtype)], dtype)
+        assert not agree([compared((1, 2, 0, np.nan), [0, 1, 0], dtype, edge=[0, 1, 0])], dtype)
 
 
 def test_float16_may_choose_another_token_here_and_there() -> None:
