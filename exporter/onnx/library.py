@@ -27,6 +27,7 @@ from exporter.staging import write_errors
 if TYPE_CHECKING:
     import onnxruntime
 
+CUDA = "CUDAExecutionProvider"
 KERNELS = Path(__file__).with_name("kernels")
 SOURCE = KERNELS / "unskill_ops.cu"
 HEADERS = ("ort_abi.h", "unskill_cuda.h", "unskill_math.h")
@@ -40,9 +41,6 @@ CUDA_FLAGS = (
     *("-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90"),
     *("-gencode", "arch=compute_90,code=compute_90"),
 )
-
-
-CUDA = "CUDAExecutionProvider"
 
 
 def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
@@ -90,7 +88,8 @@ def register(session_options: onnxruntime.SessionOptions, library: Path | None =
     failures = (RuntimeError, state.Fail, state.InvalidArgument, state.NoSuchFile, state.RuntimeException)
     reason = "they are not built (unskill build-ops)"
     found = built_libraries() if library is None else [library]
-    if library is None and found == [default_library(False)] and CUDA in onnxruntime.get_available_providers():
+    on_cpu_alone = library is None and found and found == [default_library(False)]
+    if on_cpu_alone and CUDA in onnxruntime.get_available_providers():
         found, reason = [], "they are built for the CPU alone (unskill build-ops --cuda)"
     for each in found:
         try:

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import onnxruntime
 import pytest
@@ -175,6 +176,14 @@ def test_register(cache: Path, library: Path, tmp_path: Path) -> None:
     shutil.copy(library, for_default)
     default_library(True).write_text("no shared object")  # the next one is tried
     assert register(onnxruntime.SessionOptions())
+
+
+def test_without_a_home_bodies_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+    library_module._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="not built"):
+        assert not register(onnxruntime.SessionOptions())
 
 
 def test_kernels_for_the_cpu_alone_are_not_given_to_a_gpu(
