@@ -24,13 +24,13 @@ from rich.table import Table
 
 from custom_modeling.key_space import inside_hypercubes
 from custom_modeling.neuron_adjust import adjust, draw_context, uniform_draws
-from exporter.onnx.library import build_operators
+from exporter.onnx.library import CUDA, build_operators
 from exporter.onnx.runners import positions_of
 from tests.bench import Row, interleave
 from tests.bench_onnx import BARE, BODIES, KERNELS, PREFILL, STEPS, graphs
 from tests.operator_models import cuda_launcher, hypercubes, neurons
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDERS = {"cuda": CUDA, "cpu": "CPUExecutionProvider"}
 LAUNCHES = 100
 """Of a kernel in a row, before the device is waited for."""
 # Tokens, adjusted neurons, all of the module, hypercubes: a step and a prefill of SmolLM2 and of a model of 8B.

@@ -84,7 +84,7 @@ def test_a_graph_without_bodies_does_not_load(written: Callable[..., Written], t
 def test_library_that_cannot_be_loaded(
     how: str, written: Callable[..., Written], library: Path, tmp_path: Path
 ) -> None:
-    """One warning that says why, and the session refuses by bodies; where kernels were asked for by name, an error."""
+    """One warning that says why, and bodies refuse in that session; where kernels were asked for by name, an error."""
     exported, folder, _ = written()
     wrong = tmp_path / f"{how.replace(' ', '-')}.so"
     if how == "text":
