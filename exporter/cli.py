@@ -214,29 +214,6 @@ def probe_command(
     click.echo(f"Wrote {settings.out}: unskill export ... --statistics {settings.out}")
 
 
-@cli.command("import-statistics", short_help="Convert the paper authors' statistics (pickle) safely.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def import_statistics_command(file: Path, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Convert FILE, a pickle that the authors of arXiv:2503.21730 published, to the safetensors file OUT.
-
-    The pickle is read without executing anything: numpy arrays and plain values, or nothing.
-
-    \b
-    unskill import-statistics forget_GSM8K_llama_3_8b.pkl gsm8k.safetensors
-    """
-    from exporter.published import import_published
-
-    found = import_published(file, out, overwrite)
-    if as_json:
-        echo_json(found)
-        return
-    for name, value in found.items():
-        click.echo(f"{name}: {value}")
-
-
 @cli.command("evaluate", short_help="What a checkpoint forgot, and what that cost.")
 @click.argument("checkpoint")
 @click.option("--base", metavar="MODEL", help="The model that it was made of, to be measured beside it.")

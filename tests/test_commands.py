@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli import cli
-from tests.pickles import cube_file, write
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model
 
 # What a tiny random model needs, which cannot keep everyday prompts apart, and what would reach out of the machine.
@@ -30,9 +29,8 @@ MORE = {
 }
 # In this order each finds what it needs.
 COMMANDS = ("probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push")
-NEED_NOTHING = ("import-statistics",)
 ONNX = ("onnx", "build-ops")
-AGAIN = ("export", "probe", "report", "restore", "onnx", "import-statistics")
+AGAIN = ("export", "probe", "report", "restore", "onnx")
 """Commands that write what the first run has written already."""
 
 
@@ -55,7 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     for name, rows in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write(folder, cube_file(), "forget_GSM8K_llama_3_8b.pkl")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -87,14 +84,14 @@ def run_all(names: tuple[str, ...]) -> None:
 
 
 def test_every_command_is_here() -> None:
-    assert set(cli.commands) == {*COMMANDS, *NEED_NOTHING, *ONNX}
+    assert set(cli.commands) == {*COMMANDS, *ONNX}
     for name, command in cli.commands.items():
         flags = {flag for parameter in command.params for flag in parameter.opts}
         assert "--json" in flags and isinstance(command, click.Command), name
 
 
 def test_examples_run(folder: Path) -> None:
-    run_all((*NEED_NOTHING, *COMMANDS))
+    run_all(COMMANDS)
     assert (folder / "OUT" / "config.json").read_text() == (folder / "AGAIN" / "config.json").read_text()
 
 
