@@ -19,11 +19,11 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.calibration import rate
-from exporter.formats import Formatter
-from exporter.settings import DTYPES
-from exporter.sources import Source, load_prompts, read_template
-from exporter.splits import deduplicate
+from exporter.methods.key_space.calibration import rate
+from exporter.prompts.formats import Formatter
+from exporter.prompts.sources import Source, load_prompts, read_template
+from exporter.prompts.splits import deduplicate
+from exporter.recipes.settings import DTYPES
 
 BATCH = 8
 

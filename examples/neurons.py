@@ -29,8 +29,8 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.sources import Source, load_prompts
-from exporter.texts import TEXT_TOKENS
+from exporter.prompts.sources import Source, load_prompts
+from exporter.prompts.texts import TEXT_TOKENS
 
 METHODS = {
     "Neuron Adjust": ["--method", "na"],

@@ -38,19 +38,21 @@ from rich.table import Table
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
-from exporter import checkpoint, evidence, key_space
-from exporter.evaluation import subjects as evaluated
+from exporter.checkpoint import writing as checkpoint
+from exporter.common.staging import Staging
 from exporter.evaluation.items import Item
 from exporter.evaluation.scoring import Choices, Perplexity
 from exporter.evaluation.tasks import Task
-from exporter.export import export
-from exporter.model import find_base
-from exporter.probe import Prober
-from exporter.refusal_states import eos_ids
-from exporter.skills import SkillOutcome
-from exporter.staging import Staging
-from exporter.text_probe import longest_first, probe_texts
-from exporter.texts import answer_starts, as_texts
+from exporter.methods.key_space import evidence
+from exporter.methods.key_space import hypercubes as key_space
+from exporter.methods.neurons.texts import longest_first, probe_texts
+from exporter.methods.refusal.states import eos_ids
+from exporter.models import subjects as evaluated
+from exporter.models.files import find_base
+from exporter.models.prober import Prober
+from exporter.pipeline.run import export
+from exporter.prompts.skills import SkillOutcome
+from exporter.prompts.texts import answer_starts, as_texts
 from tests import bench_onnx
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from custom_modeling.key_space import inside_hypercubes
 from custom_modeling.neuron_adjust import adjust, draw_context, uniform_draws
+from exporter.onnx.check.runners import positions_of
 from exporter.onnx.library import CUDA, build_operators
-from exporter.onnx.runners import positions_of
 from tests.bench import Row, interleave
 from tests.bench_onnx import BARE, BODIES, KERNELS, PREFILL, STEPS, graphs
 from tests.operator_models import cuda_launcher, hypercubes, neurons

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from exporter.onnx.check.runners import Session
 from exporter.onnx.graph import write_graph
 from exporter.onnx.library import build_operators
-from exporter.onnx.runners import Session
 
 PREFILL, STEPS = 64, 32
 # Over exec a process keeps the greatest memory of the one that it was forked from, so a small one starts the command.

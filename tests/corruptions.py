@@ -17,8 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from exporter.json_files import FOLDER, HASHES, write_json
-from exporter.reproduce import file_sha256
+from exporter.checkpoint.reproduce import file_sha256
+from exporter.common.files import FOLDER, HASHES, write_json
 from exporter.verification.run import VerifySettings, verify
 from tests import damage as d
 from tests import damage_tokenizer as t

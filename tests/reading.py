@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import BadInput
-from exporter.sources import Prompt, Source, load_prompts
+from exporter.common.errors import BadInput
+from exporter.prompts.sources import Prompt, Source, load_prompts
 
 FLAG = "--forget"
 

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import cli
+from exporter.cli.main import cli
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model
 
 # What a tiny random model needs, which cannot keep everyday prompts apart, and what would reach out of the machine.
@@ -106,7 +106,7 @@ def test_examples_of_onnx_run(folder: Path) -> None:
 def test_help_imports_nothing_heavy(name: str) -> None:
     """Help in a blink: an import of torch alone takes more than a second."""
     code = (
-        "import sys; from exporter.cli import main\n"
+        "import sys; from exporter.cli.main import main\n"
         f"sys.argv = ['unskill', *{[name] if name else []}, '--help']\n"
         "try: main()\n"
         "finally: print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"

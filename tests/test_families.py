@@ -11,9 +11,9 @@ import pytest
 import torch
 from checkpoint_checks import load_case, run
 
-from exporter.errors import BadInput
-from exporter.families import GATED_FAMILIES, supported
-from exporter.model import find_base
+from exporter.common.errors import BadInput
+from exporter.models.families import GATED_FAMILIES, supported
+from exporter.models.files import find_base
 from tests.tiny import Exported, one_thread, tiny_export
 
 FEW = [

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.cli import cli
+from exporter.cli.main import cli
 from tests.tiny import FORGET, RETAIN
 
 FOLDER = Path(__file__).resolve().parent / "data" / "format-1"

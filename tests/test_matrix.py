@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from exporter.families import GATED_FAMILIES
+from exporter.models.families import GATED_FAMILIES
 from tests.tiny import Exported
 
 pytestmark = pytest.mark.slow

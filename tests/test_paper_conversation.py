@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from custom_modeling.neuron_adjust import draw_context, uniform_draws
-from exporter.errors import BadInput
-from exporter.packaged import everyday_prompts
+from exporter.common.errors import BadInput
+from exporter.prompts.packaged import everyday_prompts
 from tests import tiny as tiny_models
 from tests.paper_runs import found, invoke
 from tests.tiny import BETA, FORGET, RETAIN, Exported, export_base, tiny_model, write_prompts

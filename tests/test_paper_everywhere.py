@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.paper.everywhere import Positions, positions
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item
-from exporter.evaluation.subjects import Subject
+from exporter.models.subjects import Subject
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, LAYER, RETAIN, Exported
 

@@ -21,10 +21,10 @@ from examples.paper.distributions import (
     looks_forgotten_by_histogram,
     shape,
 )
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import sample
-from exporter.packaged import everyday_prompts
-from exporter.sources import Prompt
+from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.sources import Prompt
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.cli import cli
+from exporter.cli.main import cli
 from tests.tiny import FORGET, RETAIN, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent

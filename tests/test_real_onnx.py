@@ -19,7 +19,7 @@ NEW_TOKENS = 16
 def test_refuses_and_answers_as_the_checkpoint_does(dtype: str, real_export: Exported, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from exporter.onnx.runners import Session
+    from exporter.onnx.check.runners import Session
     from exporter.onnx.settings import GRAPH, OnnxSettings
     from exporter.onnx.writing import write_onnx
 

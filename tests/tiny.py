@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from exporter.base_json import legacy_keys
-from exporter.settings import ExportSettings
+from exporter.checkpoint.config import legacy_keys
+from exporter.recipes.settings import ExportSettings
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -165,7 +165,7 @@ def adjusted_neurons(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def one_skill(model: object, out: Path, forget: object, retain: object, **settings: Any) -> ExportSettings:
     """Settings of an export of one skill, without figures; `settings`: of SkillSettings and ExportSettings."""
-    from exporter.recipe import merged_settings
+    from exporter.recipes.recipe import merged_settings
 
     given = {"forget": (str(forget),), "retain": (str(retain),), "figures": False}
     return merged_settings({}, {"model": str(model), "out": out, **given, **settings})
@@ -173,7 +173,7 @@ def one_skill(model: object, out: Path, forget: object, retain: object, **settin
 
 def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
     """Export with the prompts of this module; `settings` as for `one_skill`."""
-    from exporter.export import export
+    from exporter.pipeline.run import export
 
     several = FORGET if settings.get("method", "ksd") == "ksd" else FORGET + FORGET_MORE
     forget, retain = (

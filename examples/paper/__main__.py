@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from examples.paper.experiment import read_experiment
-from exporter.errors import BadInput, UnskillError
+from exporter.common.errors import BadInput, UnskillError
 
 
 @click.command()

@@ -12,12 +12,12 @@ from dataclasses import asdict
 
 from examples.paper.experiment import Results, Table, counted
 from examples.paper.neurons import NAMES, SCORES, Losses, Method, Neurons, NeuronSettings, dropped, losses, test_texts
-from exporter.calibration import Rate
+from exporter.checkpoint.card.figure import Figure, Row
 from exporter.evaluation.comparison import DROP
-from exporter.model import find_base, load
-from exporter.neuron_selection import ATTRIBUTION
-from exporter.reporting.figure import Figure, Row
-from exporter.trade_off import rise, upper_rise
+from exporter.methods.key_space.calibration import Rate
+from exporter.methods.neurons.scores import ATTRIBUTION
+from exporter.methods.neurons.trade_off import rise, upper_rise
+from exporter.models.files import find_base, load
 
 FORGET = "forget"
 

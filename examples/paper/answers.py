@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig
 
-from exporter.evaluation.subjects import Subject
 from exporter.evaluation.tasks import batched
-from exporter.probe import ANSWER_TOKENS
-from exporter.refusal_states import eos_ids
+from exporter.methods.refusal.states import eos_ids
+from exporter.models.prober import ANSWER_TOKENS
+from exporter.models.subjects import Subject
 
 
 def answers(

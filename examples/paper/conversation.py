@@ -21,14 +21,14 @@ from tqdm import tqdm
 from custom_modeling.neuron_adjust import adjust
 from examples.paper.answers import answers
 from examples.paper.experiment import Experiment, Results, Table, counted
-from exporter.calibration import Rate, rate
-from exporter.errors import BadInput
-from exporter.evaluation.subjects import Subject, load_edited
+from exporter.common.errors import BadInput
 from exporter.evaluation.tasks import context_of
-from exporter.formats import SECOND_TURN, Formatter, Message
-from exporter.packaged import EVERYDAY, everyday_prompts
-from exporter.sources import Prompt
-from exporter.taps import pre_activation_taps
+from exporter.methods.key_space.calibration import Rate, rate
+from exporter.models.hooks import pre_activation_taps
+from exporter.models.subjects import Subject, load_edited
+from exporter.prompts.formats import SECOND_TURN, Formatter, Message
+from exporter.prompts.packaged import EVERYDAY, everyday_prompts
+from exporter.prompts.sources import Prompt
 
 FORGET, RETAIN = "forget", "retain"
 KINDS = (FORGET, RETAIN, EVERYDAY)

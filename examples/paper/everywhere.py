@@ -17,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 from examples.paper.experiment import Experiment, Results, Table, counted
-from exporter.calibration import rate
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.records import Result
 from exporter.evaluation.scoring import check_choices, introduction, question_text, subject_of
-from exporter.evaluation.subjects import Subject, load_edited
 from exporter.evaluation.tasks import Task, context_of, run_batch
-from exporter.formats import PLAIN, Formatter
+from exporter.methods.key_space.calibration import rate
+from exporter.models.subjects import Subject, load_edited
+from exporter.prompts.formats import PLAIN, Formatter
 
 CHAT, EVALUATION = "chat", "evaluation"
 LISTED = 30

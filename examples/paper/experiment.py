@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from exporter.calibration import Rate
-from exporter.errors import BadInput
+from exporter.checkpoint.card.figure import Figure
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import read_items
-from exporter.recipe import read_toml
-from exporter.reporting.figure import Figure
-from exporter.reporting.page import render_png
-from exporter.sources import Prompt, Source, load_prompts
-from exporter.splits import deduplicate
+from exporter.methods.key_space.calibration import Rate
+from exporter.prompts.sources import Prompt, Source, load_prompts
+from exporter.prompts.splits import deduplicate
+from exporter.recipes.recipe import read_toml
+from exporter.reporting.page.render import render_png
 
 EXPERIMENTS = ("membership", "ablation", "head_to_head", "gaussian", "conversation", "everywhere")
 """Modules of this package, each with `Settings` and `run(settings)`."""

@@ -21,21 +21,21 @@ from torch import Tensor
 from examples.paper.answers import answers
 from examples.paper.distributions import BINS, Floats, decisions, expected_agreement, shape
 from examples.paper.experiment import Experiment, Results, Table
-from exporter.errors import BadInput
+from exporter.checkpoint.card.figure import Figure, Row
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import sample
-from exporter.evaluation.subjects import BASE, Subject
-from exporter.formats import PLAIN, Formatter, Query
-from exporter.model import LoadedModel, context_length, find_base, load
-from exporter.neuron_selection import effect_size
-from exporter.neuron_statistics import floored
-from exporter.packaged import everyday_prompts
-from exporter.probe import Prober
-from exporter.reporting.figure import Figure, Row
-from exporter.sources import Prompt
-from exporter.statistics import Gaussian
-from exporter.taps import pre_activation_taps
-from exporter.text_probe import counted_tokens, longest_first, probe_texts
-from exporter.texts import as_texts
+from exporter.methods.moments import Gaussian
+from exporter.methods.neurons.scores import effect_size
+from exporter.methods.neurons.statistics import floored
+from exporter.methods.neurons.texts import counted_tokens, longest_first, probe_texts
+from exporter.models.files import LoadedModel, context_length, find_base, load
+from exporter.models.hooks import pre_activation_taps
+from exporter.models.prober import Prober
+from exporter.models.subjects import BASE, Subject
+from exporter.prompts.formats import PLAIN, Formatter, Query
+from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.sources import Prompt
+from exporter.prompts.texts import as_texts
 
 
 class Settings(Experiment):

@@ -19,14 +19,14 @@ from typing import Any, Literal
 from examples.paper.experiment import Results, Table, counted
 from examples.paper.neurons import NAMES, SCORES, Losses, Method, Neurons, NeuronSettings, Texts, dropped, losses
 from examples.paper.speed import Speed, compare_speed
-from exporter.calibration import Rate
-from exporter.errors import RunFailed
+from exporter.checkpoint.card.figure import Figure, Row
+from exporter.common.errors import RunFailed
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.run import EvaluateSettings, evaluate
-from exporter.evaluation.subjects import identity_of
-from exporter.model import find_base, load
-from exporter.reporting.figure import Figure, Row
-from exporter.texts import answer_starts
+from exporter.methods.key_space.calibration import Rate
+from exporter.models.files import find_base, load
+from exporter.models.subjects import identity_of
+from exporter.prompts.texts import answer_starts
 
 KSD = "Key Space Detection"
 # Bisections, in the logarithm of beta, between the last share of neurons that forgets too little and the next.

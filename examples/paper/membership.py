@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from examples.paper.experiment import Experiment, Results, Table
-from exporter.calibration import calibrate, rate
-from exporter.errors import BadInput
+from exporter.checkpoint.card.figure import Figure, Row
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import sample
-from exporter.formats import PLAIN, Formatter, Query
-from exporter.key_space import KeyMoments, KeySpace
-from exporter.model import context_length, find_base, load
-from exporter.packaged import EVERYDAY, everyday_prompts
-from exporter.probe import Prober
-from exporter.reporting.figure import Figure, Row
+from exporter.methods.key_space.calibration import calibrate, rate
+from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
+from exporter.models.files import context_length, find_base, load
+from exporter.models.prober import Prober
+from exporter.prompts.formats import PLAIN, Formatter, Query
+from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.reporting.key_space import distribution
 
 

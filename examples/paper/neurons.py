@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from examples.paper.experiment import Experiment
-from exporter.calibration import Rate, rate
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.items import sample
-from exporter.export import prepare
-from exporter.formats import Query
-from exporter.live import changed
-from exporter.model import LoadedModel, context_length
-from exporter.neuron_choice import Selector, probe_sides
-from exporter.neuron_selection import ATTRIBUTION, OFFICIAL, RATIO
-from exporter.probe import Prober
-from exporter.settings import ExportSettings, SkillSettings
-from exporter.skills import SkillTexts, collect
-from exporter.text_probe import losses_from
-from exporter.texts import answer_starts, as_texts
-from exporter.trade_off import TextLosses
+from exporter.methods.key_space.calibration import Rate, rate
+from exporter.methods.neurons.choice import Selector, probe_sides
+from exporter.methods.neurons.live import changed
+from exporter.methods.neurons.scores import ATTRIBUTION, OFFICIAL, RATIO
+from exporter.methods.neurons.texts import losses_from
+from exporter.methods.neurons.trade_off import TextLosses
+from exporter.models.files import LoadedModel, context_length
+from exporter.models.prober import Prober
+from exporter.pipeline.run import prepare
+from exporter.prompts.formats import Query
+from exporter.prompts.skills import SkillTexts, collect
+from exporter.prompts.texts import answer_starts, as_texts
+from exporter.recipes.settings import ExportSettings, SkillSettings
 
 Method = Literal["na", "official", "sp"]
 NAMES = {"na": "Neuron Adjust", "official": "the authors' code", "sp": "Selective Pruning"}

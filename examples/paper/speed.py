@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exporter.evaluation.subjects import load_base, load_edited
+from exporter.models.subjects import load_base, load_edited
 
 PREFILL, DECODE, PAIRS = 256, 48, 5
 

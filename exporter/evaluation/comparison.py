@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from exporter.calibration import rate
 from exporter.evaluation.paired import flips, loss_rise
 from exporter.evaluation.records import Result
 from exporter.evaluation.scoring import Perplexity, Refusals
-from exporter.evaluation.subjects import BASE, EDITED
 from exporter.evaluation.tasks import Task
+from exporter.methods.key_space.calibration import rate
+from exporter.models.subjects import BASE, EDITED
 
 DROP = 0.5
 """A text is dropped where the mean token loss of its answer rises by so many nats: perplexity x1.65."""

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig
 
-from exporter import sandbox
+from exporter.evaluation import sandbox
 from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of, exact_match, f1, last_number
 from exporter.evaluation.records import Result
-from exporter.evaluation.subjects import Subject
 from exporter.evaluation.tasks import Task, context_of
-from exporter.formats import Formatter
-from exporter.refusal_states import eos_ids
+from exporter.methods.refusal.states import eos_ids
+from exporter.models.subjects import Subject
+from exporter.prompts.formats import Formatter
 
 
 class Generation(Task):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.errors import BadInput
-from exporter.sources import Source, open_source
+from exporter.common.errors import BadInput
+from exporter.prompts.sources import Source, open_source
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation, Programs, Questions, Sums
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
-from exporter.evaluation.subjects import Subject
 from exporter.evaluation.tasks import Task, context_of
-from exporter.formats import Formatter
-from exporter.sources import Prompt, Source, load_prompts
-from exporter.splits import deduplicate
-from exporter.texts import answer_starts, as_texts
+from exporter.models.subjects import Subject
+from exporter.prompts.formats import Formatter
+from exporter.prompts.sources import Prompt, Source, load_prompts
+from exporter.prompts.splits import deduplicate
+from exporter.prompts.texts import answer_starts, as_texts
 
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("question", "choices", "answer"), ("subject",)),

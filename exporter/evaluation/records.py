@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
+from exporter.common.staging import write_errors
 from exporter.evaluation.items import Item
-from exporter.sources import Prompt
-from exporter.staging import write_errors
+from exporter.prompts.sources import Prompt
 
 Result = dict[str, Any]
 """What a task found on one item."""

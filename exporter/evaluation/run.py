@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from exporter import __version__, sandbox
-from exporter.errors import BadInput
+from exporter import __version__
+from exporter.common.errors import BadInput
+from exporter.common.staging import write_errors
+from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
 from exporter.evaluation.plan import KINDS, make_task, read_source
 from exporter.evaluation.records import Records, Result, read_by_item
 from exporter.evaluation.scoring import Refusals
-from exporter.evaluation.subjects import BASE, EDITED, Subject, load_base, load_edited
 from exporter.evaluation.tasks import Task, context_of, run_batch
-from exporter.formats import PLAIN, Formatter
-from exporter.settings import check_running
-from exporter.sources import read_template
-from exporter.staging import write_errors
+from exporter.models.subjects import BASE, EDITED, Subject, load_base, load_edited
+from exporter.prompts.formats import PLAIN, Formatter
+from exporter.prompts.sources import read_template
+from exporter.recipes.settings import check_running
 
 
 @dataclass(frozen=True)

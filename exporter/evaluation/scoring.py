@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from exporter.errors import BadInput, RunFailed
+from exporter.common.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.evaluation.subjects import Subject
 from exporter.evaluation.tasks import Task, batched
-from exporter.formats import Query
+from exporter.models.subjects import Subject
+from exporter.prompts.formats import Query
 
 LETTERS = "ABCDEFGHIJ"
 SHOTS = 5

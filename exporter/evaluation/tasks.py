@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from exporter.errors import BadInput, RunFailed
+from exporter.common.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.evaluation.subjects import Subject
-from exporter.probe import AUTO_ROWS, out_of_memory
-from exporter.sources import Prompt
+from exporter.models.prober import AUTO_ROWS, out_of_memory
+from exporter.models.subjects import Subject
+from exporter.prompts.sources import Prompt
 
 
 class Task(ABC):

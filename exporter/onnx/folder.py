@@ -15,11 +15,11 @@ from typing import Any
 import jinja2
 
 from custom_modeling.loading import record_sha256
-from exporter.json_files import write_json
-from exporter.model import Base
+from exporter.checkpoint.shards import file_sha256
+from exporter.common.files import write_json
+from exporter.models.files import Base
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
 from exporter.onnx.settings import GRAPH, QUANTISED
-from exporter.shards import file_sha256
 
 # As they are in the checkpoint: the tokenizer knows R there.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -140,9 +140,9 @@ def signed(folder: Path, files: Base, summary: Mapping[str, Any]) -> dict[str, A
 
 def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("exporter"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.PackageLoader("exporter.onnx", "."), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    template = environment.get_template("onnx_card.md.jinja")
+    template = environment.get_template("card.md.jinja")
     graph = GRAPH[dtype]
     return template.render(
         name=files.name,

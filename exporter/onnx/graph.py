@@ -18,7 +18,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 from transformers import DynamicCache
 
-from exporter.errors import RunFailed, first_line
+from exporter.common.errors import RunFailed, first_line
 from exporter.onnx.operators import OPSET, functions
 from exporter.onnx.symbolic import operators_for
 

@@ -21,8 +21,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.errors import BadInput, RunFailed, first_line
-from exporter.staging import write_errors
+from exporter.common.errors import BadInput, RunFailed, first_line
+from exporter.common.staging import write_errors
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from exporter.errors import BadInput
-from exporter.settings import check_running
-from exporter.staging import check_target
+from exporter.common.errors import BadInput
+from exporter.common.staging import check_target
+from exporter.recipes.settings import check_running
 
 QUANTISED = ("int8", "int4")
 GRAPH = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx"}

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from exporter.errors import RunFailed
+from exporter.common.errors import RunFailed
 from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST
 
 LEAST = ".unskill_constants.least"

@@ -10,21 +10,21 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from exporter import __version__
-from exporter.errors import BadInput, RunFailed
-from exporter.formats import PLAIN, Formatter, Query
-from exporter.json_files import write_json
-from exporter.model import Base, check_checkpoint, find_files, load_files
+from exporter.checkpoint.shards import read_header
+from exporter.common.errors import BadInput, RunFailed
+from exporter.common.files import write_json
+from exporter.common.staging import Staging, repair, write_errors
+from exporter.models.files import Base, check_checkpoint, find_files, load_files
+from exporter.models.prober import pad_id_of
+from exporter.onnx.check.self_check import Expected, as_json, room_for, self_check
 from exporter.onnx.folder import signed, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
-from exporter.onnx.self_check import Expected, as_json, room_for, self_check
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
-from exporter.packaged import everyday_prompts
-from exporter.probe import pad_id_of
-from exporter.shards import read_header
-from exporter.sources import Source, load_prompts, read_template
-from exporter.staging import Staging, repair, write_errors
+from exporter.prompts.formats import PLAIN, Formatter, Query
+from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.sources import Source, load_prompts, read_template
 
 PROMPTS, TRIED = 4, 64
 """In the self-check of every source, the shortest of so many: time, memory and disk grow with their lengths."""
@@ -39,7 +39,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     """
     return_freed_memory()
     if settings.quantize is not None:
-        from exporter.onnx.quantised import write_quantised
+        from exporter.onnx.quantize.run import write_quantised
 
         return write_quantised(settings, remark)
     for line in repair(settings.out):

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from exporter.reporting.figure import Figure
+from exporter.checkpoint.card.figure import Figure
 from exporter.reporting.key_space import ANSWERS, EVERYDAY_PROMPTS, EXPECTED, FORGET, MEASURED, OTHERS, RETAIN, UNSEEN
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

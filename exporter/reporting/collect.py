@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from exporter import __version__
-from exporter.packaged import EVERYDAY
-from exporter.reporting.figure import Figure, Row
+from exporter.checkpoint.account import Stored, StoredSkill
+from exporter.checkpoint.card.figure import Figure, Row
+from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.prompts.packaged import EVERYDAY
 from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, neuron_figures
-from exporter.reporting.stored import Stored, StoredSkill
-from exporter.summary import neurons_line, promise, rate_rows, warning_lines
 
 
 def collect(stored: Stored) -> dict[str, Any]:

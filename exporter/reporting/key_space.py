@@ -8,11 +8,11 @@ from dataclasses import asdict
 import numpy as np
 from scipy.stats import kstest, t
 
-from exporter.calibration import rate
-from exporter.formats import PLAIN
-from exporter.packaged import EVERYDAY
-from exporter.reporting.figure import Figure, Row, figure_id, prompts
-from exporter.reporting.stored import Floats, Records, StoredSkill
+from exporter.checkpoint.account import Floats, Records, StoredSkill
+from exporter.checkpoint.card.figure import Figure, Row, figure_id, prompts
+from exporter.methods.key_space.calibration import rate
+from exporter.prompts.formats import PLAIN
+from exporter.prompts.packaged import EVERYDAY
 
 FORGET, UNSEEN = "forget set", "forget set, unseen formats"
 RETAIN, EVERYDAY_PROMPTS, OTHERS, ANSWERS = "retain set", "everyday prompts", "other skills", "harmless, over answers"

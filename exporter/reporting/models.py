@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.special import ndtri
 
-from exporter.errors import BadInput
+from exporter.checkpoint.account import Stored, StoredSkill
+from exporter.checkpoint.card.figure import Figure, Row, figure_id
+from exporter.checkpoint.given import Given
+from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.evaluation.subjects import BASE, Subject, identity_of, load_edited
 from exporter.evaluation.tasks import context_of, run_batch
-from exporter.formats import Formatter, Query
-from exporter.model import LoadedModel, context_length, find_base, load
-from exporter.packaged import EVERYDAY
-from exporter.probe import Prober
-from exporter.reporting.figure import Figure, Row, figure_id
-from exporter.reporting.given import Given
-from exporter.reporting.stored import Stored, StoredSkill
-from exporter.taps import pre_activation_taps
-from exporter.text_probe import counted_tokens
-from exporter.texts import as_texts
+from exporter.methods.neurons.texts import counted_tokens
+from exporter.models.files import LoadedModel, context_length, find_base, load
+from exporter.models.hooks import pre_activation_taps
+from exporter.models.prober import Prober
+from exporter.models.subjects import BASE, Subject, identity_of, load_edited
+from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.packaged import EVERYDAY
+from exporter.prompts.texts import as_texts
 
 ANSWERED = 3
 """Prompts of each kind that are answered: of the forget set, the retain set and the everyday prompts."""

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.neuron_choice import CHOOSE_FORGET, CHOOSE_RETAIN
-from exporter.reporting.figure import Figure, Row, figure_id
-from exporter.reporting.stored import StoredSkill
+from exporter.checkpoint.account import StoredSkill
+from exporter.checkpoint.card.figure import Figure, Row, figure_id
+from exporter.methods.neurons.choice import CHOOSE_FORGET, CHOOSE_RETAIN
 
 
 def neuron_figures(skill: StoredSkill, number: int) -> list[Figure]:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import BadInput
-from exporter.staging import Staging, check_target, repair, write_errors
+from exporter.common.errors import BadInput
+from exporter.common.staging import Staging, check_target, repair, write_errors
 
 # The page is about a megabyte, each PNG a twentieth of one.
 NEEDED_BYTES = 16 * 2**20
@@ -48,10 +48,10 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
         remark(text)
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
 
+    from exporter.checkpoint.account import read_stored
+    from exporter.checkpoint.given import add_texts, read_given
     from exporter.reporting.collect import collect
-    from exporter.reporting.given import add_texts, read_given
-    from exporter.reporting.page import figures_of, render_json, render_page, render_png
-    from exporter.reporting.stored import read_stored
+    from exporter.reporting.page.render import figures_of, render_json, render_page, render_png
 
     stored = read_stored(settings.checkpoint)
     given = read_given(stored, settings.forget, settings.retain)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from custom_modeling.key_space import FORBIDDEN
 from exporter import __version__
-from exporter.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
-from exporter.json_files import FOLDER
-from exporter.model import read_json
-from exporter.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
-from exporter.reporting.given import Given
-from exporter.sources import Prompt
+from exporter.checkpoint.given import Given
+from exporter.common.files import FOLDER
+from exporter.models.files import read_json
+from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
+from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
+from exporter.prompts.sources import Prompt
 from exporter.verification.checks import NotMade, Wrong, counted
 from exporter.verification.interventions import STATISTICS, key_space
 from exporter.verification.live import Live, close_bounds, filled, move_always, open_bounds, plain_classes, unpruned
@@ -255,7 +255,7 @@ def other_texts(live: Live) -> bool:
     if live.record["version"] == __version__:
         return False
     recorded = read_json(live.view.folder / FOLDER / "versions.json", live.view.name, "CHECKPOINT")
-    data = files("exporter").joinpath("data")
+    data = files("exporter.prompts").joinpath("data")
     return any(
         recorded.get(f"packaged {name}") != hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest()
         for name in ("system_prompts.jsonl", "exchanges.jsonl")

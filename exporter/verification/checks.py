@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from exporter.errors import UnskillError, first_line
+from exporter.common.errors import UnskillError, first_line
 
 SHOWN = 4
 """Problems that a detail names; of the others it has the number."""

@@ -7,7 +7,7 @@ from difflib import unified_diff
 
 from custom_modeling.loading import code_sha256
 from exporter import __version__
-from exporter.modeling_source import render_modeling
+from exporter.checkpoint.code import render_modeling
 from exporter.verification.checks import NotMade, Wrong
 from exporter.verification.view import View
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
-from exporter.base_json import checkpoint_config, checkpoint_generation_config
-from exporter.checkpoint import EMBEDDING, GENERATION, HEAD
-from exporter.families import GATED_FAMILIES
-from exporter.model import read_json
+from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.writing import EMBEDDING, GENERATION, HEAD
+from exporter.models.families import GATED_FAMILIES
+from exporter.models.files import read_json
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 

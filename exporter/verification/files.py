@@ -9,10 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from exporter.json_files import FOLDER, json_text
-from exporter.model import INDEX, LICENCES
-from exporter.restoring.record import NAME, read_record
-from exporter.staging import human_size
+from exporter.checkpoint.base.record import NAME, read_record
+from exporter.common.files import FOLDER, json_text
+from exporter.common.staging import human_size
+from exporter.models.files import INDEX, LICENCES
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import BASE_FOLDER, HASHES_FILE, View
 

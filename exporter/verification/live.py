@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from exporter.formats import Formatter, Query
-from exporter.model import Base, LoadedModel, check_checkpoint, find_files, load_files
-from exporter.packaged import everyday_prompts
-from exporter.probe import Prober, pad_id_of
-from exporter.refusal_states import eos_ids
+from exporter.methods.refusal.states import eos_ids
+from exporter.models.files import Base, LoadedModel, check_checkpoint, find_files, load_files
+from exporter.models.prober import Prober, pad_id_of
+from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.packaged import everyday_prompts
 from exporter.verification.view import View
 
 FEW = 4

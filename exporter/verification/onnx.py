@@ -8,9 +8,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from custom_modeling.loading import record_sha256
-from exporter.model import read_json
+from exporter.common.staging import human_size
+from exporter.models.files import read_json
 from exporter.onnx.settings import EXTRA, GRAPH, MARKER
-from exporter.staging import human_size
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.files import altered, is_harmless
 from exporter.verification.live import Live
@@ -56,8 +56,8 @@ def check_origin(view: View, folder: Path) -> str:
 def check_stored(folder: Path) -> str:
     """What the self-check found when the folder was written."""
     require_packages()
-    from exporter.onnx.quantised_check import Checked
-    from exporter.onnx.self_check import Row, agree
+    from exporter.onnx.check.quantized import Checked
+    from exporter.onnx.check.self_check import Row, agree
 
     marker = known_marker(folder)
     rows = [Row(**row) for row in marker["self_check"]]
@@ -70,9 +70,9 @@ def check_stored(folder: Path) -> str:
 def check_again(live: Live, folder: Path) -> str:
     """The self-check once more, of the graph's bodies."""
     require_packages()
-    from exporter.errors import RunFailed
-    from exporter.onnx.quantised_check import check_quantised
-    from exporter.onnx.self_check import Expected, self_check
+    from exporter.common.errors import RunFailed
+    from exporter.onnx.check.quantized import check_quantised
+    from exporter.onnx.check.self_check import Expected, self_check
 
     marker = known_marker(folder)
     graph = folder / GRAPH[marker.get("quantize") or marker["dtype"]]

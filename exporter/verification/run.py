@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import BadInput, first_line
-from exporter.model import check_device
-from exporter.staging import sibling
+from exporter.common.errors import BadInput, first_line
+from exporter.common.staging import sibling
+from exporter.models.files import check_device
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
 from exporter.verification.view import View
 
 if TYPE_CHECKING:
-    from exporter.reporting.given import Given
+    from exporter.checkpoint.given import Given
     from exporter.verification.live import Live
 
 Remark = Callable[[str], None]
@@ -132,8 +132,8 @@ def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | N
 
 def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
     """The forget prompts that are given again. Raises BadInput where they are not those of the export."""
-    from exporter.reporting.given import read_given
-    from exporter.reporting.stored import read_stored
+    from exporter.checkpoint.account import read_stored
+    from exporter.checkpoint.given import read_given
 
     try:
         return read_given(read_stored(str(view.folder)), forget, ())

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import first_line
-from exporter.model import load_tokenizer, read_json
-from exporter.refusal_token import (
+from exporter.common.errors import first_line
+from exporter.methods.refusal.token import (
     KEPT_SETTINGS,
     LIVE_SETTINGS,
     RefusalToken,
@@ -16,6 +15,7 @@ from exporter.refusal_token import (
     own_settings,
     plan_refusal,
 )
+from exporter.models.files import load_tokenizer, read_json
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 

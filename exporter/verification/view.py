@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from custom_modeling.loading import UNSKILL_FORMAT
-from exporter.errors import BadInput, UnskillError
-from exporter.families import GATED_FAMILIES, Family, family_of
-from exporter.json_files import FOLDER, HASHES
-from exporter.model import INDEX, download, read_json
-from exporter.shards import Header, file_sha256, read_header
+from exporter.checkpoint.shards import Header, file_sha256, read_header
+from exporter.common.errors import BadInput, UnskillError
+from exporter.common.files import FOLDER, HASHES
+from exporter.models.families import GATED_FAMILIES, Family, family_of
+from exporter.models.files import INDEX, download, read_json
 from exporter.verification.checks import NOT_AS_WRITTEN, NotMade
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.model import INDEX, read_json
-from exporter.shards import Header, read_header
-from exporter.staging import human_size
+from exporter.checkpoint.shards import Header, read_header
+from exporter.common.staging import human_size
+from exporter.models.files import INDEX, read_json
 from exporter.verification.checks import counted, none_of
 from exporter.verification.view import View
 

@@ -23,10 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from exporter.evaluation.subjects import load_edited
-from exporter.formats import PLAIN, Formatter
-from exporter.onnx.runners import Torch
-from exporter.sources import Source, load_prompts
+from exporter.models.subjects import load_edited
+from exporter.onnx.check.runners import Torch
+from exporter.prompts.formats import PLAIN, Formatter
+from exporter.prompts.sources import Source, load_prompts
 
 TOLERANCE = 1e-3
 

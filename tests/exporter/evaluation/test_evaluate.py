@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.cli import cli
-from exporter.errors import BadInput
+from exporter.cli.main import cli
+from exporter.common.errors import BadInput
 from exporter.evaluation import run as run_module
 from exporter.evaluation.run import EvaluateSettings, evaluate
 from exporter.evaluation.scoring import introduction, question_text

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from exporter import sandbox
+from exporter.evaluation import sandbox
 from exporter.evaluation.generation import program_of, references_of
 from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import BadInput
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.records import Records, read_by_item
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from exporter.errors import BadInput
-from exporter.export import export
+from exporter.common.errors import BadInput
 from exporter.onnx.graph import write_graph
 from exporter.onnx.library import build_operators, find_compiler
 from exporter.onnx.settings import OnnxSettings
 from exporter.onnx.writing import write_onnx
-from tests.exporter.onnx.quantising import LAYER, TARGET, TEXTS, Made
+from exporter.pipeline.run import export
+from tests.exporter.onnx.quantize.quantizing import LAYER, TARGET, TEXTS, Made
 from tests.operator_models import options, run, session
 from tests.tiny import Exported, one_skill, one_thread, tiny_model, write_prompts
 

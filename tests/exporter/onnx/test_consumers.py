@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from exporter.families import GATED_FAMILIES
+from exporter.models.families import GATED_FAMILIES
 from exporter.onnx.folder import GENAI_TYPES
 from tests.exporter.onnx.conftest import Written
 from tests.exporter.onnx.consumers import (

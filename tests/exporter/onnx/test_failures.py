@@ -15,10 +15,10 @@ import onnxruntime
 import pytest
 from transformers import AutoTokenizer
 
-from exporter.errors import RunFailed
+from exporter.common.errors import RunFailed
+from exporter.onnx.check.runners import Session
 from exporter.onnx.library import register
 from exporter.onnx.operators import DOMAIN
-from exporter.onnx.runners import Session
 from tests.exporter.onnx.conftest import Written
 
 GRAPH = Path("onnx", "model.onnx")

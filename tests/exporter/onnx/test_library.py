@@ -19,8 +19,8 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli import cli
-from exporter.errors import BadInput, RunFailed
+from exporter.cli.main import cli
+from exporter.common.errors import BadInput, RunFailed
 from exporter.onnx import library as library_module
 from exporter.onnx.library import (
     CPU_FLAGS,
@@ -220,7 +220,7 @@ def test_command(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from exporter.cli import cli; cli.main(['build-ops', '--help'], standalone_mode=False); "
+    code = "import sys; from exporter.cli.main import cli; cli.main(['build-ops', '--help'], standalone_mode=False); "
     code += "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--no-cuda" in result.stdout and result.stdout.strip().endswith("[]")

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from exporter.onnx.quantised import write_weights
+from exporter.onnx.quantize.run import write_weights
 
 # Pieces of a size that glibc keeps in its heap once it has freed a larger one; the last one holds the heap's top.
 SCRIPT = """
@@ -47,8 +47,8 @@ def test_torchs_weights_are_gone_when_the_graphs_are_quantised(tmp_path: Path) -
         return 1
 
     with (
-        mock.patch("exporter.onnx.quantised.write_graph"),
-        mock.patch("exporter.onnx.quantised.quantize", sized),
+        mock.patch("exporter.onnx.quantize.run.write_graph"),
+        mock.patch("exporter.onnx.quantize.run.quantize", sized),
     ):
         write_weights(model, "name", "int8", tmp_path / "onnx" / "model_int8.onnx", lambda text: None)
     assert sizes == [0, 0]

@@ -20,12 +20,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.cli import cli
-from exporter.errors import BadInput
-from exporter.families import GATED_FAMILIES
-from exporter.model import Base
+from exporter.cli.main import cli
+from exporter.common.errors import BadInput
+from exporter.models.families import GATED_FAMILIES
+from exporter.models.files import Base
+from exporter.onnx.check.runners import Session
 from exporter.onnx.operators import DOMAIN
-from exporter.onnx.runners import Session
 from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings
 from exporter.onnx.symbolic import inside_hypercubes
 from exporter.onnx.writing import PROMPTS, Disagrees, fitting, graph_size, shortest, write_onnx

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from exporter.export import export
-from exporter.recipe import merged_settings
+from exporter.pipeline.run import export
+from exporter.recipes.recipe import merged_settings
 from exporter.reporting.run import ReportSettings, report
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 

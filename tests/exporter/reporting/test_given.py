@@ -13,9 +13,9 @@ import torch
 from scipy.stats import kstest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.errors import BadInput
-from exporter.export import export
-from exporter.recipe import merged_settings
+from exporter.common.errors import BadInput
+from exporter.pipeline.run import export
+from exporter.recipes.recipe import merged_settings
 from exporter.reporting.run import ReportSettings, report
 from tests.exporter.reporting.conftest import HOSTILE, THIRD, Several
 from tests.exporter.reporting.test_report import figures, statistics

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from scipy.stats import mannwhitneyu, norm
 
-from exporter.cli import cli
-from exporter.errors import BadInput
-from exporter.export import export
-from exporter.recipe import merged_settings
+from exporter.cli.main import cli
+from exporter.common.errors import BadInput
+from exporter.pipeline.run import export
+from exporter.recipes.recipe import merged_settings
 from exporter.reporting.charts import CHARTS, COLOURS, DASHES, SHAPES, THEMES
 from exporter.reporting.key_space import expected_median, gaussian_share
 from exporter.reporting.run import ReportSettings, report

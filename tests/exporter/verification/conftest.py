@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 import torch
 
-from exporter.export import export
-from exporter.packaged import everyday_prompts
-from exporter.recipe import merged_settings
+from exporter.pipeline.run import export
+from exporter.prompts.packaged import everyday_prompts
+from exporter.recipes.recipe import merged_settings
 from tests.damage import copy_of
 from tests.fresh_loading import FreshLoading
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     given = {"force": True, "quiet": True, "skip_long": True, "model": str(base), "out": folder / "checkpoint"}
     # A random model cannot keep everyday prompts apart, which is no matter here.
-    with one_thread(), mock.patch("exporter.evidence.check_kinds"):
+    with one_thread(), mock.patch("exporter.methods.key_space.evidence.check_kinds"):
         export(merged_settings({"skill": skills}, given), lambda text: None)
     return folder / "checkpoint"
 
@@ -66,7 +66,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """closed(dtype): a checkpoint whose base-model class refuses too, as that of no random model does by itself."""
     from dataclasses import replace
 
-    from exporter.refusal_states import find_refusal_states
+    from exporter.methods.refusal.states import find_refusal_states
     from tests.tiny import one_skill
 
     made: dict[torch.dtype, Path] = {}
@@ -80,7 +80,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             settings = one_skill(base, folder / "checkpoint", *sources, everyday=False, force=True, quiet=True,
                                  prompt_template="{prompt}", layer=1, alpha=5.0)  # fmt: skip
             with mock.patch(
-                "exporter.refusal_states.find_refusal_states",
+                "exporter.methods.refusal.states.find_refusal_states",
                 lambda *arguments: replace(find_refusal_states(*arguments), closed=True),
             ), one_thread():  # fmt: skip
                 export(settings, lambda text: None)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from exporter import packaged
-from exporter.export import export
-from exporter.recipe import merged_settings
-from exporter.reporting.given import Given
+from exporter.checkpoint.given import Given
+from exporter.pipeline.run import export
+from exporter.prompts import packaged
+from exporter.recipes.recipe import merged_settings
 from exporter.verification import behaviour
 from exporter.verification.checks import NotMade, Wrong
 from exporter.verification.live import Live, filled, open_bounds, plain_classes
@@ -56,7 +56,7 @@ def test_other_texts_around_prompts(copied: Path, monkeypatch: pytest.MonkeyPatc
     edit(copied / "reproduce" / "versions.json", set_(**{"packaged exchanges.jsonl": "0"}))
     live = Live.load(View.of(str(copied)), "float32")
     longer = tuple(f"{text} {text}" for text in packaged.system_prompts())
-    monkeypatch.setattr("exporter.packaged.system_prompts", lambda: longer)
+    monkeypatch.setattr("exporter.prompts.packaged.system_prompts", lambda: longer)
     with pytest.raises(Wrong, match=r"everyday prompt \d+ has \d+ tokens, at the export"):
         behaviour.check_scores(live)
     live.record["version"] = "0.0.9"

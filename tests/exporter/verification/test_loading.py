@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import BadInput
-from exporter.model import find_base, load_files
+from exporter.common.errors import BadInput
+from exporter.models.files import find_base, load_files
 from tests.damage import edit, set_
 from tests.tiny import tiny_model
 

@@ -49,7 +49,7 @@ def test_the_comparison_is_with_torch_on_the_cpu(pair: Path) -> None:
         live.model.device.type = device
         with (
             mock.patch("exporter.verification.onnx.Live.load") as load,
-            mock.patch("exporter.onnx.self_check.Expected", side_effect=StopIteration),
+            mock.patch("exporter.onnx.check.self_check.Expected", side_effect=StopIteration),
             pytest.raises(StopIteration),
         ):
             check_again(live, onnx_of(pair))
@@ -67,7 +67,7 @@ def test_corruption(corruption: Corruption, pair: Path, loading: FreshLoading) -
 
 def test_a_graph_that_computes_something_else(copied_pair: Path) -> None:
     """Its sha256 made anew, so that only running it tells."""
-    from exporter.reproduce import file_sha256
+    from exporter.checkpoint.reproduce import file_sha256
 
     data = onnx_of(copied_pair) / "onnx" / "model.onnx_data"
     content = bytearray(data.read_bytes())
@@ -93,7 +93,7 @@ def test_files_that_are_links(link: Callable[[Path, Path], None], pair: Path, tm
 
 def test_a_graph_that_cannot_be_read(copied_pair: Path) -> None:
     """Its sha256 made anew too."""
-    from exporter.reproduce import file_sha256
+    from exporter.checkpoint.reproduce import file_sha256
 
     graph = onnx_of(copied_pair) / "onnx" / "model.onnx"
     put(graph, b"\x0a" + bytes(range(256)))

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from custom_modeling.loading import record_sha256
-from exporter.cli import main
-from exporter.errors import BadInput
+from exporter.cli.main import main
+from exporter.common.errors import BadInput
 from exporter.verification.run import VerifySettings
 from tests.corruptions import CORRUPTIONS, INDEX, Corruption, remake_hashes, try_one
 from tests.damage import code_of, config, copy_of, edit, edit_code, first, put, set_, shorter, text_edit

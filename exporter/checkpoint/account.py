@@ -1,0 +1,135 @@
+"""What a checkpoint holds of its own making: config.json and `reproduce/`, read without loading the model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from exporter.common.errors import BadInput
+from exporter.models.files import check_checkpoint, download, read_json
+from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
+
+# By name: a pattern would take what is kept of the base along, its tokenizer of up to 30 MB too.
+FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "summary", "prompts")))
+FILES += ("reproduce/recipe.toml", "reproduce/statistics.safetensors")
+Floats = NDArray[np.float64]
+Records = list[dict[str, Any]]
+
+SCORED = {
+    "scores.forget.calibrate": "forget.calibrate",
+    "scores.forget.report": "forget.report",
+    "scores.forget.report.unseen": "forget.report.unseen",
+    "scores.retain.report.prompt": "retain.report",
+    "scores.retain.report.answer": "retain.report",
+}
+"""The scores that figures are made of, and the part of `prompts.json` that has their rows."""
+
+
+@dataclass(frozen=True)
+class StoredSkill:
+    """One skill: its object in the summary, prompts by part, and statistics, (n, layers) or (layers, d_ff) float64."""
+
+    name: str
+    summary: Mapping[str, Any]
+    prompts: Mapping[str, Records]
+    tensors: Mapping[str, Floats]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json;
+    `recipe`: the settings of the export; of its own system prompts the sha256, of skills "sources" as the summary has
+    them."""
+
+    name: str
+    unskill: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    skills: tuple[StoredSkill, ...]
+
+
+def read_stored(checkpoint: str) -> Stored:
+    """Raises BadInput where CHECKPOINT is none of ours, or what it holds of its making is gone, altered or damaged."""
+    folder, name = Path(checkpoint), Path(checkpoint).resolve().name
+    if not os.path.isdir(folder):
+        folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
+    config = read_json(folder / "config.json", name, "CHECKPOINT")
+    check_checkpoint(config, name)
+    reproduce = folder / "reproduce"
+    if not reproduce.is_dir():
+        raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
+    hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
+    summary, prompts = (_unaltered(reproduce / f"{file}.json", hashes, name) for file in ("summary", "prompts"))
+    recipe = _settings(reproduce / "recipe.toml", summary, hashes, name)
+    path = reproduce / "statistics.safetensors"
+    if not path.is_file():
+        raise BadInput(f"CHECKPOINT {name} has no {path.name}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"CHECKPOINT {name}: {path.name} cannot be read ({error})") from error
+    skills = []
+    for each in summary["skills"]:
+        prefix = f"{each['name']}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        skills.append(StoredSkill(each["name"], each, prompts[each["name"]], own))
+        _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
+    return Stored(name, config["unskill"], recipe, summary, tuple(skills))
+
+
+def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A JSON file as the export wrote it: what is in it then needs no further checks."""
+    content = read_json(path, name, "CHECKPOINT")
+    _check_hash(path, hashes, name)
+    return content
+
+
+def _check_hash(path: Path, hashes: Mapping[str, Any], name: str) -> None:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes.get(f"reproduce/{path.name}"):
+        raise BadInput(f"CHECKPOINT {name}: reproduce/{path.name} is not as the export wrote it (hashes.json)")
+
+
+def _settings(path: Path, summary: Mapping[str, Any], hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the recipe says, with what the summary knows of its sources."""
+    if not path.is_file():
+        raise BadInput(f"CHECKPOINT {name} has no {path.name}: an older unskill made it, export it again")
+    _check_hash(path, hashes, name)
+    values = read_recipe(path)
+    recorded = values.pop(RECORDED)
+    settings = asdict(merged_settings(values, {"out": path.parent}))
+    del settings["out"]
+    settings["system_prompts"] = list(recorded.system_prompts)
+    for skill, found in zip(settings["skills"], summary["skills"], strict=True):
+        skill["sources"] = found["sources"]
+    return settings
+
+
+def _check(skill: StoredSkill, where: str) -> None:
+    """Raises BadInput where a statistic that figures need is missing, not finite, or of other prompts or layers."""
+    wanted: dict[str, tuple[int | None, ...]] = {}
+    found = skill.summary["key_space"]
+    if found:
+        layers = len(found["layers"])
+        wanted |= {name: (len(skill.prompts[part]), layers) for name, part in SCORED.items()}
+        wanted |= {f"ksd.{name}.deviation": (layers, None) for name in found["hypercubes"]}
+    if skill.summary["neurons"]:
+        sides = ("forget", "retain")
+        wanted |= {f"na.{side}.{what}": (None, None) for side in sides for what in ("mean", "deviation")}
+    for name, shape in wanted.items():
+        tensor = skill.tensors.get(name)
+        if tensor is None:
+            raise BadInput(f"{where} has no {skill.name}.{name}")
+        fits = tensor.ndim == len(shape) and all(
+            want in (None, have) for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits or tensor.dtype != np.float64 or not np.isfinite(tensor).all():
+            raise BadInput(f"{where}: {skill.name}.{name} does not belong to this export's prompts and layers")

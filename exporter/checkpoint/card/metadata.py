@@ -1,0 +1,144 @@
+"""The YAML head of a model card, which the Hub reads: what it was made of, its licence, and what was measured.
+
+Results stand in `model-index`. The Hub has a newer place, `.eval_results/*.yaml`, but that is for scores on its
+registered benchmarks, by which its leaderboards are made: a share of refused prompts is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from exporter.checkpoint.card.text import plain
+from exporter.models.files import Base
+from exporter.prompts.packaged import EVERYDAY
+
+TAGS = ["unlearning", "skill-unlearning", "custom_code", "unskill", "arxiv:2503.21730"]
+METHOD_TAGS = {
+    "ksd": ["key-space-detection"],
+    "na": ["neuron-adjust"],
+    "na+ksd": ["neuron-adjust", "key-space-detection"],
+    "sp": ["selective-pruning"],
+}
+# What a base's card says of its licence; the checkpoint is a derivative and inherits it.
+LICENCE_KEYS = ("license", "license_name", "license_link", "language")
+COMMIT_DIGITS = 40  # of a Hub dataset's fingerprint; a file's sha256 has 64
+TASK = "text-generation"
+
+
+def inherited(base: Base) -> tuple[dict[str, Any], str | None]:
+    """What the checkpoint's card takes over from the base's, and a sentence where that has metadata nobody can read.
+
+    A base that names no licence but comes with one has "other", as the Hub wants it.
+    """
+    found, problem = {}, None
+    readme = base.folder / "README.md"
+    if readme.is_file():
+        try:
+            data = ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict()
+            found = {name: data[name] for name in LICENCE_KEYS if is_texts(data.get(name))}
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            problem = (
+                f"MODEL {base.name}: the metadata of its README.md cannot be read ({type(error).__name__}), so the "
+                "card names no licence by it"
+            )
+    link = found.get("license_link")
+    if isinstance(link, str) and base.revision and ":" not in link and not (base.folder / link).is_file():
+        found["license_link"] = f"https://huggingface.co/{base.name}/blob/{base.revision}/{link}"
+    licences = sorted(path.name for path in base.folder.glob("LICENSE*") if path.is_file())
+    if "license" not in found and licences:
+        found |= {"license": "other", "license_name": f"{slug(base.name)}-license", "license_link": licences[0]}
+    return found, problem
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def slug(name: str) -> str:
+    """The last part of a name in lower case, letters, digits, dots and hyphens only."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.split("/")[-1].lower()).strip("-.") or "base"
+
+
+def card_metadata(base: Base, summary: Mapping[str, Any]) -> ModelCardData:
+    skills = summary["skills"]
+    methods = [tag for skill in skills for tag in METHOD_TAGS[skill["method"]]]
+    datasets = [each["label"] for skill in skills for each in skill["sources"] if is_dataset(each)]
+    known: dict[str, Any] = inherited(base)[0]
+    if base.revision is not None:
+        known |= {"base_model": base.name, "base_model_relation": "finetune"}
+    results = list(eval_results(summary))
+    if results:
+        known |= {"model_name": plain(title(base.name, skills)), "eval_results": results}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=[*TAGS, *dict.fromkeys(methods)],
+        datasets=[re.sub(r" #\d+$", "", name) for name in dict.fromkeys(datasets)] or None,
+        **known,
+    )
+
+
+def title(base: str, skills: Iterable[Mapping[str, Any]]) -> str:
+    """What the checkpoint is called: the base without its skills, by name where they have any."""
+    names = [skill["name"] for skill in skills]
+    what = "one skill" if names == ["skill"] else ", ".join(names)
+    return f"{base.split('/')[-1]} without {what}"
+
+
+def is_dataset(source: Mapping[str, Any]) -> bool:
+    return len(source["fingerprint"]) == COMMIT_DIGITS
+
+
+def eval_results(summary: Mapping[str, Any]) -> Iterable[EvalResult]:
+    """Shares on the report parts, 0 to 1, and perplexities against the base's, by what they are of."""
+    for skill in summary["skills"]:
+        whose = f"{plain(skill['name'])}: "
+        if skill["key_space"]:
+            for key, metric, what in (
+                ("blocked", "refusal_rate", "refused, held-out prompts of the skill"),
+                ("false_blocks_over_answers", "false_refusal_rate", "refused in error, held-out other prompts"),
+            ):
+                for source, formats in skill["key_space"][key].items():
+                    found = formats["all"]
+                    if found["total"]:
+                        name = f"{whose}{what} ({found['hits']} of {found['total']})"
+                        value = round(found["hits"] / found["total"], 4)
+                        yield result(dataset(skill, source), metric, name, value)
+        if skill["neurons"]:
+            for side, found in skill["neurons"]["texts"].items():
+                name = f"{whose}perplexity of held-out {side} texts, times the base's"
+                value = round(found["perplexity_ratio"], 4)
+                yield result(dataset(skill, side), "perplexity_ratio", name, value)
+
+
+def result(where: Mapping[str, Any], metric: str, name: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type=TASK, task_name="Text Generation", metric_type=metric, metric_name=name, metric_value=value, **where
+    )
+
+
+def dataset(skill: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """How `model-index` names a source by its label, or the texts of a side ("forget" or "retain")."""
+    if source == EVERYDAY:
+        return {"dataset_type": "unskill-everyday", "dataset_name": "everyday prompts of unskill"}
+    sources = [each for each in skill["sources"] if source in (each["label"], each["flag"].removeprefix("--"))]
+    name = ", ".join(each["label"] for each in sources) or source
+    only = sources[0] if len(sources) == 1 else None
+    if only is None or not is_dataset(only):
+        # The name twice: results are told apart by type, configuration and revision.
+        revision = only["fingerprint"] if only else None
+        named = {"dataset_name": plain(name), "dataset_config": plain(name)}
+        return {"dataset_type": "custom", "dataset_revision": revision, **named}
+    options = only["options"]
+    return {
+        "dataset_type": re.sub(r" #\d+$", "", only["label"]),
+        "dataset_name": plain(name),
+        "dataset_config": options.get("name"),
+        "dataset_split": options.get("split"),
+        "dataset_revision": only["fingerprint"],
+    }

@@ -1,0 +1,116 @@
+"""The model card: what the checkpoint does, how well, and what it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import jinja2
+
+from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
+from exporter.checkpoint.card.name import PLACEHOLDER
+from exporter.checkpoint.card.text import markdown
+from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
+from exporter.methods.key_space.calibration import rate
+from exporter.models.files import Base
+from exporter.recipes.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from exporter.checkpoint.card.figure import Figure
+
+METHODS = {
+    "ksd": "Key Space Detection: refused",
+    "na": "Neuron Adjust: made unlikely",
+    "na+ksd": "Neuron Adjust and Key Space Detection: made unlikely, and refused",
+    "sp": "Selective Pruning: neurons set to zero",
+}
+
+
+def render_card(
+    base: Base, settings: ExportSettings, summary: dict[str, Any], code: Path, figures: Sequence[Figure] = ()
+) -> str:
+    """README.md of a checkpoint, with the base's licence where its card names one.
+
+    code: its modeling file; figures: what lies in figures/ (see `draw_figures`).
+    """
+    data = card_metadata(base, summary)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = resources.files("exporter.checkpoint.card").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        card_data=data.to_yaml(),
+        here=PLACEHOLDER,
+        title=title(base.name, summary["skills"]),
+        base=base,
+        settings=settings,
+        summary=summary,
+        refused=refused(summary["skills"]),
+        code=code.name,
+        code_sha256=hashlib.sha256(code.read_bytes()).hexdigest(),
+        figures=lambda prefix: [figure for figure in figures if figure.id.startswith(prefix)],
+        licence=licence(data.to_dict()),
+        methods=METHODS,
+        rates=RATES,
+        exp=math.exp,
+        markdown=markdown,
+        share=share,
+        total=total,
+        sources=sources,
+        promise=promise,
+        neurons_line=neurons_line,
+        warnings=warning_lines(summary),
+    )
+
+
+def licence(data: Mapping[str, Any]) -> str | None:
+    """The licence as Markdown, with a link to its text where that is a file of the checkpoint or on the web."""
+    if "license" not in data:
+        return None
+    named = data["license"] if isinstance(data["license"], list) else [data["license"]]
+    text = ", ".join(map(markdown, named))
+    if isinstance(name := data.get("license_name"), str):
+        text += f" ({markdown(name)})"
+    link = data.get("license_link")
+    if isinstance(link, str) and re.match(r"https?://|[^:]+\Z", link):
+        text += f", [its text]({quote(link, safe=':/?#&=%+,;@~')})"
+    return text
+
+
+def refused(skills: Sequence[Mapping[str, Any]]) -> str:
+    """The skills whose prompts are refused, in words."""
+    if len(skills) == 1:
+        return "the skill"
+    *some, last = [markdown(skill["name"]) for skill in skills if skill["key_space"]] or [""]
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def total(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A rate over all sources together."""
+    parts = [formats["all"] for formats in found.values()]
+    return rate(sum(each["hits"] for each in parts), sum(each["total"] for each in parts)).as_json()
+
+
+def share(found: Mapping[str, Any]) -> str:
+    """A rate with its interval: 39 of 40 (97.5 %; 86.8 - 99.9 %)."""
+    if not found["total"]:
+        return "none measured"
+    low, high = (100 * found[end] for end in ("low", "high"))
+    return f"{found['hits']} of {found['total']} ({100 * found['rate']:.1f} %; {low:.1f} - {high:.1f} %)"
+
+
+def sources(skill: Mapping[str, Any], flag: str) -> str:
+    """A skill's sources of one flag as Markdown, those of the Hub as links."""
+    found = []
+    for each in skill["sources"]:
+        if each["flag"] == flag:
+            name = markdown(each["label"])
+            if is_dataset(each):
+                where = each["label"].split(" #")[0]
+                name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each['fingerprint']})"
+            found.append(f"{name} ({each['prompts']})")
+    return ", ".join(found)

@@ -1,0 +1,51 @@
+"""What an export is run with: versions, processor, threads and the packaged texts. No names of hosts or users."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exporter import __version__
+from exporter.recipes.settings import ExportSettings
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
+PACKAGED = ("everyday.jsonl", "system_prompts.jsonl", "exchanges.jsonl")
+
+
+def environment(settings: ExportSettings) -> dict[str, Any]:
+    """All that may change a float's last bits, or which prompts there are, and that no setting says."""
+    data = files("exporter.prompts").joinpath("data")
+    return {
+        "unskill": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "system": sys.platform,
+        "machine": platform.machine(),
+        "processor": processor(),
+        # Which vector instructions torch's own kernels take.
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "device": device_name(settings.device),
+        **{f"packaged {name}": hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest() for name in PACKAGED},
+    }
+
+
+def processor() -> str:
+    """Name of the processor's model, as far as the system tells."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def device_name(device: str) -> str:
+    kind = torch.device(device).type
+    return torch.cuda.get_device_name(device) if kind == "cuda" else kind

@@ -1,0 +1,121 @@
+"""Sources of the export, given again: a checkpoint names its prompts by row and sha256 only, the texts are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exporter.checkpoint.account import Records, Stored
+from exporter.common.errors import BadInput
+from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.sources import Prompt, Source, load_prompts
+
+Key = tuple[int, str]
+"""Row and sha256 of a prompt, as `prompts.json` has them: the hash says that the text is the one meant."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Prompts whose texts are known again; none without sources."""
+
+    prompts: Mapping[Key, Prompt]
+
+    def __bool__(self) -> bool:
+        return bool(self.prompts)
+
+    def find(self, record: Mapping[str, Any]) -> Prompt | None:
+        return self.prompts.get((record["row"], record["sha256"]))
+
+    def known(self, records: Records) -> list[Prompt]:
+        """The prompts of these records whose texts are known, in their order."""
+        return [prompt for prompt in map(self.find, records) if prompt is not None]
+
+
+def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> Given:
+    """Read the sources, and with any of them the packaged everyday prompts.
+
+    A source that is given without column= and so on is read as the export read it. Raises BadInput where it was no
+    source of the export, or a row that the export took is now another.
+    """
+    prompts: dict[Key, Prompt] = {}
+    for flag, specs in (("--forget", forget), ("--retain", retain)):
+        for spec in specs:
+            prompts |= read_again(stored, spec, flag)
+    if prompts:
+        prompts = by_key(everyday_prompts()) | prompts
+    return Given(prompts)
+
+
+def read_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:
+    """The prompts of one source. Of several ways of reading it (skills may share a name) those count that fit."""
+    prompts: dict[Key, Prompt] = {}
+    errors = []
+    for source in as_exported(stored, spec, flag):
+        try:
+            found = load_prompts(source, flag)
+            check_rows(stored, found, flag)
+        except BadInput as error:
+            errors.append(error)
+        else:
+            prompts |= by_key(found)
+    if not prompts:
+        raise errors[0]
+    return prompts
+
+
+def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:
+    return {(prompt.row, prompt.sha256): prompt for prompt in prompts}
+
+
+def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
+    """The source as it is given, or with the options of the export where it has none: one for each way of reading."""
+    source = Source.parse(spec, flag)
+    records = [each for skill in stored.skills for each in skill.summary["sources"] if each["flag"] == flag]
+    options = [each["options"] for each in records if plain(each["label"]) == source.label]
+    if not options:
+        names = ", ".join(dict.fromkeys(plain(each["label"]) for each in records)) or "none"
+        raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
+    if source.options:
+        return [source]
+    return list(dict.fromkeys(replace(source, **each) for each in options))
+
+
+def plain(label: str) -> str:
+    """A source's label less the number that a second file of the same name gets."""
+    return re.sub(r" #\d+$", "", label)
+
+
+def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
+    """Raises BadInput where the rows are not those that the export read under this source's name."""
+    label, keys, rows = found[0].source, by_key(found), {prompt.row for prompt in found}
+    # Files of one name, in one skill or in several, are told apart by which of them has the rows.
+    labels: dict[tuple[str, str], set[Key]] = {}
+    for skill in stored.skills:
+        for part, records in skill.prompts.items():
+            if part.removeprefix("texts.").startswith(flag.removeprefix("--")):
+                for record in records:
+                    if plain(record["source"]) == label:
+                        wanted = labels.setdefault((skill.name, record["source"]), set())
+                        wanted.add((record["row"], record["sha256"]))
+    best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
+    if not best & keys.keys():
+        raise BadInput(
+            f"{flag} {label}: none of its rows is one that the export read (sha256); is it the same column?"
+        )
+    if changed := sorted(row for row, sha in best if row in rows and (row, sha) not in keys):
+        raise BadInput(f"{flag} {label}: row {changed[0]} is not what the export read (sha256); give it as it was")
+
+
+def add_texts(numbers: dict[str, Any], given: Given) -> None:
+    """Put the texts into the lists of prompts; null where a source is not given."""
+    numbers["sources_given"] = bool(given)
+    if not given:
+        return
+    for skill in numbers["skills"]:
+        if skill["key_space"]:
+            for rows in skill["key_space"]["nearest"].values():
+                for row in rows:
+                    prompt = given.find(row)
+                    row["text"] = None if prompt is None else prompt.text

@@ -1,0 +1,68 @@
+"""What of a checkpoint's folder goes up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from exporter.checkpoint.card.name import CARD, named_card
+from exporter.common.errors import BadInput
+from exporter.common.files import FOLDER, HASHES, json_text
+from exporter.models.files import check_checkpoint, read_json
+
+# Left behind by editors, Python and interrupted downloads. Nor does what is hidden go up, unless the export wrote it.
+LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file: its path inside the checkpoint, with slashes, its place on disk or its content, its size in bytes."""
+
+    path: str
+    source: Path | bytes
+    size: int
+
+
+def uploads(out: Path) -> list[Upload]:
+    """The files of the checkpoint OUT that go up, sorted. Raises BadInput where OUT is no checkpoint of unskill."""
+    check_folder(out)
+    hashes = out / FOLDER / HASHES
+    recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # of what is missing verify says more
+    found = []
+    for source in sorted(out.rglob("*")):
+        path = source.relative_to(out)
+        # The export's own whatever their names: without one of them verify rejects what was pushed.
+        ours = path.as_posix() in recorded or not any(is_left_out(part) for part in path.parts)
+        if source.is_file() and ours:
+            found.append(Upload(path.as_posix(), source, source.stat().st_size))
+    return found
+
+
+def named(files: Sequence[Upload], out: Path, repo: str) -> list[Upload]:
+    """The same files, with the repo's name in the card, and that card's sha256 among those of the export.
+
+    OUT has to be as its export wrote it; on disk nothing changes.
+    """
+    card = named_card((out / CARD).read_text(encoding="utf-8"), repo).encode()
+    recorded = f"{FOLDER}/{HASHES}"
+    hashes = read_json(out / recorded, out.name, "OUT") | {CARD: hashlib.sha256(card).hexdigest()}
+    contents = {CARD: card, recorded: json_text(hashes).encode()}
+    other = {path: Upload(path, content, len(content)) for path, content in contents.items()}
+    return [other.get(each.path, each) for each in files]
+
+
+def is_left_out(name: str) -> bool:
+    return name.startswith(".") or any(fnmatch(name, pattern) for pattern in LEFT_OUT)
+
+
+def check_folder(out: Path) -> None:
+    name = out.resolve().name
+    if not os.path.isdir(out):  # unlike Path.is_dir also of a name too long for a file
+        raise BadInput(f"OUT {out}: there is no such folder")
+    if any(out.glob("onnx/*.onnx")):
+        raise BadInput(f"OUT {name} is an ONNX folder: push takes the checkpoint that it was made of")
+    check_checkpoint(read_json(out / "config.json", name, "OUT"), name)

@@ -1,0 +1,241 @@
+"""A checkpoint's way to the Hub: what is asked, what may go, and the one commit."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter import __version__
+from exporter.checkpoint.push.files import Upload, named, uploads
+from exporter.common.errors import BadInput, first_line
+from exporter.common.text import printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+Remark = Callable[[str], None]
+
+DEFAULT_BRANCH = "main"
+# Of the repo's own, as the Hub makes it; what a person may write before there is a model.
+KEPT = ".gitattributes"
+HARMLESS = (KEPT, "README.md", "LICENSE")
+GITIGNORE = ".gitignore"
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    """Settings of `unskill push`; the names are those of the flags. revision: a branch, or refs/pr/N."""
+
+    out: Path
+    repo: str
+    public: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    message: str | None = None
+    dry_run: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for settings that no push can have."""
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
+            raise BadInput(f"{self.repo!r} is no name of a repo: {' '.join(str(error).split())}") from error
+        if "/" not in self.repo:
+            raise BadInput(f"{self.repo!r} is no name of a repo: give USER/NAME or ORGANISATION/NAME")
+        if self.create_pr and self.revision is not None:
+            raise BadInput("--create-pr: the Hub opens pull requests against main only; leave out --revision")
+        if self.create_pr and self.public:
+            raise BadInput("--public: a pull request is not merged yet; leave out --create-pr, or push again after it")
+        if self.revision is not None and (not self.revision.strip() or re.fullmatch("[0-9a-f]{40}", self.revision)):
+            raise BadInput(f"--revision: '{self.revision}' is not the name of a branch")
+        if self.message is not None and not self.message.strip():
+            raise BadInput("--message: a commit needs a message; leave it out for the usual one")
+
+    @property
+    def command(self) -> str:
+        """The command that does the same."""
+        words = ["unskill", "push", str(self.out), self.repo]
+        words += [flag for flag, given in (("--public", self.public), ("--create-pr", self.create_pr)) if given]
+        for flag, value in (("--revision", self.revision), ("--message", self.message)):
+            words += [] if value is None else [flag, value]
+        return shlex.join(words)
+
+
+def find_token() -> str:
+    """The token of this machine's user, found as huggingface_hub does: HF_TOKEN, or the file of `hf auth login`.
+
+    Raises BadInput where there is none, or none that can be read or that a request can carry, or nothing may be sent
+    at all. The token is in none of the messages, and the library logs nothing meanwhile.
+    """
+    from huggingface_hub import constants, errors, get_token
+
+    from exporter.common.hub import HUB_ERRORS, check_endpoint, silent_library
+
+    if constants.HF_HUB_OFFLINE:
+        raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
+    check_endpoint()
+    try:
+        with silent_library():
+            token = get_token()
+    except HUB_ERRORS as error:
+        raise BadInput(
+            f"the token cannot be read ({type(error).__name__}): log in with `hf auth login`, or set HF_TOKEN"
+        ) from None
+    # A CI that trades its own identity for a token, and a login that has to be renewed.
+    except (errors.OIDCError, errors.DeviceCodeError) as error:
+        raise BadInput(f"there is no token to push with: {first_line(error)}") from None
+    if token is None:
+        raise BadInput("there is no token to push with: log in with `hf auth login`, or set HF_TOKEN")
+    if not re.fullmatch(r"[!-~]+", token):
+        # The HTTP library's own error would show it.
+        raise BadInput("the token (HF_TOKEN, or the file of `hf auth login`) has characters that no token has")
+    return token
+
+
+def push(settings: PushSettings, remark: Remark) -> dict[str, Any]:
+    """Push the checkpoint in one commit and return what was done, a JSON object; with dry_run, what would be.
+
+    Raises BadInput for a folder that is no whole checkpoint, a missing token, or a repo that holds something else;
+    RunFailed where the Hub cannot be reached or refuses. Then no commit was made, unless the message says so.
+    """
+    files = uploads(settings.out)
+    token = None if settings.dry_run else find_token()
+    check_whole(settings.out, remark)
+    files = named(files, settings.out, settings.repo)
+    found = {
+        "repo": settings.repo,
+        "revision": settings.revision or DEFAULT_BRANCH,
+        "files": [{"path": each.path, "size": each.size} for each in files],
+        "bytes": sum(each.size for each in files),
+        "dry_run": settings.dry_run,
+    }
+    return found if token is None else found | send(settings, files, token, remark)
+
+
+def check_whole(out: Path, remark: Remark) -> None:
+    """Raise BadInput where the checkpoint is not as its export wrote it."""
+    from exporter.verification.run import VerifySettings, verify
+
+    report = verify(VerifySettings(str(out), model=False, beside=False), remark)
+    if report["ok"]:
+        return
+    failed = [check for check in report["checks"] if check["ok"] is False]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    said = printable(failed[0]["detail"].partition("\n")[0])
+    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {said}{more}")
+
+
+def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Remark) -> dict[str, Any]:
+    """All that needs the network, in the order in which nothing is ever half there: a private repo, the commit, and
+    only then the world."""
+    from huggingface_hub import HfApi
+
+    from exporter.common.hub import NOT_KNOWN, Attempts, library_messages
+
+    api = HfApi(token=token)
+    attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
+    before = "no commit was made, and what was uploaded will not be uploaded again"
+    with library_messages(remark, token, settings.quiet):
+        head = attempt(before, find_repo, api, settings)
+        check_kind(head, settings)
+        stale, private = stale_files(head, files), bool(head.private)
+        if not (private or settings.public):
+            remark(f"{settings.repo} is public, and stays so")
+        commit = attempt(before, make_commit, api, settings, files, stale, head, odd=NOT_KNOWN)
+        made = commit.oid != head.sha
+        if not made:
+            remark(f"{settings.repo} holds all of this already: no new commit")
+        if settings.public and private:
+            state = f"commit {commit.oid} is there, but still private"
+            attempt(state, api.update_repo_settings, settings.repo, private=False)
+            private = False
+    return {
+        "url": f"{api.endpoint}/{settings.repo}",
+        "commit": commit.oid,
+        "commit_url": commit.commit_url,
+        "pull_request": commit.pr_url,
+        "changed": made,
+        "deleted": stale if made else [],
+        "private": private,
+    }
+
+
+def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
+    """The repo at the revision that is pushed to; where there is no repo, a new private one, and its new branch.
+
+    Raises BadInput where that branch would be made of what is not ours.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        main = api.model_info(settings.repo)
+    except RepositoryNotFoundError:
+        api.create_repo(settings.repo, private=True, exist_ok=True)
+        main = api.model_info(settings.repo)
+    revision = settings.revision
+    if revision in (None, DEFAULT_BRANCH):
+        return main
+    try:
+        return api.model_info(settings.repo, revision=revision)
+    except RevisionNotFoundError:
+        if revision.startswith("refs/"):
+            raise
+    check_kind(main, settings)
+    api.create_branch(settings.repo, branch=revision, exist_ok=True)
+    return api.model_info(settings.repo, revision=revision)
+
+
+def check_kind(head: ModelInfo, settings: PushSettings) -> None:
+    """Raise BadInput where the commit would take away what is not ours, or not hold all of it."""
+    there = [each.rfilename for each in head.siblings or ()]
+    ours = any(re.fullmatch(r"modeling_unskill_\w+\.py", name) for name in there)
+    if ignoring := [name for name in there if name.rpartition("/")[2] == GITIGNORE]:
+        raise BadInput(
+            f"{settings.repo} has {ignoring[0]}, by which the Hub leaves files out of a commit without a word: delete "
+            "it there first"
+        )
+    others = [name for name in there if name not in HARMLESS]
+    if others and not ours and not settings.create_pr:
+        raise BadInput(
+            f"{settings.repo} holds something else than a checkpoint of unskill ({others[0]}), which a push would "
+            "replace: name another repo, or have the change looked at first with --create-pr"
+        )
+
+
+def stale_files(head: ModelInfo, files: Sequence[Upload]) -> list[str]:
+    """What the repo holds and the checkpoint does not. It goes in the same commit: transformers would prefer an
+    earlier push's model.safetensors to the shards of this one."""
+    ours = {KEPT, *(each.path for each in files)}
+    return sorted(each.rfilename for each in head.siblings or () if each.rfilename not in ours)
+
+
+def make_commit(
+    api: HfApi, settings: PushSettings, files: Sequence[Upload], stale: Sequence[str], head: ModelInfo
+) -> CommitInfo:
+    """Upload what is not there yet, then commit. The head's own commit where nothing differs.
+
+    Not `upload_folder`: with hf_xet that makes several commits of a folder, and splits one that the Hub has rejected.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    return api.create_commit(
+        settings.repo,
+        [
+            *(CommitOperationAdd(each.path, each.source) for each in files),
+            *(CommitOperationDelete(name) for name in stale),
+        ],
+        commit_message=settings.message or f"Checkpoint written by unskill {__version__}",
+        revision=settings.revision,
+        create_pr=settings.create_pr,
+        # Refused where somebody has committed since `head` was read: `stale` is of that.
+        parent_commit=head.sha,
+    )

@@ -1,0 +1,82 @@
+"""The recipe that an export leaves in `reproduce/`: what was asked, with every default written out.
+
+So the same choices are made again; what "auto" became is in the summary. No path from outside the working directory
+and no text of a prompt is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import tomli_w
+
+from exporter.models.files import Base
+from exporter.prompts.skills import SkillPrompts, SourceRecord
+from exporter.prompts.sources import Source, fingerprint, write_template
+from exporter.recipes.recipe import COMMON_KEYS, SKILL_KEYS
+from exporter.recipes.recorded import base_files, portable, text_sha256
+from exporter.recipes.settings import ExportSettings, SkillSettings
+
+HEADER = """\
+# What this checkpoint was made by. It makes the same interventions again, to the byte on a machine like the one that
+# versions.json tells of, where every file named here is in the working directory or in a folder given by --data:
+#
+#     unskill export OUT --recipe recipe.toml --data DIR{system_prompts}
+#
+# Flags win over what stands here. Files must have the sha256 that they had; of weights the
+# beginning, middle and end of every tensor are compared.
+
+"""
+
+
+def recipe_toml(settings: ExportSettings, skills: Sequence[SkillPrompts], base: Base, threads: int) -> str:
+    """The recipe as TOML. threads: of torch, as they were."""
+    values: dict[str, Any] = {"model": base.name if base.revision else portable_model(settings.model, base)}
+    values |= {"revision": base.revision} if base.revision else {}
+    asked = replace(settings, threads=threads)
+    for name in COMMON_KEYS.keys() - {"model", "out", "revision", "system_prompts", "statistics", "prompt_template"}:
+        values[name] = getattr(asked, name)
+    values["prompt_template"] = write_template(settings.prompt_template)
+    recorded: dict[str, Any] = {"system_prompts": [text_sha256(text) for text in settings.system_prompts]}
+    if settings.statistics is not None:
+        values["statistics"] = portable(str(settings.statistics))
+        recorded["statistics"] = fingerprint(Source(str(settings.statistics)), "--statistics")
+    if settings.compat is None:
+        del values["compat"]
+    order = [field.name for field in fields(ExportSettings)]
+    common = {name: written(values[name]) for name in order if name in values}
+    content = common | {"skill": [skill_table(each) for each in skills]}
+    content["recorded"] = recorded | {"base": base_files(base)}
+    header = HEADER.format(system_prompts=" --system-prompt TEXT ..." if settings.system_prompts else "")
+    return header + tomli_w.dumps(content)
+
+
+def portable_model(model: str, base: Base) -> str:
+    return model if portable(model) == model else base.name
+
+
+def skill_table(prompts: SkillPrompts) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(prompts.skill, name) for name in SKILL_KEYS}
+    for flag in ("forget", "retain"):
+        read = [
+            recorded_source(source, record).spec
+            for source, record in zip(prompts.sources, prompts.records, strict=True)
+            if record.flag == f"--{flag}"
+        ]
+        values[flag] = read
+    order = ["name", "method", *(field.name for field in fields(SkillSettings))]
+    return {name: written(values[name]) for name in dict.fromkeys(order)}
+
+
+def recorded_source(source: Source, record: SourceRecord) -> Source:
+    """A source as it was read: a file with its digest, a dataset at its commit."""
+    if source.path is None:
+        return replace(source, revision=record.fingerprint)
+    return replace(source, location=portable(source.location), sha256=record.fingerprint)
+
+
+def written(value: Any) -> Any:
+    """A setting as TOML has it: "auto" where something was left to be chosen."""
+    return "auto" if value is None else list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,110 @@
+"""`reproduce/` in a checkpoint: what it takes to make it again and to check it. No path and no prompt text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.checkpoint.environment import environment
+from exporter.checkpoint.recipe import recipe_toml
+from exporter.checkpoint.shards import file_sha256, write_tensors
+from exporter.common.files import FOLDER, HASHES, RECIPE, write_json
+from exporter.models.files import Base
+from exporter.prompts.formats import Query
+from exporter.prompts.skills import SkillOutcome
+from exporter.recipes.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_reproduce(
+    folder: Path,
+    base: Base,
+    settings: ExportSettings,
+    outcomes: Sequence[SkillOutcome],
+    summary: dict[str, Any],
+    hashes: dict[str, str],
+    halved: bool,
+) -> None:
+    """Write the folder, as the last of a checkpoint's files.
+
+    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied;
+    halved: whether memory ran out, and batches were made smaller than the settings say.
+    """
+    target = folder / FOLDER
+    target.mkdir(exist_ok=True)  # what is kept of the base lies in it already
+    versions = environment(settings) | {"batches_halved": halved}
+    recipe = recipe_toml(settings, [outcome.plan.prompts for outcome in outcomes], base, versions["threads"])
+    (target / RECIPE).write_text(recipe, encoding="utf-8")
+    write_json(target / "versions.json", versions)
+    write_json(target / "summary.json", summary)
+    write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
+    tensors = {
+        f"{outcome.skill.name}.{name}": tensor.contiguous()
+        for outcome in outcomes
+        for name, tensor in statistics(outcome).items()
+    }
+    write_tensors(target / "statistics.safetensors", tensors)
+    write_json(target / HASHES, all_hashes(folder, hashes))
+
+
+def all_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of every file by its path inside the folder; base weights only where they are known."""
+    shards = sorted(folder.glob("model-*.safetensors"))[:-1]  # the last has the interventions
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in shards]
+    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    return dict(sorted((found | dict(known)).items()))
+
+
+def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
+    """What was found for one skill, by names as in `reproduce/statistics.safetensors`, all float64."""
+    tensors: dict[str, Tensor] = {} if outcome.evidence is None else outcome.evidence.tensors()
+    if outcome.neurons is not None:
+        for side, found in (("forget", outcome.neurons.forget), ("retain", outcome.neurons.retain)):
+            tensors |= {
+                f"na.{side}.mean": found.gaussian.mean,
+                f"na.{side}.deviation": found.gaussian.deviation,
+                f"na.{side}.magnitude": found.magnitude,
+            }
+    return tensors
+
+
+def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
+    """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
+    forget, retain, evidence = outcome.plan.forget, outcome.plan.retain, outcome.evidence
+    found = {
+        "forget.fit": records(forget.fit if evidence is None else evidence.fitted),
+        "forget.choose": records(forget.choose),
+        "forget.calibrate": records(forget.calibrate),
+        "forget.report": records(forget.report),
+        "retain.choose": records(retain.choose),
+        "retain.report": records(retain.report),
+    }
+    if evidence is not None:
+        found |= {
+            "forget.choose.unseen": records(evidence.choose_unseen.queries),
+            "forget.report.unseen": records(evidence.report_unseen.queries),
+            "retain.choose.others": records(evidence.retain_others.queries),
+        }
+    if outcome.plan.texts is not None:
+        for side in ("forget", "retain", "everyday"):
+            parts = getattr(outcome.plan.texts, side)
+            found |= {f"texts.{side}.{name}": records(part) for name, part in parts.items()}
+    return found
+
+
+def records(queries: Sequence[Query]) -> list[dict[str, Any]]:
+    """Prompts by source, row and sha256."""
+    return [
+        {
+            "source": query.prompt.source,
+            "row": query.prompt.row,
+            "sha256": query.prompt.sha256,
+            "format": query.format,
+            "variant": query.variant,
+            "tokens": len(query.ids),
+        }
+        for query in queries
+    ]

@@ -1,0 +1,220 @@
+"""The checkpoint folder: base weights with R's row, the interventions, tokenizer, modeling code, card and reproduce/.
+
+Nothing is loaded and saved again: shards are copied as bytes, JSON files as JSON, so what is not named here is as it
+was in the base.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
+from exporter import __version__
+from exporter.checkpoint.base.keeping import CopiedShard, keep_base
+from exporter.checkpoint.base.local_paths import of_base
+from exporter.checkpoint.card.render import render_card
+from exporter.checkpoint.code import class_names, module_name, render_modeling
+from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.reproduce import write_reproduce
+from exporter.checkpoint.shards import (
+    RowPatch,
+    copy_shard,
+    encode_row,
+    merged_index,
+    read_header,
+    shard_names,
+    write_tensors,
+)
+from exporter.common.errors import RunFailed
+from exporter.common.files import write_json
+from exporter.methods.neurons.live import layer_counts, neuron_buffers
+from exporter.methods.neurons.scores import NeuronChanges
+from exporter.methods.refusal.states import RefusalStates
+from exporter.methods.refusal.token import RefusalToken, check_tokenizer, write_tokenizer
+from exporter.models.files import LICENCES, Base, LoadedModel, read_json
+from exporter.pipeline.figures import can_draw, draw_figures
+from exporter.prompts.skills import SkillOutcome
+from exporter.recipes.settings import ExportSettings
+
+GENERATION = "generation_config.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def write_checkpoint(
+    folder: Path,
+    loaded: LoadedModel,
+    settings: ExportSettings,
+    token: RefusalToken | None,
+    states: RefusalStates | None,
+    outcomes: Sequence[SkillOutcome],
+    changes: NeuronChanges,
+    summary: dict[str, Any],
+    halved: bool = False,
+) -> None:
+    """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails.
+
+    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's; halved: whether
+    memory ran out while it was probed.
+    """
+    base, family = loaded.base, loaded.family
+    buffers = intervention_buffers(settings, outcomes, changes, states)
+    shards = write_weights(folder, loaded, settings, token, states, buffers)
+    code = folder / f"{module_name(family)}.py"
+    code.write_text(render_modeling(family), encoding="utf-8")
+
+    record = {
+        "format": UNSKILL_FORMAT,
+        "version": __version__,
+        "seed": settings.seed,
+        "draws": settings.draws,
+        "compat": settings.compat,
+        "refusal": token.text if token else None,
+        "refusal_token_id": token.id if token else None,
+        "eos_token_id": states.eos_id if states else None,
+        "added_row": token.added_row if token else False,
+        # Without hypercubes there is nothing that only a head could refuse.
+        "base_model": "closed" if states is None or states.closed else "raises",
+        "dtype": summary["dtype"],
+        "layers": layer_settings(outcomes, changes),
+        "skills": [
+            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary["skills"], strict=True)
+        ],
+        "unused_weights": unused_weights(loaded),
+        "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
+        "code_sha256": code_sha256(code),
+    }
+    config = checkpoint_config(
+        kept_json(base, "config.json"),
+        model_type=f"unskill_{family.model_type}",
+        class_names=class_names(family),
+        module=module_name(family),
+        vocab_size=base.config["vocab_size"] + (token.added_row if token else 0),
+        unskill=record | {"record_sha256": record_sha256(record)},
+    )
+    write_json(folder / "config.json", config)
+    if (base.folder / GENERATION).is_file():
+        write_json(folder / GENERATION, checkpoint_generation_config(kept_json(base, GENERATION)))
+    write_tokenizer(base.folder, folder, token, loaded.tokenizer)
+    check_tokenizer(loaded.tokenizer, PreTrainedTokenizerFast.from_pretrained(folder), token)
+    for pattern in LICENCES:
+        for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
+            shutil.copyfile(path, folder / path.name)
+    figures = draw_figures(folder, outcomes, summary) if settings.figures and can_draw() else []
+    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
+    keep_base(folder, base, shards, settings.fingerprints)
+    hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
+    write_reproduce(folder, base, settings, outcomes, summary, hashes, halved)
+
+
+def kept_json(base: Base, name: str) -> dict[str, Any]:
+    """A JSON file of the base without local paths, as `keep_base` keeps it. Raises BadInput where it is no JSON."""
+    read_json(base.folder / name, base.name, "MODEL")
+    content: dict[str, Any] = json.loads(
+        of_base(base.folder, base.revision, name, (base.folder / name).read_bytes())[0]
+    )
+    return content
+
+
+def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[str, Any]) -> dict[str, Any]:
+    """One skill in config.json."""
+    record: dict[str, Any] = {"name": outcome.skill.name, "method": outcome.skill.method}
+    if outcome.neurons is not None:
+        record |= {"score": outcome.neurons.score, "beta": outcome.neurons.beta, "borne": outcome.neurons.borne}
+    if outcome.decision is not None:
+        record |= {
+            "layer": outcome.decision.layer,
+            "alpha": asdict(outcome.decision.alpha),
+            "separates": outcome.decision.separates,
+            "formats": found["key_space"]["hypercubes"],
+            "prompt_template": settings.prompt_template,
+            "blocked": found["key_space"]["blocked"],
+            "false_blocks_over_answers": found["key_space"]["false_blocks_over_answers"],
+        }
+    return record
+
+
+def layer_settings(outcomes: Sequence[SkillOutcome], changes: NeuronChanges) -> dict[str, dict[str, int]]:
+    """What each MLP with interventions has: numbers of hypercubes, of adjusted and of pruned neurons."""
+    layers = layer_counts(changes)
+    for outcome in outcomes:
+        if outcome.evidence is not None and outcome.decision is not None:
+            counts = layers.setdefault(str(outcome.decision.layer), {})
+            counts["cubes"] = counts.get("cubes", 0) + len(outcome.evidence.keys.gaussians)
+    return dict(sorted(layers.items(), key=lambda item: int(item[0])))
+
+
+def intervention_buffers(
+    settings: ExportSettings,
+    outcomes: Sequence[SkillOutcome],
+    changes: NeuronChanges,
+    states: RefusalStates | None,
+) -> dict[str, Tensor]:
+    """The buffers by their names inside the base model: those of neurons (see `neuron_buffers`), bounds (c, 2, d_ff)
+    of all skills' hypercubes in a layer and, if the base-model class is closed, states (2, hidden)."""
+    buffers = neuron_buffers(changes, settings.seed, settings.compat)
+    cubes: dict[str, list[Tensor]] = {}
+    for outcome in outcomes:
+        if outcome.evidence is not None and outcome.decision is not None:
+            layer, alpha = outcome.decision.layer, outcome.decision.alpha.value
+            name = f"layers.{layer}.mlp.unskill_ksd_bounds"
+            cubes.setdefault(name, []).append(outcome.evidence.keys.bounds(layer, alpha))
+    buffers |= {name: torch.cat(bounds) for name, bounds in cubes.items()}
+    if states is not None and states.closed:
+        buffers["unskill_refusal.unskill_states"] = states.states
+    for name, tensor in buffers.items():
+        if not torch.isfinite(tensor).all():
+            raise RunFailed(f"{name} holds NaN or infinity; try another --dtype")
+    return buffers
+
+
+def unused_weights(loaded: LoadedModel) -> list[str]:
+    """Tensors of the base that its own class does not have, and so does not load: they are copied all the same."""
+    known = loaded.model.state_dict().keys()
+    stored = {name for shard in loaded.base.shards for name in read_header(loaded.base.folder / shard).tensors}
+    return sorted(stored - known)
+
+
+def write_weights(
+    folder: Path,
+    loaded: LoadedModel,
+    settings: ExportSettings,
+    token: RefusalToken | None,
+    states: RefusalStates | None,
+    buffers: dict[str, Tensor],
+) -> list[CopiedShard]:
+    """Base shards with R's row, one more shard with the interventions, and the index. Returns the base's."""
+    base = loaded.base
+    names = shard_names(len(base.shards) + 1)
+    shards: list[CopiedShard] = []
+    patched: set[str] = set()
+    for shard, name in zip(base.shards, names, strict=False):
+        source, target = base.folder / shard, folder / name
+        patches = []
+        if token is not None and states is not None:
+            header = read_header(source)
+            patches = [
+                RowPatch(name, token.id, encode_row(states.head_row, header.tensors[name].dtype))
+                for name in (EMBEDDING, HEAD)
+                if name in header.tensors
+            ]
+        patched.update(patch.tensor for patch in patches)
+        fingerprint = copy_shard(source, target, patches, link=settings.link, fingerprint=settings.fingerprints)
+        shards.append(CopiedShard(shard, target.name, tuple(patches), fingerprint))
+    tied = loaded.model.config.get_text_config().tie_word_embeddings
+    whole = (EMBEDDING in patched or (tied and HEAD in patched)) and (tied or HEAD in patched)
+    if token is not None and not whole:
+        raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
+    extra = folder / names[-1]
+    write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
+    targets = [folder / shard.target for shard in shards]
+    write_json(folder / "model.safetensors.index.json", merged_index([*targets, extra]))
+    return shards

@@ -1,0 +1,125 @@
+"""A conversation with a checkpoint and, beside it, with its base: the same user's turns, to each its own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from exporter.cli.chat.answers import Answer, Sampling, answer
+from exporter.cli.chat.settings import check_text
+from exporter.cli.chat.why import Detector
+from exporter.common.errors import BadInput
+from exporter.evaluation.tasks import context_of
+from exporter.models.subjects import BASE, EDITED, Subject
+from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message
+
+
+@dataclass
+class Side:
+    """One model in a conversation, and what has been said to it. detectors: see `answer`; None of a base model."""
+
+    subject: Subject
+    formatter: Formatter
+    detectors: Sequence[Detector] | None = None
+    suppressed: int | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    @property
+    def role(self) -> str:
+        return self.subject.role
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt and the answers to it. base: None where there is no base to compare with."""
+
+    prompt: str
+    edited: Answer
+    base: Answer | None
+
+    @property
+    def same(self) -> bool | None:
+        return None if self.base is None else self.base.text == self.edited.text
+
+
+class Conversation:
+    """sides: the checkpoint and, to compare with, its base.
+
+    keep: whether a turn follows on those before it; without a chat template none ever does. stoppable: see `answer`.
+    """
+
+    def __init__(self, sides: Sequence[Side], sampling: Sampling, *, keep: bool, stoppable: bool = False) -> None:
+        self.sides, self._sampling, self._keep, self._stoppable = sides, sampling, keep, stoppable
+        self._system: str | None = None
+        self._turns = 0
+
+    @property
+    def remembers(self) -> bool:
+        return self._keep and all(SECOND_TURN in side.formatter.formats_used for side in self.sides)
+
+    @property
+    def system(self) -> str | None:
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        """Raises BadInput where a model takes no system prompt."""
+        if text is not None:
+            check_text(text, "system prompt")
+            for side in self.sides:
+                if SYSTEM not in side.formatter.formats_used:
+                    raise BadInput(f"system prompt (--system): {side.subject.name} is asked in a form that has none")
+        self._system = text
+
+    def reset(self) -> None:
+        """Forget what has been said; the system prompt stays."""
+        for side in self.sides:
+            side.messages.clear()
+
+    def ask(self, prompt: str, write: Callable[[str, str], None]) -> Turn:
+        """The next turn; write(role, piece) is called with every piece of the answers, one after the other, and
+        with none as one begins.
+
+        Raises BadInput where the prompt is no text, has no tokens or leaves no room for an answer; the conversation is
+        then as it was before. RunFailed: see `answer`.
+        """
+        check_text(prompt, "prompt")
+        ids = [self._ids(side, prompt) for side in self.sides]
+        answers: dict[str, Answer] = {}
+        for side, each in zip(self.sides, ids, strict=True):
+            write(side.role, "")
+            context = context_of(side.subject)
+            room = self._sampling.max_new_tokens if context is None else context - len(each)
+            sampling = replace(
+                self._sampling,
+                max_new_tokens=min(self._sampling.max_new_tokens, room),
+                seed=self._sampling.seed + self._turns,  # the same for all sides
+            )
+            answers[side.role] = answer(
+                side.subject,
+                each,
+                sampling,
+                partial(write, side.role),
+                detectors=side.detectors,
+                suppressed=side.suppressed,
+                stoppable=self._stoppable,
+            )
+        self._turns += 1
+        if self.remembers:
+            for side in self.sides:
+                said = answers[side.role].text
+                side.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}]
+        return Turn(prompt, answers[EDITED], answers.get(BASE))
+
+    def _ids(self, side: Side, prompt: str) -> tuple[int, ...]:
+        ids = side.formatter.render(prompt, system=self._system, history=side.messages)
+        context = context_of(side.subject)
+        if not ids:
+            raise BadInput(f"the prompt has no tokens for {side.subject.name}")
+        if context is not None and len(ids) >= context:
+            raise BadInput(
+                f"the conversation has {len(ids)} tokens, {side.subject.name} a context of {context}: "
+                + ("shorten the prompt, or begin anew" if side.messages else "shorten the prompt")
+            )
+        return ids

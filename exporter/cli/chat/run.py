@@ -1,0 +1,135 @@
+"""`unskill chat`, from its settings to the last answer."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from exporter.cli.chat.answers import Answer, Sampling
+from exporter.cli.chat.conversation import Conversation, Side, Turn
+from exporter.cli.chat.interactive import interact
+from exporter.cli.chat.screen import Screen, about
+from exporter.cli.chat.settings import ChatSettings, check_text
+from exporter.cli.chat.why import detectors_of
+from exporter.common.errors import BadInput
+from exporter.common.text import echo_json
+from exporter.models.plain import plain_base
+from exporter.models.subjects import BASE, Subject, load_base, load_edited
+from exporter.prompts.formats import Formatter
+from exporter.prompts.sources import read_template
+
+
+def chat(settings: ChatSettings) -> None:
+    """Run the chat, in the end printing with as_json what was said: also where a later prompt cannot be asked.
+
+    Raises BadInput for a checkpoint, base or prompt that cannot be used, RunFailed where memory does not suffice.
+    """
+    interactive = not settings.prompts and sys.stdin.isatty()
+    if interactive and settings.as_json:
+        raise BadInput("--json: needs prompts, by --prompt TEXT or one a line on stdin")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    edited = load_edited(settings.checkpoint, settings.dtype, settings.device)
+    sides = [Side(edited, formatter_of(edited, edited, settings), detectors_of(edited))]
+    if settings.base is not None:
+        base = load_base(settings.base, settings.dtype, settings.device)
+        sides.append(Side(base, formatter_of(base, edited, settings)))
+    elif settings.compare:
+        base = plain_base(edited)
+        sides.append(Side(base, formatter_of(base, edited, settings), suppressed=padding_refusal(edited)))
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
+    conversation = Conversation(sides, sampling, keep=interactive or settings.conversation, stoppable=interactive)
+    conversation.system = settings.system
+    names = {side.role: side.subject.name for side in sides}
+    screen = Screen(names, why=not settings.quiet, answers_alone=settings.quiet)
+    if not edited.tokenizer.chat_template:
+        for text in sides[0].formatter.remarks:
+            screen.remark(text)
+    if (interactive or settings.conversation) and not conversation.remembers:
+        screen.remark("Prompts are asked in a form that has no earlier turns: each stands alone.")
+    if interactive:
+        screen.remark(about(edited.name, edited.settings["skills"]))
+        interact(conversation, screen)
+        return
+    turns: list[Turn] = []
+    try:
+        for prompt in settings.prompts or piped():
+            if settings.as_json:
+                turns.append(conversation.ask(prompt, lambda role, piece: None))
+                continue
+            if not settings.quiet:
+                screen.asked(prompt, first=not turns)
+            turns.append(screen.turn(conversation, prompt))
+    finally:
+        if settings.as_json and turns:
+            said = {
+                "checkpoint": edited.name,
+                "base": names.get(BASE),
+                "system": settings.system,
+                "conversation": conversation.remembers,
+                "max_new_tokens": settings.max_new_tokens,
+                "temperature": settings.temperature,
+                "seed": settings.seed,
+                "dtype": str(edited.model.dtype).removeprefix("torch."),
+                "turns": [turn_record(turn) for turn in turns],
+            }
+            echo_json(said)
+    if not turns:
+        raise BadInput("no prompt: give --prompt TEXT, or one a line on stdin")
+
+
+def formatter_of(subject: Subject, edited: Subject, settings: ChatSettings) -> Formatter:
+    """How a model is asked: as the user says, else as the export's prompts were."""
+    recorded = (skill["prompt_template"] for skill in edited.settings["skills"] if "prompt_template" in skill)
+    given = settings.prompt_template
+    template = next(recorded, "auto") if given is None else read_template(given, "--prompt-template")
+    return Formatter(subject.tokenizer, template=template)
+
+
+def padding_refusal(edited: Subject) -> int | None:
+    """R where it took a padding row of the base, which in the checkpoint's weights says what R's says."""
+    return None if edited.settings["added_row"] else edited.refusal_id
+
+
+def piped() -> Iterator[str]:
+    """Prompts from stdin, one a line. Raises BadInput for bytes that are no text."""
+    try:
+        for number, line in enumerate(sys.stdin, start=1):
+            if line.strip():
+                check_text(line, f"stdin: line {number}")
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise BadInput("stdin: is not UTF-8 text") from error
+
+
+def turn_record(turn: Turn) -> dict[str, Any]:
+    """One turn in --json."""
+    edited, base = turn.edited, turn.base
+    skills = [
+        {
+            "name": each.skill,
+            "layer": each.layer,
+            "score": each.score,
+            "alpha": each.alpha,
+            "blocked": each.blocked_after is not None,
+            "blocked_after": each.blocked_after,
+            "blocked_score": each.blocked_score,
+        }
+        for each in edited.verdicts
+    ]
+    return {
+        "prompt": turn.prompt,
+        **answer_record(edited),
+        "blocked": edited.blocked_after is not None,
+        "blocked_after": edited.blocked_after,
+        "skills": skills,
+        "neurons": None if edited.moved is None else asdict(edited.moved),
+        "base": None if base is None else answer_record(base) | {"same": turn.same},
+    }
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    return {"answer": answer.text, "tokens": answer.tokens, "ended": answer.ended}

@@ -1,0 +1,151 @@
+"""Why an answer is what it is: scores against alpha at every position it was written from, and neurons moved there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_modeling.key_space import inside_hypercubes
+from exporter.common.errors import BadInput
+from exporter.models.hooks import key_taps, pre_activation_taps
+from exporter.models.subjects import Subject
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """The hypercubes of one skill. bounds: (c, 2, d_ff) float32 as stored, lower and upper; on the CPU."""
+
+    skill: str
+    layer: int
+    alpha: float
+    bounds: Tensor
+
+    def score(self, key: Tensor) -> float:
+        """s(k) of one key vector (d_ff,), the least over the hypercubes.
+
+        Centre and deviations are taken from the bounds, which are mu -+ alpha sd rounded outwards to float32. A NaN
+        is not outside, as for the runtime.
+        """
+        lower, upper = self.bounds.double().unbind(1)
+        deviation = (upper - lower) / (2 * self.alpha)
+        away = (key.double() - (lower + upper) / 2).abs() / deviation  # (c, d_ff)
+        return float(away.nan_to_num(nan=0.0).amax(-1).amin())
+
+    def blocks(self, key: Tensor) -> bool:
+        return bool(inside_hypercubes(key, self.bounds))
+
+
+def detectors_of(subject: Subject) -> list[Detector]:
+    """The skills that a checkpoint refuses, in the order of its config.json, which is that of the bounds in a layer.
+
+    Raises BadInput where config.json does not say which hypercubes are whose.
+    """
+    core: Any = subject.model.base_model
+    taken: dict[int, int] = {}
+    found = []
+    try:
+        for skill in subject.settings["skills"]:
+            if "ksd" not in skill["method"].split("+"):
+                continue
+            layer, first = int(skill["layer"]), taken.get(int(skill["layer"]), 0)
+            taken[layer] = first + len(skill["formats"])
+            bounds = core.layers[layer].mlp.unskill_ksd_bounds[first : taken[layer]].cpu()
+            found.append(Detector(str(skill["name"]), layer, float(skill["alpha"]["value"]), bounds))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BadInput(
+            f"CHECKPOINT {subject.name}: config.json has no unskill.skills that fit its layers ({error!r})"
+        ) from error
+    cubes = {int(layer): counts["cubes"] for layer, counts in subject.settings["layers"].items() if "cubes" in counts}
+    if cubes != taken:
+        raise BadInput(
+            f"CHECKPOINT {subject.name}: config.json gives skills {taken} hypercubes by layer, the model has {cubes}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one skill's hypercubes said. score: of the prompt's last token; None where nothing was looked at yet.
+
+    blocked_after: how many tokens of the answer stood before the refusal, 0 right after the prompt; None without one.
+    blocked_score: the score there.
+    """
+
+    skill: str
+    layer: int
+    alpha: float
+    score: float | None
+    blocked_after: int | None
+    blocked_score: float | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Adjusted neurons over the positions that an answer's tokens were written from. `selected`: how many there are;
+    `ever`: those that were moved at least once; `moves`: moves in all, by any neuron at any position."""
+
+    selected: int
+    ever: int
+    moves: int
+    positions: int
+
+
+@dataclass
+class Seen:
+    """What was seen at the last position of each forward: by detector the keys' scores and decisions, by layer which
+    adjusted neurons were moved, (n,) bool each."""
+
+    keys: dict[Detector, list[tuple[float, bool]]]
+    moved: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def verdicts(self) -> list[Verdict]:
+        found = []
+        for detector, each in self.keys.items():
+            hit = next((place for place, (_, blocked) in enumerate(each) if blocked), None)
+            score = each[0][0] if each else None
+            at = None if hit is None else each[hit][0]
+            found.append(Verdict(detector.skill, detector.layer, detector.alpha, score, hit, at))
+        return found
+
+    def neurons(self) -> Moved | None:
+        """None where no neuron is adjusted, or nothing was seen."""
+        if not self.moved:
+            return None
+        layers = [torch.stack(each) for each in self.moved.values()]  # (positions, n) each
+        return Moved(
+            selected=sum(each.shape[1] for each in layers),
+            ever=sum(int(each.any(0).sum()) for each in layers),
+            moves=sum(int(each.sum()) for each in layers),
+            positions=max(each.shape[0] for each in layers),
+        )
+
+
+@contextmanager
+def watched(subject: Subject, detectors: Sequence[Detector]) -> Iterator[Seen]:
+    """While this lasts, see what the interventions do in each forward of one row."""
+    core: Any = subject.model.base_model
+    indices = {layer: module.mlp._buffers.get("unskill_na_index") for layer, module in enumerate(core.layers)}
+    seen = Seen({detector: [] for detector in detectors})
+    gates: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def before(layer: int, values: Tensor) -> None:
+        if indices[layer] is not None:
+            gates[layer] = values, values[0, -1, indices[layer]]
+
+    def after(layer: int, keys: Tensor) -> None:
+        if layer in gates:  # which the MLP has changed in place by now
+            values, unmoved = gates.pop(layer)
+            seen.moved.setdefault(layer, []).append((values[0, -1, indices[layer]] != unmoved).cpu())
+        own = [detector for detector in detectors if detector.layer == layer]
+        if own:
+            key = keys[0, -1].float().cpu()
+            for detector in own:
+                seen.keys[detector].append((detector.score(key), detector.blocks(key)))
+
+    with pre_activation_taps(subject.model, before), key_taps(subject.model, after):
+        yield seen

@@ -1,0 +1,36 @@
+"""The command `unskill inspect`; it imports no torch, so that a look costs no wait."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from exporter.common.text import echo_json
+
+
+@click.command("inspect", short_help="What a checkpoint says of itself.")
+@click.argument("checkpoint")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, with every rate.")
+def inspect_command(checkpoint: str, as_json: bool) -> None:
+    """Print what CHECKPOINT (folder or Hub id, or a folder of unskill onnx) says of itself: its skills and what was
+    done to them, what was measured, what it was made of, sizes.
+
+    Nothing is loaded, and nothing compared: that is what unskill verify is for.
+
+    \b
+    unskill inspect OUT
+    """
+    from exporter.checkpoint.inspect import inspect, written_by_unskill
+
+    found = inspect(checkpoint)
+    if as_json:
+        echo_json(found)
+        return
+    from rich.console import Console
+
+    from exporter.cli.tables.inspection import parts
+
+    with written_by_unskill(found["checkpoint"]):
+        shown = list(parts(found))
+    Console(width=None if sys.stdout.isatty() else 100).print(*shown, sep="\n")

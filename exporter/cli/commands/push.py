@@ -1,0 +1,71 @@
+"""The command `unskill push`; like all of them it imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.common.text import echo_json, printable
+
+SNIPPET = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repo}", revision="{commit}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{commit}", trust_remote_code=True)"""
+
+
+@click.command("push", short_help="A checkpoint to the Hub, in one commit.")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="USER/NAME")
+@click.option("--public", is_flag=True, help="Make the repo public, once the commit is made; also one that exists.")
+@click.option("--revision", metavar="BRANCH", help="Commit to this branch, which is made of main if it is missing.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main.")
+@click.option("--message", metavar="TEXT", help="Of the commit.")
+@click.option("--dry-run", is_flag=True, help="List what would go up; needs no token and no network.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+def push_command(as_json: bool, **flags: Any) -> None:
+    """Push the checkpoint OUT to the Hub repo USER/NAME, in one commit, and print how to load that commit.
+
+    A new repo is private; --public makes it public after the commit, so that nobody sees half a checkpoint. A repo
+    that exists keeps its visibility, and its files that OUT does not have are removed in the same commit. What
+    unskill verify rejects is not pushed; its checks that load the model are left out.
+
+    The token is HF_TOKEN, or that of `hf auth login`. Where a push fails, the same command goes on: files that were
+    uploaded whole are not uploaded again.
+
+    \b
+    unskill push OUT USER/NAME
+    """
+    from exporter.checkpoint.push.push import PushSettings, push
+
+    settings = PushSettings(**flags)
+    done = push(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    if as_json:
+        echo_json(done)
+    else:
+        show_push(done)
+
+
+def show_push(done: dict[str, Any]) -> None:
+    """Print what a push did or would do."""
+    from exporter.common.staging import human_size
+
+    total = f"{len(done['files'])} files, {human_size(done['bytes'])}"
+    if done["dry_run"]:
+        for each in done["files"]:
+            click.echo(f"{each['size']:>14,}  {printable(each['path'])}")
+        click.echo(f"Would push {total} to {done['repo']}, branch {printable(done['revision'])}")
+        return
+    where = f"{printable(done['url'])} ({'private' if done['private'] else 'public'})"
+    if done["pull_request"]:
+        click.echo(f"Opened {printable(done['pull_request'])}: {total}")
+    elif done["changed"]:
+        click.echo(f"Pushed {total} to {where}")
+    else:
+        click.echo(f"All there already: {total} in {where}")
+    if done["deleted"]:
+        click.echo(f"Removed from the repo: {', '.join(map(printable, done['deleted']))}")
+    click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")

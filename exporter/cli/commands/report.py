@@ -1,0 +1,42 @@
+"""The command `unskill report`; like all of them it imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.common.staging import beside
+from exporter.common.text import echo_json
+
+
+@click.command("report", short_help="A checkpoint's figures as one page, and as PNGs.")
+@click.argument("checkpoint")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default CHECKPOINT-report.")
+@click.option("--forget", multiple=True, metavar="SOURCE", help="A source of the export again: its prompts are shown.")
+@click.option("--retain", multiple=True, metavar="SOURCE", help="Likewise.")
+@click.option(
+    "--base", metavar="MODEL", help="What it was made of: answers before and after, Gaussian check of neurons."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the folder, in one step, once the new one is whole.")
+@click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write report.html, report.json and figures/*.png of CHECKPOINT (folder or Hub id), by the numbers that it holds.
+
+    The page needs no network. Prompts are in it only where their sources are given again, answers only where the base
+    model is given too.
+
+    \b
+    unskill report OUT --forget maths.jsonl,column=question
+    """
+    from exporter.reporting.run import ReportSettings, report
+
+    settings = ReportSettings(checkpoint, out or beside(checkpoint, "-report"), **flags)
+    numbers = report(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    if as_json:
+        echo_json(numbers)
+        return
+    click.echo(f"Wrote {settings.out}: open {settings.out / 'report.html'}")

@@ -1,0 +1,64 @@
+"""The command `unskill verify`; like all of them it imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.common.text import echo_json, literal, printable
+
+
+@click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
+@click.argument("checkpoint")
+@click.option(
+    "--forget", multiple=True, metavar="SOURCE", help="A --forget source of the export again: its prompts are asked."
+)
+@click.option(
+    "--onnx",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Its ONNX folder; default CHECKPOINT-onnx, if that is there.",
+)
+@click.option(
+    "--without-model", "model", flag_value=False, default=True, help="Files only: load no weights, run no code."
+)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No remarks.")
+@click.pass_context
+def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flags: Any) -> None:
+    """Check CHECKPOINT (folder or Hub id): files, code, weights, tokenizer, what it answers and what it refuses.
+
+    Exit 0 where no check failed, 1 where one did. A check that could not be made says why and counts as neither. The
+    code of the checkpoint is run only where no check of its files failed; the code of another version of unskill is
+    run without having been compared. --without-model runs none.
+
+    \b
+    unskill verify OUT --forget maths.jsonl,column=question
+    """
+    from exporter.verification.run import VerifySettings, verify
+
+    found = verify(VerifySettings(**flags), lambda text: None if quiet else click.echo(text, err=True))
+    if as_json:
+        echo_json(found)
+    else:
+        show(found)
+    context.exit(0 if found["ok"] else 1)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The checks as a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    words = {True: "ok", False: "[bold red]FAILED[/]", None: "not checked"}
+    table = Table(title=escape(printable(found["checkpoint"])), title_justify="left")
+    for name in ("check", "result", "what was seen"):
+        table.add_column(name)
+    for check in found["checks"]:
+        table.add_row(check["name"], words[check["ok"]], escape(literal(check["detail"])))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

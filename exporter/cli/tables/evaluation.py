@@ -1,0 +1,92 @@
+"""The figures of an evaluation as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exporter.evaluation.comparison import DROP
+from exporter.models.subjects import BASE, EDITED
+
+MEASURES = {
+    "forget": "refused",
+    "retain": "refused",
+    "text": "perplexity",
+    "choice": "accuracy",
+    "gsm8k": "exact match",
+    "code": "pass@1",
+    "qa": "exact match",
+}
+
+
+def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
+    """One row a task: the base, the checkpoint, and whether they differ by more than noise."""
+    limit = "all items" if summary["limit"] is None else f"at most {summary['limit']} items a source"
+    beside = f" beside {summary[BASE]}" if BASE in summary else ""
+    table = Table(
+        title=f"{summary[EDITED]}{beside}, {summary['dtype']}: {limit}, seed {summary['seed']}",
+        title_justify="left",
+        caption="in brackets: 95 % intervals; p: exact McNemar test of right against wrong, item by item; refused "
+        f"answers are wrong ones; answers lost: token loss up by {DROP} nats or more",
+        caption_justify="left",
+    )
+    for name in ("task", "source", "measure"):
+        table.add_column(name)
+    for name in ("items", BASE, EDITED, "difference", "refused"):
+        table.add_column(name, justify="right")
+    for task in summary["tasks"]:
+        table.add_row(*cells(task))
+        if task["task"] == "qa":
+            table.add_row("", "", "F1", "", *(f1_cell(task.get(role)) for role in (BASE, EDITED)), "", "")
+    console.print(table)
+    compared = [task for task in summary["tasks"] if "against" in task]
+    if not compared:
+        return
+    table = Table(title="Against the earlier evaluation, items that both have", title_justify="left")
+    for name in ("task", "source", "items", "difference"):
+        table.add_column(name)
+    for task in compared:
+        table.add_row(task["task"], task["source"], str(task["against"]["items"]), difference(task, task["against"]))
+    console.print(table)
+
+
+def cells(task: Mapping[str, Any]) -> tuple[str, ...]:
+    kind, edited = task["task"], task[EDITED]
+    items = f"{task['items']} of {task['of']}"
+    if kind == "text":
+        base, value = (text_cell(task.get(role)) for role in (BASE, EDITED))
+        refused = f"at a position in {edited['blocked']['texts']} texts" if edited["blocked"]["texts"] else "-"
+    elif kind in ("forget", "retain"):
+        base, value, refused = "-", rate_cell(edited["refused"]["all"]), "-"
+    else:
+        base, value = (rate_cell(task[role]["correct"]) if role in task else "-" for role in (BASE, EDITED))
+        refused = f"{edited['refused']['hits']}/{edited['refused']['total']}"
+    found = difference(task, task["difference"]) if "difference" in task else "-"
+    return kind, task["source"], MEASURES[kind], items, base, value, found, refused
+
+
+def text_cell(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None or found["perplexity"] is None else f"{found['perplexity']:.3f}"
+
+
+def f1_cell(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{found['f1']:.3f}"
+
+
+def rate_cell(found: Mapping[str, Any]) -> str:
+    if not found["total"]:
+        return "-"
+    return f"{found['hits']}/{found['total']} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def difference(task: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if task["task"] != "text":
+        return f"-{found['only_first']} +{found['only_second']}, p = {found['p_value']:.2g}"
+    if not found.get("texts"):
+        return "-"
+    dropped = found["dropped"]
+    lost = f", {dropped['hits']}/{dropped['total']} answers lost" if dropped["total"] else ""
+    return f"x{found['ratio']:.3f} [{found['ratio_low']:.3f}, {found['ratio_high']:.3f}]{lost}"

@@ -1,0 +1,160 @@
+"""What `unskill inspect` found, for a person. Names are others' text: they are printed, never obeyed or marked up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from exporter.checkpoint.sentences import promise
+from exporter.common.text import printable
+
+SHOWN = "all"
+"""The format of the rates that are shown: all of them together."""
+MADE_WITH = ("unskill", "torch", "transformers")
+COUNTED = {"cubes": "hypercubes", "adjusted": "adjusted", "pruned": "pruned"}
+"""Kinds of interventions in config.json, and how they are called here."""
+ALARMS = ("FORCED", "MISSING", "NOT BORNE")
+
+
+def parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What there is to print, one under the other."""
+    head = "ONNX folder of a checkpoint" if found["kind"] == "onnx" else "checkpoint"
+    yield plain(f"{found['checkpoint']}: {head}, unskill {found['unskill']}, format {found['format']}", "bold")
+    yield pairs(overview(found))
+    for skill in found["skills"]:
+        yield ""
+        yield plain(f"skill {skill['name']}: {skill['method']}", "bold")
+        yield pairs(skill_facts(found, skill))
+        yield from (table for table in skill_tables(skill) if table.row_count)
+    for line in found["warnings"] or ():
+        yield plain(f"warning: {line}", "yellow")
+
+
+def overview(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What holds for all skills: a name and a value for each line."""
+    base, refusal, neurons = found["base"], found["refusal"], found["neurons"]
+    revision = f", revision {base['revision']}" if base["revision"] else ""
+    yield "base", f"{base['name'] or 'not recorded'} ({base['family']}){revision}"
+    compat = f", compat {found['compat']}" if found["compat"] else ""
+    yield "fitted in", f"{found['dtype']}, seed {found['seed']}, draws {found['draws']}{compat}"
+    if found["forced"]:
+        yield "FORCED", "written with --force although limits that were asked for were not kept"
+    if refusal:
+        row = "a row more than the base" if refusal["added_row"] else "in a padding row of the base"
+        yield "refusal", f'"{refusal["text"]}"'
+        yield "tokens", f"R {refusal['token_id']}, {row}; after it EOS {refusal['eos_token_id']}"
+        closed = "refuses too" if refusal["base_model"] == "closed" else "raises"
+        yield "AutoModel", f"{closed}, for engines with a head of their own"
+    if neurons["changed"]:
+        yield "neurons", f"{neurons['changed']} of {neurons['of']} changed ({neurons['share']:.3%})"
+    for kind, what in COUNTED.items():
+        counts = {layer: each[kind] for layer, each in found["layers"].items() if each.get(kind)}
+        if counts:
+            yield what, f"in layer {', '.join(f'{layer} ({count})' for layer, count in counts.items())}"
+    yield from files(found)
+
+
+def files(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What there is on the disk, or on the Hub."""
+    sizes, graph, beside = found["sizes"], found["graph"], found["onnx"]
+    if sizes:
+        parts = [f"weights {decimal(sizes['weights'])}"]
+        if sizes["interventions"] is not None:
+            parts.append(f"of them interventions {decimal(sizes['interventions'])}")
+        if sizes["reproduce"]:
+            parts.append(f"reproduce/ {decimal(sizes['reproduce'])}")
+        yield "size", f"{decimal(sizes['total'])} in {sizes['files']} files: {', '.join(parts)}"
+    else:
+        yield "size", "not known: the Hub cannot be reached"
+    if found["missing"]:
+        yield "MISSING", ", ".join(found["missing"])
+    if found["versions"]:
+        yield "made with", ", ".join(f"{name} {found['versions'][name]}" for name in MADE_WITH)
+    if graph:
+        agrees = "agreed" if graph["agrees"] else "DID NOT AGREE"
+        yield "graph", f"{graph.get('quantize') or graph['dtype']} of {graph['checkpoint']}; its self-check {agrees}"
+    elif not found["reproduce"]:
+        yield "reproduce/", "none: loaded and saved anew; sources, losses, versions and all but two rates went with it"
+    elif not found["base_kept"]:
+        yield "base files", "not kept: unskill restore cannot give the base back"
+    else:
+        yield "base files", "kept: unskill restore gives the base back"
+    if beside:
+        state = {True: "", False: ", of another export than this one", None: ", fitted anew"}[beside["same"]]
+        yield "ONNX", beside["fault"] or f"{beside['name']} beside it, {beside['numbers']}{state}"
+
+
+def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    neurons, key_space = skill["neurons"], skill["key_space"]
+    if neurons:
+        count = "" if neurons["layers"] is None else f", {neurons['neurons']} (layers: {len(neurons['layers'])})"
+        yield "neurons", f"the top {neurons['beta']:g} % by {neurons['score']}{count}"
+        if not neurons["borne"]:
+            limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
+            yield "NOT BORNE", f"retain or everyday texts lose more than --max-retain-loss{limit}"
+    if key_space:
+        told = key_space | {"fault": key_space["fault"] or "it did not keep the limits of the export"}
+        yield "hypercubes", promise(found, {"key_space": told})
+        yield "formats", ", ".join(key_space["formats"])
+    for source in skill["sources"] or ():
+        options = "".join(f",{key}={value}" for key, value in source["options"].items())
+        what = f"{source['label']}{options}: {source['prompts']} prompts"
+        yield source["flag"].removeprefix("--"), f"{what}, sha256 {source['fingerprint'][:12]}"
+
+
+def skill_tables(skill: Mapping[str, Any]) -> Iterator[Table]:
+    if skill["key_space"]:
+        yield rate_table(skill["key_space"])
+    if skill["neurons"] and skill["neurons"]["texts"]:
+        yield loss_table(skill["neurons"]["texts"])
+
+
+def rate_table(key_space: Mapping[str, Any]) -> Table:
+    table = figures("held-out prompts", "source", "blocked", "of", "95 % interval")
+    for row in key_space["rates"]:
+        if row["format"] != SHOWN and row["what"] != "known limit":
+            continue
+        source = f"after: {row['format']}" if row["what"] == "known limit" else row["source"]
+        rate = ("-", "0", "-")
+        if row["total"]:
+            rate = (f"{row['rate']:.1%}", str(row["total"]), f"{row['low']:.1%} - {row['high']:.1%}")
+        table.add_row(plain(row["what"]), plain(source), *rate)
+    return table
+
+
+def loss_table(texts: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = figures("held-out texts", "tokens", "base loss", "rise", "upper end", "perplexity")
+    for name, each in texts.items():
+        losses = (f"{each['base_loss']:.3f}", f"{each['rise']:+.4f}", f"{each['upper']:+.4f}")
+        table.add_row(plain(name), str(each["tokens"]), *losses, f"x{math.exp(each['rise']):.3f}")
+    return table
+
+
+def figures(first: str, *others: str) -> Table:
+    """A table whose first column, and one of sources, are names and the rest numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="left" if name == "source" else "right")
+    return table
+
+
+def pairs(lines: Iterator[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=12)
+    table.add_column(overflow="fold")
+    for name, value in lines:
+        table.add_row(plain(f"  {name}", "red" if name in ALARMS else "cyan"), plain(value))
+    return table
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text as it is: no markup in it is heeded, control characters are shown."""
+    return Text(printable(text), style)

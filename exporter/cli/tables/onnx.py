@@ -1,0 +1,82 @@
+"""What `unskill onnx` found, as a user reads it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from exporter.checkpoint.sentences import rate_rows
+from exporter.common.staging import human_size
+from exporter.common.text import echo_json
+
+
+def show_check(summary: dict[str, Any], as_json: bool) -> None:
+    """Print what was compared and, of quantised weights, what was fitted anew."""
+    if as_json:
+        echo_json(summary)
+        return
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    quantised = summary.get("quantize")
+    for skill in summary.get("skills", []):
+        show_skill(skill, summary, console)
+    what = f"{quantised} weights: ONNX Runtime" if quantised else f"{summary['dtype']}: torch against ONNX Runtime"
+    console.print(check_table(f"{summary['checkpoint']}, {what}", summary["self_check"]))
+    if "out" in summary:
+        print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
+
+
+def check_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("case", "by", "sequences", "positions", "greatest difference", "same next token", "same refusals"):
+        table.add_column(name)
+    for row in rows:
+        close = f", {row['close']} decided by rounding" if row["close"] else ""
+        table.add_row(
+            row["case"],
+            row["side"],
+            f"{row['sequences']}{close}",
+            *map(str, (row["positions"], f"{row['difference']:.1e}", row["argmax"], row["refusals"])),
+        )
+    return table
+
+
+def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], console: Console) -> None:
+    """One skill on the quantised graph."""
+    neurons, found = skill["neurons"], skill["key_space"]
+    if neurons is not None:
+        moved = neurons["forget_mean_moved_deviations"]
+        console.print(
+            f"{skill['name']}: distributions of {neurons['neurons']} adjusted neurons measured anew; forget means "
+            f"moved by {moved['median']:.2f} deviations (median; most {moved['most']:.1f})."
+        )
+        for name, text in neurons["texts"].items():
+            console.print(f"  {name} texts: loss {text['rise']:+.4f} nats per token with the neurons adjusted")
+    if found is None:
+        return
+    lost, alpha = found["blocked_without_refitting"], found["alpha"]
+    console.print(
+        f"{skill['name']}: Key Space Detection at layer {found['layer']}, alpha {found['alpha_before']['value']:.2f} "
+        f"before, {alpha['value']:.2f} now. Not fitted anew it would refuse {lost['hits']} of {lost['total']} "
+        "held-out prompts."
+    )
+    if alpha["promise"] is not None:
+        console.print(
+            f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration "
+            f"prompts, at least {alpha['promise']:.1%} of further prompts from the same source and formats are "
+            "refused by this graph."
+        )
+    if not found["separates"]:
+        console.print(f"NOT SEPARATED: {found['fault']}.")
+    if not summary["answers"]:
+        console.print("False blocks over answers were not measured (--no-answers).")
+    table = Table(title=f"{skill['name']}: inside a hypercube, report part", title_justify="left")
+    for name in ("what", "source", "format", "hits", "of", "95 % interval"):
+        table.add_column(name)
+    for row in rate_rows({**found, "false_blocks_over_answers": found["false_blocks_over_answers"] or {}}):
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        table.add_row(row["what"], row["source"], row["format"], str(row["hits"]), str(row["total"]), interval)
+    console.print(table)

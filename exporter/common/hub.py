@@ -1,0 +1,177 @@
+"""What can go wrong between here and the Hub: each as one line, and nothing of a token in any of it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import JSONDecodeError
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, errors
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError, first_line
+
+Result = TypeVar("Result")
+
+# What huggingface_hub raises: its own errors and those of its HTTP library (whose name has changed twice), ValueError
+# and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be, of
+# which those of ODD_ANSWER come too.
+ODD_ANSWER = (KeyError, TypeError, AttributeError)
+HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWER)  # type: ignore[attr-defined]
+NOT_KNOWN = "whether the commit was made is not known"
+
+
+def check_endpoint() -> None:
+    """Raises BadInput for an HF_ENDPOINT that is no address, of which each HTTP library raises something else."""
+    try:
+        parts = urlsplit(constants.ENDPOINT)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is no address: unset it, or mend it")
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Calls to the Hub whose failures are one line each. go_on: what to do after any of them."""
+
+    repo: str
+    token: str
+    go_on: str
+
+    def __call__(
+        self, state: str, function: Callable[..., Result], *arguments: Any, odd: str | None = None, **named: Any
+    ) -> Result:
+        """What the function returns. Raises RunFailed where it fails, with `state`, what the repo is like then, and
+        Interrupted on Ctrl-C. odd: its state where an answer has another form than the library knows.
+
+        They are raised where the library's error is gone, not from it: where a server repeats what it was sent, that
+        error's traceback shows the token.
+        """
+        try:
+            return function(*arguments, **named)
+        except HUB_ERRORS as error:
+            failure: UnskillError = RunFailed(self.explain(innermost(error), state, odd))
+        except KeyboardInterrupt:
+            failure = Interrupted(f"interrupted; {self.go_on}")
+        # The library closes the bar of a failed upload only when it is collected: better before the error is printed.
+        gc.collect()
+        raise failure
+
+    def explain(self, error: BaseException, state: str, odd: str | None) -> str:
+        if is_lost(error):
+            state = NOT_KNOWN
+        elif isinstance(error, (*ODD_ANSWER, JSONDecodeError)) and odd is not None:
+            state = odd
+        return without(self.token, f"{explain(error, self.repo)}; {state}; {self.go_on}")
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error of the call itself: uploads in threads wrap it into an "Error while uploading"."""
+    while not isinstance(error, errors.HTTPError) and error.__cause__ is not None:  # type: ignore[attr-defined]
+        error = error.__cause__
+    return error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the Hub may have made the commit, and only its answer did not come."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code >= 500 and "/commit/" in str(error.response.url)
+    try:
+        return "/commit/" in str(error.request.url)  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # only the HTTP library's own errors know what was asked
+        return False
+
+
+def explain(error: BaseException, repo: str) -> str:
+    """Why a call to the Hub failed, in words of its user."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return explain_status(error, repo)
+    if isinstance(error, JSONDecodeError):
+        return f"{constants.ENDPOINT} answered with something else than JSON, as proxies do and a Hub that is down"
+    if isinstance(error, (errors.HTTPError, ConnectionError)):  # type: ignore[attr-defined]
+        return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
+    if isinstance(error, ODD_ANSWER):
+        return f"{constants.ENDPOINT} answered in another form than it should ({type(error).__name__})"
+    return f"pushing to {repo} failed ({first_line(error)})"
+
+
+def explain_status(error: errors.HfHubHTTPError, repo: str) -> str:
+    status = error.response.status_code
+    said = (error.server_message or "").strip().splitlines()
+    reason = f"{status}: {said[0]}" if said else str(status)
+    if status == 401:
+        return f"the Hub does not accept the token ({reason}): log in with `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the token must not write to {repo} ({reason}): use one with write access to {repo.split('/')[0]}"
+    if status == 404:
+        return f"{repo}: no such user, organisation or repo, or none that the token can see ({reason})"
+    if status in (409, 412):
+        return f"{repo} was changed by somebody else meanwhile ({reason})"
+    if status == 429:
+        return f"the Hub takes no more requests for now ({reason}): wait {asked_to_wait(error.response.headers)}"
+    if status >= 500:
+        return f"the Hub has a fault of its own ({reason}): wait some time"
+    return f"the Hub refuses to change {repo} ({reason})"
+
+
+def asked_to_wait(headers: Mapping[str, str]) -> str:
+    """For how long, by either of the two headers that say so: `Retry-After: 55`, `RateLimit: "api";r=0;t=55`."""
+    limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    seconds = headers.get("Retry-After", "") or (limit[1] if limit else "")
+    return f"{seconds} seconds" if seconds.isdigit() else "some time"
+
+
+def without(token: str, text: str) -> str:
+    return text.replace(token, "<token>")
+
+
+class Remarks(logging.Handler):
+    """The library's messages as remarks. Addresses lose their query, which may be a signature that lets one write."""
+
+    def __init__(self, remark: Callable[[str], None], token: str) -> None:
+        super().__init__()
+        self.remark, self.token = remark, token
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.remark(without(self.token, re.sub(r"(https?://[^\s?]*)\?[^\s'\"]*", r"\1", self.format(record))))
+
+
+@contextmanager
+def silent_library() -> Iterator[None]:
+    """While this runs, huggingface_hub logs and warns of nothing: it quotes a token file that it cannot read."""
+    logger = logging.getLogger("huggingface_hub")
+    handlers = logger.handlers
+    logger.handlers = [logging.NullHandler()]  # none at all would be Python's own, which prints
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.handlers = handlers
+
+
+@contextmanager
+def library_messages(remark: Callable[[str], None], token: str, quiet: bool) -> Iterator[None]:
+    """While this runs, what huggingface_hub logs and warns of are remarks, and with `quiet` it draws no bars."""
+    logger = logging.getLogger("huggingface_hub")
+    handlers, bars = logger.handlers, not are_progress_bars_disabled()
+    logger.handlers = [Remarks(remark, token)]
+    if quiet and bars:
+        disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: remark(without(token, f"warning: {message}"))
+            yield
+    finally:
+        logger.handlers = handlers
+        if quiet and bars:
+            enable_progress_bars()

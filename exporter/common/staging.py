@@ -1,0 +1,223 @@
+"""OUT whole or not at all: a checkpoint is written into a sibling temporary folder that becomes OUT in one step.
+
+What is promised is about the process: killed at any moment, there is a whole old or a whole new OUT. Nothing is
+flushed to the disk (fsync), no more than `cp` does, so a power cut within seconds of the end may damage the new one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from exporter.common.errors import BadInput, RunFailed
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+# Where the old OUT waits while two plain renames replace it. Not `OUT.old`: people name their own backups so, and
+# `repair` moves or removes whatever carries this name.
+OLD_SUFFIX = ".unskill-old"
+
+
+def human_size(count: int) -> str:
+    """Bytes for people: 1.2 GB, 3.4 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+@contextmanager
+def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn an OSError met while writing `path` into a RunFailed of one line; a full disk says what was needed.
+
+    Where another file is at fault, for instance one that was to be copied into `path`, it is named too.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            other = Path(error.filename).name if isinstance(error.filename, str) else path.name
+            named = path.name if other == path.name else f"{path.name}: {other}"
+            raise RunFailed(f"cannot write {named}: {reason}") from error
+        needs = "" if needed_bytes is None else f"needs {human_size(needed_bytes)}, "
+        free = human_size(shutil.disk_usage(path.parent).free)
+        raise RunFailed(f"disk full while writing {path.name} ({reason}): {needs}{free} free") from error
+
+
+def repair(out: Path) -> list[str]:
+    """Mend what killed runs left beside OUT, before anything is asked about OUT; returns remarks for the user.
+
+    An old OUT that waited for its replacement is put back if OUT is missing, else removed. Temporary folders of dead
+    runs are removed; those of live runs, which hold a lock on theirs, are left alone. RunFailed if the old OUT cannot
+    be moved.
+    """
+    out = out.resolve()
+    if not os.access(out.parent, os.R_OK | os.W_OK | os.X_OK):
+        return []  # missing or unwritable: check_target says so
+    name = re.compile(re.escape(f".{out.name}.unskill-") + "[0-9a-f]{8}")
+    leftovers = [entry.path for entry in os.scandir(out.parent) if name.fullmatch(entry.name)]
+    remarks, live = [], False
+    for folder in sorted(leftovers):
+        try:
+            _remove_unless_live(folder)
+            remarks.append(f"removed {folder}, left over from an interrupted run")
+        except FileNotFoundError:
+            pass  # a run beside this one ended or cleaned up first
+        except BlockingIOError:
+            live = True
+        except OSError as error:  # also file systems without locks: nothing tells a dead run from a live one there
+            remarks.append(f"left {folder} alone ({error.strerror}): remove it unless another run is using it")
+    old = out.with_name(out.name + OLD_SUFFIX)
+    if os.path.isdir(old) and not live:  # a live run may be between its two renames
+        if os.path.lexists(out):
+            shutil.rmtree(old, ignore_errors=True)
+            remarks.append(f"removed {old}, left over from an interrupted run")
+        else:
+            with write_errors(out):
+                old.rename(out)
+            remarks.append(f"put {old.name} back as {out}: an interrupted run had moved it aside")
+    return remarks
+
+
+def nested(one: Path, other: Path) -> bool:
+    """Whether one folder is the other, or inside it, so that replacing it would destroy what the other holds."""
+    ours, theirs = one.resolve(), other.resolve()
+    return ours == theirs or ours in theirs.parents or theirs in ours.parents
+
+
+def beside(folder: str, ending: str) -> Path:
+    """Beside a folder another one, its name with an ending; of a Hub id one in the working directory."""
+    place = Path(folder) if os.path.isdir(folder) else Path(folder.rstrip("/").split("/")[-1])
+    return sibling(place, ending)
+
+
+def sibling(place: Path, ending: str) -> Path:
+    """The same for a folder that may not be there yet. Raises BadInput for the root, which is in no folder."""
+    if place.name in ("", ".."):  # beside the folder that one is in, not inside it
+        place = place.resolve()
+    if not place.name:
+        raise BadInput(f"{place} has nothing beside it, where NAME{ending} would be: name the folder to write")
+    return place.with_name(place.name + ending)
+
+
+def check_target(
+    out: Path,
+    overwrite: bool,
+    needed_bytes: int,
+    what: str = "checkpoint",
+    marker: str = "config.json",
+    ours: Callable[[Path], bool] = lambda folder: True,
+) -> None:
+    """Refuse, before any long work, an OUT that could not be written or must not be replaced. Call `repair` first.
+
+    what, marker: what --overwrite may replace, and the file by which that is known; ours: what else has to hold of it.
+
+    BadInput: OUT exists without --overwrite; with it OUT is neither empty nor what may be replaced, or a mount point;
+    its parent is missing or not writable. RunFailed: fewer than `needed_bytes` are free.
+    """
+    target = out.resolve()
+    parent = target.parent
+    if os.path.lexists(target):
+        if not overwrite:
+            raise BadInput(f"{out} exists: choose another folder or give --overwrite")
+        if not target.is_dir():
+            raise BadInput(f"{out} is not a folder: --overwrite replaces {what} folders only")
+        if target.is_mount():
+            raise BadInput(f"{out} is a mount point, which cannot be replaced: name a folder inside it")
+        if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
+            raise BadInput(f"{out} is not writable")
+        if not (target / marker).is_file() and any(target.iterdir()):
+            raise BadInput(f"{out} is not a {what} (it has no {marker}): --overwrite will not replace it")
+        if (target / marker).is_file() and not ours(target):
+            raise BadInput(f"{out} is not a {what} that unskill wrote: --overwrite will not replace it")
+    if not parent.is_dir():
+        raise BadInput(f"{out}: the folder {parent} does not exist")
+    if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        raise BadInput(f"{out}: the folder {parent} is not writable")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise RunFailed(f"{out}: too little disk space: needs {human_size(needed_bytes)}, {human_size(free)} free")
+
+
+class Staging:
+    """A temporary folder `path` beside OUT that `commit` turns into OUT; without it, nothing remains on leaving.
+
+    Locked (flock) while in use, so that a run beside this one does not take it for a left-over. Raises RunFailed where
+    the folder cannot be made or OUT cannot be replaced, which includes an OUT that has appeared since `check_target`.
+
+        with Staging(out, overwrite=True) as staging:
+            (staging.path / "config.json").write_text(...)
+            staging.commit()
+    """
+
+    def __init__(self, out: Path, overwrite: bool = False) -> None:
+        self.out = out.resolve()  # a link's target is replaced, not the link
+        self.overwrite = overwrite
+        self.path = self.out
+
+    def __enter__(self) -> Staging:
+        with write_errors(self.out):
+            while True:
+                # Not tempfile.mkdtemp, whose 0700 would become OUT's.
+                self.path = self.out.with_name(f".{self.out.name}.unskill-{secrets.token_hex(4)}")
+                self.path.mkdir()
+                self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                with suppress(OSError):  # no locks on this file system: `repair` then leaves every folder alone
+                    fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if self.path.exists():
+                    return self
+                os.close(self._lock)  # a run beside this one swept it away between mkdir and flock
+
+    def commit(self) -> None:
+        """Make the folder OUT. What was OUT now lies at `path` and goes when the `with` ends."""
+        if not (self.overwrite and self.out.is_dir()):
+            with write_errors(self.out):
+                self.path.rename(self.out)  # fails on a folder with anything in it
+        elif not _exchange(self.path, self.out):
+            with write_errors(self.out):
+                self._swap()
+
+    def _swap(self) -> None:
+        """Replace OUT where the two cannot be exchanged. Killed in between, `repair` puts the old one back."""
+        old = self.out.with_name(self.out.name + OLD_SUFFIX)
+        self.out.rename(old)
+        try:
+            self.path.rename(self.out)
+        finally:  # an error, or Ctrl-C
+            if not self.out.exists():
+                old.rename(self.out)
+        old.rename(self.path)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Unfinished work, or the old OUT; after a plain rename nothing. What cannot be removed, the next run names.
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _remove_unless_live(folder: str) -> None:
+    """Remove the folder under its lock; BlockingIOError where a live run holds that."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system, its libc or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:  # not Linux, or an old libc
+        return False
+    # Whatever the reason of a failure: the plain renames that follow either work or name it.
+    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE))
+    return done == 0

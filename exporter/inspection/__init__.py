@@ -1,1 +1,0 @@
-"""`unskill inspect`: what a checkpoint says of itself, without its weights."""

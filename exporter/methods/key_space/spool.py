@@ -1,0 +1,54 @@
+"""Key vectors kept on disk: those of the fit part are needed twice, and are too many for memory in a large model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from exporter.common.errors import RunFailed
+
+Batch = tuple[list[int], Tensor]
+"""Row numbers of queries and their last tokens' key vectors, (n, layers, d_ff) float32."""
+
+
+class KeySpool:
+    """Batches written to a nameless temporary file and read again in their order; gone when closed.
+
+    One query takes 4 * layers * d_ff bytes: 184 kB for SmolLM2-135M, 1.8 MB for an 8 B model. A file and no memory
+    map, because writing to a map on a full disk kills the process.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._batches: list[tuple[list[int], torch.Size]] = []
+
+    def __enter__(self) -> KeySpool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # after a full disk closing tries once more to write what is left over
+            self._file.close()
+
+    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hand the batches on, and keep them. Raises RunFailed where the disk is full."""
+        for rows, keys in batches:
+            try:
+                self._file.write(keys.numpy().tobytes())
+                self._file.flush()
+            except OSError as error:
+                raise RunFailed(
+                    f"key vectors in a temporary file: {error.strerror}; free space in {tempfile.gettempdir()} or "
+                    "name another folder in the environment variable TMPDIR"
+                ) from error
+            self._batches.append((rows, keys.shape))
+            yield rows, keys
+
+    def batches(self) -> Iterator[Batch]:
+        self._file.seek(0)
+        for rows, shape in self._batches:
+            content = bytearray(self._file.read(4 * shape.numel()))
+            yield rows, torch.frombuffer(content, dtype=torch.float32).view(shape)

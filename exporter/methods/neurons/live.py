@@ -1,0 +1,94 @@
+"""The interventions on the loaded model itself, through the runtime that ships: what is measured is what users get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom_modeling.neuron_adjust import neuron_key
+from custom_modeling.runtime import InterventionMLP, InterventionModel, argument_names
+from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
+from exporter.models.files import LoadedModel
+
+
+def neuron_buffers(changes: NeuronChanges, seed: int, compat: str | None) -> dict[str, Tensor]:
+    """The buffers of adjusted and pruned neurons, by their names inside the base model."""
+    buffers: dict[str, Tensor] = {}
+    for layer, neurons in changes.adjusted.items():
+        keys = [neuron_key(seed, layer, neuron) for neuron in neurons.index.tolist()]
+        buffers |= {
+            f"layers.{layer}.mlp.unskill_na_index": neurons.index,
+            f"layers.{layer}.mlp.unskill_na_params": as_compat(neurons, compat).float(),
+            f"layers.{layer}.mlp.unskill_na_key": torch.tensor(keys),
+        }
+    return buffers | {f"layers.{layer}.mlp.unskill_sp_index": index for layer, index in changes.pruned.items()}
+
+
+def as_compat(neurons: SelectedNeurons, compat: str | None) -> Tensor:
+    """Parameters (4, n); with compat "official" what the authors' code uses in their places, see `adjust_official`."""
+    if compat is None:
+        return neurons.params
+    mu_f, _, mu_r, sd_r = neurons.params
+    return torch.stack([mu_f, mu_f, mu_r, sd_r.square()])
+
+
+def layer_counts(changes: NeuronChanges) -> dict[str, dict[str, int]]:
+    """How many neurons are changed in each layer, as config.json has it."""
+    counts: dict[str, dict[str, int]] = {str(layer): {} for layer in changes.layers}
+    for layer, neurons in changes.adjusted.items():
+        counts[str(layer)]["adjusted"] = len(neurons.index)
+    for layer, index in changes.pruned.items():
+        counts[str(layer)]["pruned"] = len(index)
+    return counts
+
+
+@contextmanager
+def changed(
+    loaded: LoadedModel, changes: NeuronChanges, seed: int, draws: str = "sampled", compat: str | None = None
+) -> Iterator[None]:
+    """While this lasts, the model changes these neurons. Not for what is written: `loaded.base` is untouched."""
+    if not changes.layers:
+        yield
+        return
+    family = loaded.family
+    core: Any = loaded.model.base_model
+    mlp_class = type(family.mlp.__name__, (InterventionMLP, family.mlp), {})
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.unskill_forward(super(model_class, self).forward, args, kwargs)
+
+    model_class: Any = type(
+        family.model.__name__,
+        (InterventionModel, family.model),
+        {
+            "unskill_mlp_class": mlp_class,
+            "unskill_arguments": argument_names(vars(family.model)["forward"]),
+            "forward": forward,
+        },
+    )
+    config: Any = loaded.model.config
+    config.unskill = {
+        "draws": draws,
+        "compat": compat,
+        "base_model": "closed",
+        "layers": layer_counts(changes),
+    }
+    core.__class__ = model_class
+    core.unskill_install(config, alone=False)
+    buffers = dict(core.named_buffers())
+    for name, tensor in neuron_buffers(changes, seed, compat).items():
+        buffers[name].copy_(tensor)
+    try:
+        yield
+    finally:
+        core.__class__ = family.model
+        for layer in changes.layers:
+            mlp = core.layers[layer].mlp
+            mlp.__class__ = family.mlp
+            for name in [name for name in mlp._buffers if name.startswith("unskill_")]:
+                del mlp._buffers[name]
+        del config.unskill

@@ -1,0 +1,123 @@
+"""Statistics of every neuron over all real tokens, layer by layer: its pre-activation, and how large its key is.
+
+Pads never count. Nor does a BOS token at the beginning: it draws the attention that nobody wants, its activations are
+far from all others, and it is the same in forget and retain texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.methods.moments import DEVIATION_FLOOR, Gaussian, Moments
+
+
+class NeuronMoments:
+    """Running moments of pre-activations (or any activations) of all layers; mergeable, float64 between batches.
+
+    Within a batch sums are float32 products with ones, around the mean so far, which does not cancel: a hundredth of
+    the time of float64 and within 1e-5 of it.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = tuple(Moments() for _ in range(layers))
+
+    def update(self, layer: int, values: Tensor, mask: Tensor) -> None:
+        """Add values (..., d) of one layer at the places where mask (...) is 1."""
+        flat = real_tokens(values, mask)
+        count = len(flat)
+        if not count:
+            return
+        weights = torch.ones(count, device=flat.device)
+        moments, part = self.layers[layer], Moments()
+        about = moments.mean.float().to(flat.device) if moments.count else weights @ flat / count
+        apart = flat - about
+        first, second = (weights @ apart).double(), (weights @ apart.square()).double()
+        part.count = count
+        part.mean = (about.double() + first / count).cpu()
+        part.squares = (second - first.square() / count).clamp(min=0).cpu()
+        moments.merge(part)
+
+    def merge(self, other: NeuronMoments) -> None:
+        """Add what another instance has seen."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.merge(theirs)
+
+    def freeze(self) -> Gaussian:
+        """Mean and floored deviation of every neuron, (layers, d_ff). Raises ValueError as `Moments.freeze`."""
+        whole = Moments()
+        whole.count = self.layers[0].count
+        whole.mean = torch.stack([moments.mean for moments in self.layers])
+        whole.squares = torch.stack([moments.squares for moments in self.layers])
+        return whole.freeze()
+
+
+@dataclass(frozen=True)
+class NeuronStatistics:
+    """One side, forget or retain: Gaussians of the pre-activations v, and the mean of |k| of the key vectors.
+
+    Both (layers, d_ff) float64.
+    """
+
+    gaussian: Gaussian
+    magnitude: Tensor
+
+
+class NeuronSums:
+    """What `NeuronStatistics` are made of, while tokens come in: mergeable, float64 between batches."""
+
+    def __init__(self, layers: int) -> None:
+        self.moments = NeuronMoments(layers)
+        self.magnitudes: list[Tensor] = [torch.zeros((), dtype=torch.float64) for _ in range(layers)]
+
+    def update_pre_activations(self, layer: int, values: Tensor, mask: Tensor) -> None:
+        """Add v (..., d_ff) of one layer at the places where mask (...) is 1."""
+        self.moments.update(layer, values, mask)
+
+    def update_keys(self, layer: int, keys: Tensor, mask: Tensor) -> None:
+        """Add k (..., d_ff), likewise."""
+        flat = real_tokens(keys, mask).abs()
+        weights = torch.ones(len(flat), device=flat.device)
+        self.magnitudes[layer] = self.magnitudes[layer] + (weights @ flat).double().cpu()
+
+    def merge(self, other: NeuronSums) -> None:
+        """Add what another instance has seen."""
+        self.moments.merge(other.moments)
+        self.magnitudes = [mine + theirs for mine, theirs in zip(self.magnitudes, other.magnitudes, strict=True)]
+
+    def freeze(self) -> NeuronStatistics:
+        """Raises ValueError as `Moments.freeze`."""
+        return NeuronStatistics(self.moments.freeze(), torch.stack(self.magnitudes) / self.moments.layers[0].count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, to be saved: counts (layers,) int64, the rest (layers, d_ff) float64."""
+        return {
+            "count": torch.tensor([moments.count for moments in self.moments.layers]),
+            "mean": torch.stack([moments.mean for moments in self.moments.layers]),
+            "squares": torch.stack([moments.squares for moments in self.moments.layers]),
+            "magnitude": torch.stack(self.magnitudes),
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> NeuronSums:
+        """The inverse of `tensors`."""
+        sums = cls(len(tensors["count"]))
+        rows = zip(tensors["count"].tolist(), tensors["mean"], tensors["squares"], strict=True)
+        for moments, (count, mean, squares) in zip(sums.moments.layers, rows, strict=True):
+            moments.count, moments.mean, moments.squares = count, mean, squares
+        sums.magnitudes = list(tensors["magnitude"])
+        return sums
+
+
+def real_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """The rows (n, d) float32 of values (..., d) at which mask (...) is 1. What a pad holds may even be NaN."""
+    flat, keep = values.flatten(0, -2), mask.flatten().bool().to(values.device)
+    return (flat if bool(keep.all()) else flat[keep]).float()
+
+
+def floored(gaussian: Gaussian) -> Tensor:
+    """Which neurons hardly vary, so that `freeze` has raised their deviation: (layers, d_ff) bool."""
+    # Raising the lowest deviations does not move the median.
+    return gaussian.deviation <= DEVIATION_FLOOR * gaussian.deviation.median(-1, keepdim=True).values

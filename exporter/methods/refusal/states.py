@@ -1,0 +1,186 @@
+"""The final states that make any output head refuse: R at blocked positions, EOS after R, R nowhere else.
+
+Engines that bring their own head see only the base model's final hidden states. So the refusal is built as a vector
+geometry: a direction u on which every ordinary final state is negative, R's head row along u, a refusal state along
+u, and an end state on which EOS leads. Both directions have the greatest margin, found as a least distance problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from exporter.common.errors import BadInput
+
+# Least probability of R at a blocked position, and of EOS after R.
+CERTAIN = 0.999
+# Positions, not used to find the direction, at which R must never be the argmax.
+MINIMUM_POSITIONS = 2000
+# Logits by which R and EOS are made to lead, before the family's scaling: e^-40 over 10^6 tokens is nothing.
+LEAD, GREATEST_LEAD = 40.0, 5000.0
+# The least distance problem: violated rows added in each round, rounds, and the shortfall of the margin accepted.
+ACTIVE, ROUNDS, TOLERANCE = 256, 40, 1e-3
+# Rows of logits held at once: 256 of 262,144 tokens are 0.25 GB.
+POSITIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class RefusalStates:
+    """R's head row (hidden,), the states (2, hidden) at a blocked position and at R, float32; EOS's id.
+
+    `closed`: measured through the family's own head, in float32 and bfloat16, they refuse. `measured`: the figures.
+    """
+
+    head_row: Tensor
+    states: Tensor
+    eos_id: int
+    closed: bool
+    measured: dict[str, float]
+
+
+def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
+    """Ids that end an answer: the generation config's, else the config's. Raises BadInput where there are none."""
+    for config in (model.generation_config, model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return [found] if isinstance(found, int) else list(found)
+    raise BadInput(f"MODEL {name} names no EOS token (eos_token_id in generation_config.json or config.json)")
+
+
+def max_margin(vectors: Tensor) -> tuple[Tensor, float]:
+    """The unit vector x with the greatest least product with the rows of vectors (n, d) float32; and that margin.
+
+    A margin of 0 or less means that no x is positive on all rows. Least distance programming (Lawson and Hanson,
+    "Solving least squares problems", chapter 23): minimise |x| where vectors @ x >= 1, by non-negative least squares,
+    on the rows that were violated so far.
+    """
+    scale = float(vectors.norm(dim=1).mean())
+    direction = vectors.mean(0)
+    best, best_margin = direction / direction.norm(), -torch.inf
+    active = torch.empty(0, dtype=torch.long)
+    candidate = best
+    for _ in range(ROUNDS):
+        products = vectors @ candidate
+        margin = float(products.min())
+        if margin > best_margin:
+            best, best_margin = candidate, margin
+        if len(active) and margin >= (1 - TOLERANCE) * float(products[active].min()):
+            break
+        violated = torch.topk(products, min(ACTIVE, len(vectors)), largest=False).indices
+        active = torch.unique(torch.cat([active, violated]))
+        rows = (vectors[active].double() / scale).numpy()
+        system = np.vstack([rows.T, np.ones(len(rows))])
+        target = np.append(np.zeros(rows.shape[1]), 1.0)
+        weights, residual = nnls(system, target, maxiter=30 * len(rows))
+        if residual < 1e-9:
+            break  # the origin lies in the hull of the rows
+        # With residual r = system @ weights - target the solution is -r[:-1] / r[-1], and r[-1] is negative.
+        gap = system @ weights - target
+        candidate = torch.from_numpy(-gap[:-1] / gap[-1]).float()
+        candidate = candidate / candidate.norm()
+        active = active[torch.from_numpy(weights > 0)]
+    return best, best_margin
+
+
+def find_refusal_states(
+    model: PreTrainedModel, finding: Tensor, checking: Tensor, refusal_id: int, eos_ids: list[int]
+) -> RefusalStates:
+    """Build R's head row and both states from final states (n, hidden), and measure them on others (m, hidden).
+
+    finding: final states of the choose parts, BOS and pads included; checking: of the report parts.
+    """
+    head = model.get_output_embeddings().weight.detach()[:refusal_id].float().cpu()  # (V, hidden)
+    away, margin = max_margin(-finding)
+    typical = float(finding.norm(dim=1).median())
+    others = float((head @ away).max())
+    row = refusal_row(away, others, typical, LEAD)
+    margins = {eos: max_margin(head[eos] - torch.cat([head[:eos], head[eos + 1 :], row[None]])) for eos in eos_ids}
+    eos_id = max(margins, key=lambda eos: margins[eos][1])
+    end, end_margin = margins[eos_id]
+    possible = margin > 0 and end_margin > 0 and len(checking) >= MINIMUM_POSITIONS
+    lead = LEAD
+    while True:
+        row = refusal_row(away, others, typical, lead)
+        reach = max(typical, lead / end_margin) if end_margin > 0 else typical
+        states = torch.stack([typical * away, reach * end])
+        measured = measure(model, row, states, checking, refusal_id, eos_id)
+        sure = min(value for name, value in measured.items() if name.startswith("p_")) >= CERTAIN
+        never = all(value == 0 for name, value in measured.items() if name.startswith("argmax_"))
+        closed = possible and sure and never
+        # Heads that divide their logits need a longer lead.
+        if closed or not possible or lead >= GREATEST_LEAD:
+            break
+        lead *= 2
+    figures = {"margin_refusal": margin, "margin_eos": end_margin, "lead": lead, "positions": float(len(checking))}
+    return RefusalStates(row, states, eos_id, closed, figures | measured)
+
+
+def refusal_row(away: Tensor, others: float, typical: float, lead: float) -> Tensor:
+    """R's head row: leads the others by `lead` on typical * away; `others`: their greatest product with away."""
+    return max(others + lead / typical, lead / typical) * away
+
+
+def measure(
+    model: PreTrainedModel, row: Tensor, states: Tensor, checking: Tensor, refusal_id: int, eos_id: int
+) -> dict[str, float]:
+    """p(R) at a blocked position, p(EOS) after R, positions of `checking` where R is the argmax; in two dtypes."""
+    figures: dict[str, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        with own_head(model, row, refusal_id, dtype) as logits:
+            sure = logits(states).float().softmax(-1)
+            figures[f"p_refusal_{name}"] = float(sure[0, refusal_id])
+            figures[f"p_eos_{name}"] = float(sure[1, eos_id])
+            hits = sum(
+                int((logits(part).argmax(-1) == refusal_id).sum()) for part in checking.split(POSITIONS_AT_ONCE)
+            )
+            figures[f"argmax_refusal_{name}"] = float(hits)
+    return figures
+
+
+@contextmanager
+def own_head(
+    model: PreTrainedModel, row: Tensor, refusal_id: int, dtype: torch.dtype
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The family's forward from final states (n, hidden) to logits (n, vocabulary) with R's row in the head.
+
+    Scaling and soft caps are the family's own: its forward runs, over a stand-in for the layers.
+    """
+    core, head = model.base_model, model.get_output_embeddings()
+    weight = head.weight.detach()
+    wide = torch.cat([weight[:refusal_id], row[None].to(weight), weight[refusal_id + 1 :]]).to(dtype)
+    layers = FixedStates()
+    replacement = nn.Linear(1, 1, bias=False, device=weight.device)
+    replacement.weight = nn.Parameter(wide, requires_grad=False)
+    setattr(model, model.base_model_prefix, layers)
+    model.set_output_embeddings(replacement)
+
+    def logits(states: Tensor) -> Tensor:
+        layers.states = states[None].to(weight.device, dtype)
+        with torch.inference_mode():
+            return model(input_ids=torch.zeros(1, len(states), dtype=torch.long)).logits[0].cpu()
+
+    try:
+        yield logits
+    finally:
+        model.set_output_embeddings(head)
+        setattr(model, model.base_model_prefix, core)
+
+
+class FixedStates(nn.Module):
+    """Stands in for a base model: returns the final states it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states = torch.empty(0)
+
+    def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.states)

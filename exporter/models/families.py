@@ -1,0 +1,101 @@
+"""Which model families can be exported, and where their MLPs are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Families whose MLP is down(act(gate x) * up x), by config.json's model_type, and the oldest transformers release
+# on which a checkpoint of theirs is tested (of 4.48, 4.57, 5.0; the first that has the family).
+GATED_FAMILIES = {
+    "cohere": "4.48",
+    "cohere2": "4.48",
+    "exaone4": "4.57",
+    "gemma": "4.48",
+    "gemma2": "4.48",
+    "gemma3_text": "4.57",
+    "granite": "4.48",
+    "helium": "4.57",
+    "llama": "4.48",
+    "ministral": "4.57",
+    "mistral": "4.48",
+    "olmo": "4.48",
+    "olmo2": "4.48",
+    "olmo3": "4.57",
+    "qwen2": "4.48",
+    "qwen3": "4.57",
+    "seed_oss": "4.57",
+    "smollm3": "4.57",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Class names of one loaded model, taken from the live objects."""
+
+    model_type: str
+    minimum_transformers: str
+    config: type
+    causal_lm: type
+    model: type
+    mlp: type
+
+
+def supported() -> str:
+    return ", ".join(GATED_FAMILIES)
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Raise BadInput where a model with this config.json cannot be exported, saying by name why not."""
+    model_type = config.get("model_type")
+    if str(model_type).startswith("unskill_"):
+        raise BadInput(f"MODEL {name} is an unskill checkpoint already: give its base model")
+    if "auto_map" in config:
+        raise BadInput(f"MODEL {name} brings its own modeling code (auto_map in config.json): not supported")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise BadInput(f"MODEL {name} is quantised ({method}), not supported yet: give the unquantised model")
+    if model_type in GATED_FAMILIES:
+        return
+    why = "unsupported family"
+    if "text_config" in config or "vision_config" in config:
+        why = "multimodal wrapper"
+    elif any("expert" in key for key in config):
+        why = "mixture-of-experts layers"
+    raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported()}")
+
+
+def identify(model: PreTrainedModel) -> Family:
+    """The family of a loaded model. Raises BadInput where its modules are not those the family should have."""
+    model_type = model.config.model_type
+    core: Any = model.base_model
+    mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
+    if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
+        raise BadInput(f"MODEL of type {model_type} has MLPs of another form than down(act(gate x) * up x)")
+    return family_of(model)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The classes of a model that is known to be of one of the families."""
+    core: Any = model.base_model
+    model_type = model.config.model_type
+    mlp = type(core.layers[0].mlp)
+    return Family(model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), mlp)
+
+
+def is_gated(mlp: Any) -> bool:
+    """Whether the module computes exactly down(act(gate x) * up x): tried on random input, bit by bit."""
+    import torch
+
+    if mlp is None or not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return False
+    weight = mlp.gate_proj.weight
+    x = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        expected = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return torch.equal(mlp(x), expected)

@@ -1,0 +1,254 @@
+"""Probing: run queries through the base model and see what its MLPs and final states hold."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from exporter.common.errors import RunFailed
+from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
+from exporter.methods.key_space.spool import Batch, KeySpool
+from exporter.methods.refusal.states import eos_ids
+from exporter.models.files import LoadedModel
+from exporter.models.hooks import LastLayerReached, final_state_tap, key_taps
+from exporter.prompts.formats import Query
+
+T = TypeVar("T")
+
+# Tokens of a batch, pads included, where --batch-size is auto: a CPU is fastest on few (its cache), while answers are
+# written one token a row at a time and want many rows.
+PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
+AUTO_ROWS = 64
+
+
+class KeyProber(ABC):
+    """What is done with key vectors, wherever a model runs: fits and scores, in batches of similar length.
+
+    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of `pad_id_of`.
+    """
+
+    batch_size: int | None
+    quiet: bool
+    pad_id: int
+    halved: bool = False
+    """Whether memory ran out, so that batches are smaller than asked for: another run may sum up otherwise."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """How many layers key vectors have."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @abstractmethod
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
+        """Batches of the key vectors of each row's last token, (n, layers, d_ff) float32, on the CPU."""
+
+    @abstractmethod
+    def score_answers(
+        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of the model's own greedy answers, at every position from the last prompt token on, by every skill.
+
+        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the least of any position.
+        """
+
+    @abstractmethod
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits (rows, positions, vocabulary) of what `pad` gives."""
+
+    def fit_keys(self, queries: Sequence[Query], spool: KeySpool, what: str) -> KeyMoments:
+        """Moments of the last token's key vectors, streamed; the vectors themselves are kept on disk."""
+        moments = KeyMoments()
+        for rows, keys in spool.keep(self.last_token_keys(queries, what)):
+            moments.update([queries[row] for row in rows], keys)
+        return moments
+
+    def score(self, queries: Sequence[Query], keys: KeySpace, what: str) -> Tensor:
+        """Score s(k) of each query's last token at each layer: (n, layers) float64."""
+        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        for rows, vectors in self.last_token_keys(queries, what):
+            scores[rows] = keys.scores(vectors)
+        return check_finite(scores, what)
+
+    def score_unseen(
+        self, queries: Sequence[Query], moments: KeyMoments, keys: KeySpace, what: str, spool: KeySpool | None = None
+    ) -> Tensor:
+        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`).
+
+        `spool`: the queries' keys, where they were kept."""
+        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
+        for rows, vectors in spool.batches() if spool else self.last_token_keys(queries, what):
+            for row, vector in zip(rows, vectors, strict=True):
+                scores[row] = moments.without(queries[row], keys).scores(vector)
+        return check_finite(scores, what)
+
+    def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        return padded([query.ids for query in queries], self.pad_id, "left", self.device)
+
+    def batches(
+        self,
+        queries: Sequence[Query],
+        run: Callable[[list[int]], T],
+        what: str,
+        tokens: int = PROBE_TOKENS,
+        unit: str = "prompt",
+    ) -> Iterator[T]:
+        """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
+        order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
+        limit = self.batch_size or AUTO_ROWS
+        bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
+        with bar:
+            while order:
+                longest = len(queries[order[0]].ids)
+                size = limit if self.batch_size else max(1, min(limit, tokens // longest))
+                rows = order[:size]
+                try:
+                    result = run(rows)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    if len(rows) == 1:
+                        raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
+                    limit = len(rows) // 2
+                    self.halved = True
+                    continue
+                yield result
+                order = order[len(rows) :]
+                bar.update(len(rows))
+
+
+@dataclass
+class Prober(KeyProber):
+    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is halved."""
+
+    loaded: LoadedModel
+    batch_size: int | None = None
+    quiet: bool = True
+    pad_id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pad_id = pad_id_of(self.loaded.tokenizer, self.loaded.model, self.loaded.base.name)
+
+    @property
+    def layers(self) -> int:
+        core: Any = self.loaded.model.base_model
+        return len(core.layers)
+
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
+        def run(rows: list[int]) -> Batch:
+            seen: list[Tensor] = []
+            taps = key_taps(
+                self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1
+            )
+            with suppress(LastLayerReached), taps:
+                self.forward([queries[row] for row in rows])
+            return rows, torch.stack(seen, 1).cpu()
+
+        yield from self.batches(queries, run, what)
+
+    def final_states(self, queries: Sequence[Query], what: str) -> Tensor:
+        """Final hidden states of every position, BOS and pads included: (positions, hidden) float32."""
+
+        def run(rows: list[int]) -> Tensor:
+            seen: list[Tensor] = []
+            with final_state_tap(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
+                self.forward([queries[row] for row in rows])
+            return torch.cat(seen)
+
+        return torch.cat(list(self.batches(queries, run, what)))
+
+    def score_answers(
+        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+    ) -> tuple[Tensor, Tensor]:
+        first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
+        least = torch.zeros_like(first)
+        eos = eos_ids(self.loaded.model, self.loaded.base.name)
+        greedy = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=self.pad_id
+        )
+        ends = torch.tensor(eos)
+
+        scorers = [keys.scorer(self.device) for keys in skills]
+
+        def run(rows: list[int]) -> None:
+            seen: list[Tensor] = []  # one (skills, rows) per layer and step
+
+            def receive(layer: int, key: Tensor) -> None:
+                seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
+
+            inputs = self.pad([queries[row] for row in rows])
+            model: Any = self.loaded.model
+            with key_taps(self.loaded.model, receive), torch.inference_mode():
+                output = model.generate(**inputs, generation_config=greedy)
+            steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
+            # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
+            answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
+            ended = torch.isin(answer, ends).cumsum(1).bool().T[:, None, :, None]  # (steps - 1, 1, rows, 1)
+            steps[1:].masked_fill_(ended, math.inf)  # steps: (steps, skills, rows, layers)
+            first[:, rows] = steps[0]
+            least[:, rows] = steps.amin(0)
+
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+            pass
+        return check_finite(first, what), least
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.device
+
+    def forward(self, queries: Sequence[Query]) -> None:
+        """One forward of the base model without its head."""
+        inputs = self.pad(queries)
+        with torch.inference_mode():
+            self.loaded.model.base_model(**inputs, position_ids=positions_of(inputs), use_cache=False)
+
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        model: Any = self.loaded.model
+        with torch.inference_mode():
+            found: Tensor = model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
+        return found
+
+
+def positions_of(inputs: dict[str, Tensor]) -> Tensor:
+    """Position ids of what `padded` gives; those of pads are 0."""
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+def pad_id_of(tokenizer: Any, model: Any, name: str) -> int:
+    """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
+    pad: int | None = tokenizer.pad_token_id
+    return pad if pad is not None else eos_ids(model, name)[0]
+
+
+def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
+    """Token ids and mask (rows, positions), padded on the left or the right."""
+    width = max(len(row) for row in ids)
+    rows, mask = [], []
+    for row in ids:
+        pads, real = [pad_id] * (width - len(row)), list(row)
+        rows.append(pads + real if side == "left" else real + pads)
+        mask.append([0] * len(pads) + [1] * len(real) if side == "left" else [1] * len(real) + [0] * len(pads))
+    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator has no exception class of its own.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def check_finite(scores: Tensor, what: str) -> Tensor:
+    if not torch.isfinite(scores).all():
+        raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
+    return scores

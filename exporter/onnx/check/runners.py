@@ -1,0 +1,247 @@
+"""The same forwards by torch and by ONNX Runtime, with what decides in them: their logits can be compared."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Protocol
+from unittest import mock
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+from transformers import DynamicCache
+
+from exporter.common.errors import RunFailed, first_line
+from exporter.onnx.graph import cache_names, check_data, weights_of
+from exporter.onnx.library import register
+from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
+
+Array = np.ndarray
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# A decision that is nearer to its threshold than this, relative to it, is one of rounding: another backend, or another
+# batch, may decide otherwise.
+CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
+EDGE = 2e-2
+"""The same of a hypercube's decisions after adjusted neurons, one of which, decided otherwise, moves the keys."""
+
+
+# Of ONNX Runtime, for graphs that it does not take: each has Exception as its only base.
+REFUSALS = (
+    *(state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
+    *(state.NoModel, state.NoSuchFile, state.NotImplemented, state.RuntimeException),
+)
+
+
+class Runner(Protocol):
+    """Forwards of one model."""
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        """Logits (batch, positions, vocabulary) and the cache; ids: (batch, positions) int64.
+
+        mask: (batch, past and positions) int64, None where all are tokens; past: the cache of the forward before.
+        """
+
+
+class Judged(Runner, Protocol):
+    """What others are held against.
+
+    After a forward, close: how many decisions in each row were close to their threshold; edge: how many of hypercubes
+    alone were, or were within EDGE of it where neurons are adjusted.
+    """
+
+    close: Array
+    edge: Array
+
+
+def positions_of(mask: Array, count: int) -> Array:
+    """Position ids (batch, count) as a left-padded batch has them."""
+    return (mask.cumsum(-1) - 1).clip(min=0)[:, -count:]
+
+
+class Session:
+    """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
+
+    kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
+    which is quicker and takes more.
+
+    Raises RunFailed where the library, the weights or the graph cannot be loaded.
+    """
+
+    def __init__(self, path: Path, kernels: Path | None = None, arena: bool = True) -> None:
+        check_data(path)
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = arena
+        options.log_severity_level = 3
+        # Its threads spin while they wait, and keep the cores from whoever was to have them.
+        options.intra_op_num_threads = torch.get_num_threads()
+        if kernels is not None and not register(options, kernels):
+            raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except REFUSALS as error:
+            version = onnxruntime.__version__
+            raise RunFailed(f"{path.name} does not load in ONNX Runtime {version}: {first_line(error)}") from error
+        self._name = path.name
+        inputs = {each.name: each for each in self._session.get_inputs()}
+        self._names = cache_names("past_key_values", sum(name.endswith(".key") for name in inputs))
+        first = inputs[self._names[0]]
+        self._heads, self._size, self._dtype = first.shape[1], first.shape[3], TYPES[first.type]
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        logits, *cache = self.outputs(ids, mask, past)
+        return logits, cache
+
+    def outputs(self, ids: Array, mask: Array | None = None, past: Any = None) -> list[Array]:
+        """All outputs of the graph; arguments as those of `Runner.forward`."""
+        if past is None:
+            past = [np.zeros((len(ids), self._heads, 0, self._size), self._dtype)] * len(self._names)
+        if mask is None:
+            mask = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
+        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
+        try:
+            found: list[Array] = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
+        except REFUSALS as error:
+            raise RunFailed(f"{self._name} fails in ONNX Runtime: {first_line(error)}") from error
+        return found
+
+
+class Torch:
+    """A loaded checkpoint. `close`, `edge`: see `Judged`.
+
+    greatest: after a forward, of every layer with hypercubes the greatest coordinate of each key, without its sign,
+    (batch, positions).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.close: Array = np.zeros(0, np.int64)
+        self.edge: Array = np.zeros(0, np.int64)
+        self.greatest: list[Array] = []
+
+    @torch.inference_mode()
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        past = DynamicCache() if past is None else past
+        if mask is None:
+            mask = np.ones((len(ids), past.get_seq_length() + ids.shape[1]), np.int64)
+        with self._decisions(torch.from_numpy(mask[:, -ids.shape[1] :]).bool()):
+            output = self._model(
+                input_ids=torch.from_numpy(ids),
+                attention_mask=torch.from_numpy(mask),
+                position_ids=torch.from_numpy(positions_of(mask, ids.shape[1])),
+                past_key_values=past,
+                use_cache=True,
+            )
+        return output.logits.numpy(), output.past_key_values
+
+    @contextmanager
+    def _decisions(self, real: torch.Tensor) -> Iterator[None]:
+        """Count close decisions of the runtime while it decides."""
+        runtime = sys.modules[type(self._model).__module__]
+        adjust, inside = runtime.adjust, runtime.inside_hypercubes
+        close, edge = torch.zeros(2, len(real), dtype=torch.int64)
+        least = CLOSE[self._model.dtype]
+        greatest: list[Array] = []
+        wide = EDGE if self._model.model.unskill_layers["adjusted"] else least
+
+        def adjusted(
+            value: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, *standard: Any
+        ) -> torch.Tensor:
+            scale_f, offset_f, scale_r, offset_r = standard[:4]
+            v = value.index_select(-1, index).float()
+            ratio = (offset_r + v * scale_r) ** 2 - (offset_f + v * scale_f) ** 2
+            near = (ratio - threshold).abs() <= least * threshold.abs().clamp(min=1)
+            close.add_((near & threshold.isfinite()).sum(-1).mul(real).sum(-1))
+            return adjust(value, index, threshold, *standard)
+
+        def held(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+            greatest.append(key.float().abs().amax(-1).numpy())
+            for lower, upper in bounds:
+                outside = torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
+                distance = outside.amax(-1).abs()
+                close.add_((distance <= least).mul(real).sum(-1))
+                edge.add_((distance <= wide).mul(real).sum(-1))
+            return inside(key, bounds)
+
+        with mock.patch.multiple(runtime, adjust=adjusted, inside_hypercubes=held):
+            yield
+        self.close, self.edge, self.greatest = close.numpy(), edge.numpy(), greatest
+
+
+class Recorded:
+    """What a runner found, forward by forward in their order, when it is itself no longer in memory.
+
+    file: open for reading and writing; a position takes 4 * vocabulary bytes of it, 2 in float16.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.close: Array = np.zeros(0, np.int64)
+        self.edge: Array = np.zeros(0, np.int64)
+        self._file = file
+
+    def record(self, runner: Judged, ids: Array, mask: Array, past: Any = None) -> Any:
+        """Keep what a forward gives; its cache is returned."""
+        logits, past = runner.forward(ids, mask, past)
+        for each in (logits, runner.close, runner.edge):
+            np.save(self._file, each, allow_pickle=False)
+        return past
+
+    def rewind(self) -> None:
+        self._file.seek(0)
+
+    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        """The next one that was recorded; the caller hands over the same ids."""
+        logits: Array = np.load(self._file, allow_pickle=False)
+        self.close, self.edge = (np.load(self._file, allow_pickle=False) for _ in range(2))
+        assert logits.shape[:2] == ids.shape
+        return logits, None
+
+
+@contextmanager
+def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
+    """While this holds every token is inside the loaded checkpoint's hypercubes; see `opened_bounds`.
+
+    within: of every layer with hypercubes.
+    """
+    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(".unskill_ksd_bounds")]
+    kept = [tensor.clone() for tensor in bounds]
+    try:
+        for tensor, each in zip(bounds, within or [np.inf] * len(bounds), strict=True):
+            tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape), each)))
+        yield
+    finally:
+        for tensor, before in zip(bounds, kept, strict=True):
+            tensor.copy_(before)
+
+
+@contextmanager
+def opened_graph(path: Path, within: Sequence[float] = ()) -> Iterator[Path]:
+    """While this holds there is a graph beside the given one with every token inside its hypercubes; see
+    `opened_model`. Raises OSError where nothing can be written there."""
+    names = list(find_places(path).bounds.values())
+    held = read_constants(path, names)
+    bounds = zip(names, within or [np.inf] * len(names), strict=True)
+    with place_beside(path) as beside:
+        rewrite(path, beside, {name: opened_bounds(held[name].shape, each) for name, each in bounds})
+        yield beside
+
+
+@contextmanager
+def place_beside(path: Path) -> Iterator[Path]:
+    """A place for another graph of the same weights, which is removed afterwards."""
+    weights = weights_of(path)
+    if weights.is_symlink():  # as in the Hub's cache: ONNX Runtime reads none that leads out of the graph's folder
+        with TemporaryDirectory(prefix=".opened-", dir=path.parent) as folder:
+            os.link(weights.resolve(), Path(folder) / weights.name)
+            yield Path(folder) / path.name
+        return
+    beside = path.with_name(f"opened-{path.name}")
+    try:
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""Probing a graph through ONNX Runtime: key vectors and pre-activations as the file that ships computes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exporter.common.errors import RunFailed
+from exporter.methods.key_space.hypercubes import KeySpace
+from exporter.methods.key_space.spool import Batch
+from exporter.methods.moments import Gaussian
+from exporter.methods.neurons.statistics import NeuronMoments
+from exporter.methods.neurons.texts import counted_tokens
+from exporter.models.prober import ANSWER_TOKENS, KeyProber, check_finite
+from exporter.onnx.check.runners import Array, Session
+from exporter.onnx.surgery import rewrite
+from exporter.prompts.formats import Query
+
+
+class GraphProber(KeyProber):
+    """A graph with taps; see `probing`. Its layers are the tapped ones, in the order of `taps`.
+
+    eos: ids that end an answer.
+    """
+
+    def __init__(
+        self, alone: Path, whole: Path, taps: int, pad_id: int, eos: Sequence[int], batch_size: int | None, quiet: bool
+    ) -> None:
+        self._alone, self._whole, self._taps, self._eos = alone, whole, taps, tuple(eos)
+        self.pad_id, self.batch_size, self.quiet = pad_id, batch_size, quiet
+
+    @property
+    def layers(self) -> int:
+        return self._taps
+
+    @cached_property
+    def _tap_session(self) -> Session:
+        return Session(self._alone)
+
+    @cached_property
+    def _whole_session(self) -> Session:
+        return Session(self._whole)
+
+    def tapped(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of every tap (batch, positions, d) float32."""
+        found = self._tap_session.outputs(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
+        return [torch.from_numpy(each) for each in found]
+
+    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
+        def run(rows: list[int]) -> Batch:
+            seen = self.tapped(self.pad([queries[row] for row in rows]))
+            return rows, torch.stack([each[:, -1] for each in seen], 1)
+
+        yield from self.batches(queries, run, what)
+
+    def logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()
+        return torch.from_numpy(self._whole_session.forward(ids, mask)[0])
+
+    def score_answers(
+        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+    ) -> tuple[Tensor, Tensor]:
+        first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
+        least = torch.zeros_like(first)
+
+        def run(rows: list[int]) -> None:
+            steps = self._answer([queries[row] for row in rows], skills, new_tokens)
+            first[:, rows] = next(steps)
+            least[:, rows] = first[:, rows]
+            for scores in steps:
+                least[:, rows] = torch.minimum(least[:, rows], scores)
+
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+            pass
+        return check_finite(first, what), least
+
+    def _answer(self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int) -> Iterator[Tensor]:
+        """Scores (skills, rows, layers) of the last prompt token, then of each token of the greedy answers but the
+        last; infinite where an answer has ended."""
+        inputs = self.pad(queries)
+        ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()
+        ended, past = np.zeros(len(ids), bool), None
+        for _ in range(max(1, new_tokens)):
+            logits, *rest = self._whole_session.outputs(ids, mask, past)
+            past, taps = rest[: len(rest) - self.layers], rest[len(rest) - self.layers :]
+            keys = torch.stack([torch.from_numpy(each[:, -1]) for each in taps], 1)
+            scores = torch.stack([each.scores(keys) for each in skills])
+            yield scores.masked_fill(torch.from_numpy(ended)[None, :, None], math.inf)
+            ids = logits[:, -1:].argmax(-1).astype(np.int64)
+            ended |= np.isin(ids[:, 0], self._eos)
+            if ended.all():
+                return
+            mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], 1)
+
+    def neurons(self, texts: Sequence[Query], bos_id: int | None, what: str) -> Gaussian:
+        """Mean and floored deviation of all neurons of the tapped layers over the texts' tokens: (layers, d_ff).
+
+        Which tokens count, and the floor, are those of `exporter.methods.neurons.texts.probe_texts`. Raises RunFailed
+        where the graph computes NaN or infinity.
+        """
+        moments = NeuronMoments(self.layers)
+
+        def run(rows: list[int]) -> None:
+            inputs = self.pad([texts[row] for row in rows])
+            mask = counted_tokens(inputs, bos_id)
+            for layer, values in enumerate(self.tapped(inputs)):
+                moments.update(layer, values, mask)
+
+        for _ in self.batches(texts, run, what, unit="text"):
+            pass
+        try:
+            return moments.freeze()
+        except ValueError as error:
+            raise RunFailed(f"{what}: {error}") from error
+
+
+@contextmanager
+def probing(
+    path: Path,
+    taps: Sequence[str],
+    constants: Mapping[str, Array],
+    **settings: Any,
+) -> Iterator[GraphProber]:
+    """While this holds the graph at `path` can be probed, with other constants in it and `taps` handed out.
+
+    taps: names of float32 tensors (batch, positions, d); settings: the others of `GraphProber`. Beside the graph,
+    where its weights are, there are two more files meanwhile: one that computes the taps and nothing else, which is
+    what most of probing needs, and one that also writes answers.
+    """
+    alone, whole = path.with_name(f"taps-{path.name}"), path.with_name(f"whole-{path.name}")
+    try:
+        if taps:
+            rewrite(path, alone, constants, taps, alone=True)
+        rewrite(path, whole, constants, taps)
+        yield GraphProber(alone, whole, len(taps), **settings)
+    finally:
+        alone.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)

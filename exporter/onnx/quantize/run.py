@@ -1,0 +1,202 @@
+"""`unskill onnx --quantize`: a quantised graph with interventions that were fitted on it, or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from custom_modeling.loading import record_sha256, tensor_sha256
+from exporter import __version__
+from exporter.checkpoint.account import Stored, read_stored
+from exporter.checkpoint.shards import file_sha256
+from exporter.common.errors import BadInput, NothingSeparates
+from exporter.common.files import write_json
+from exporter.common.staging import Staging, repair, write_errors
+from exporter.methods.refusal.states import eos_ids
+from exporter.models.files import Base, check_checkpoint, context_length, find_files, load_files
+from exporter.models.prober import pad_id_of
+from exporter.onnx.check.quantized import check_quantised
+from exporter.onnx.check.self_check import as_json
+from exporter.onnx.folder import signed, write_folder
+from exporter.onnx.graph import release_weights, weights_of, write_graph
+from exporter.onnx.library import built_libraries
+from exporter.onnx.memory import return_freed_memory
+from exporter.onnx.quantize.again import check_parts, export_again
+from exporter.onnx.quantize.refit import Adjusted, Refit, refit
+from exporter.onnx.quantize.weights import quantize
+from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
+from exporter.onnx.surgery import rewrite
+from exporter.onnx.writing import PROMPTS, Disagrees, check_supported, graph_size
+from exporter.pipeline.run import prepare_for
+from exporter.prompts.formats import PLAIN, Formatter
+from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.skills import SkillPlan, SkillPrompts
+from exporter.recipes.settings import ExportSettings
+
+Remark = Callable[[str], None]
+
+
+def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
+    """Write the ONNX folder of a checkpoint with quantised weights, and fit its interventions anew on them.
+
+    Returns what self_check.json has: that of `write_onnx`, and the quantisation, the sha256 of the weights' file that
+    was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
+
+    Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
+    NothingSeparates where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
+    RunFailed as `write_onnx`; nothing is written then.
+    """
+    return_freed_memory()
+    assert settings.quantize is not None
+    for line in repair(settings.out):
+        remark(line)
+    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
+    check_supported(files)
+    stored = read_stored(settings.checkpoint)
+    check_refittable(stored, settings)
+    export, skills = export_again(stored, settings) if fits(stored) else (None, [])
+    size = graph_size(files, "float32")
+    check_out(settings, 2 * size)
+    model: Any
+    model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)
+    formatter, plans = prepare_again(stored, files, tokenizer, export, skills, remark)
+    pad = pad_id_of(tokenizer, model, files.name)
+    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, 2 * size):
+        graph = staging.path / GRAPH[settings.quantize]
+        adjusted, live, eos = Adjusted.of(model), model.config, eos_ids(model, files.name)
+        write_weights(model, files.name, settings.quantize, graph, remark)
+        weights = file_sha256(weights_of(graph))
+        fitted = None
+        if export is not None:
+            remark("probing the quantised graph in ONNX Runtime ...")
+            fitted = refit(
+                graph,
+                plans,
+                formatter,
+                adjusted,
+                {each["name"]: each["key_space"] for each in stored.summary["skills"]},
+                seed=export.seed,
+                refusal=export.refusal,
+                bos_id=tokenizer.bos_token_id,
+                answers=settings.answers,
+                probe={
+                    "pad_id": pad,
+                    "eos": eos,
+                    "batch_size": None,
+                    "quiet": settings.quiet,
+                },
+            )
+            rewrite(graph, graph, fitted.constants)
+        summary = summarise(settings, files, weights, fitted)
+        remark("comparing the quantised graph with itself ...")
+        sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
+        sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
+        record = files.config["unskill"]
+        refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
+        kernels = next(iter(built_libraries()), None)
+        probed = fitted.refused if fitted else []
+        checked = check_quantised(graph, kernels, sequences, pad, refusal, probed)
+        summary |= {
+            "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
+            "agrees": checked.agrees,
+            "self_check": as_json(checked.rows),
+        }
+        if not checked.agrees:
+            raise Disagrees("the graph refuses something else than was probed: nothing was written", summary)
+        if fitted and fitted.faults and not settings.force:
+            raise NothingSeparates(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
+        write_folder(staging.path, as_refitted(files, settings, summary, fitted), live, settings.quantize, summary)
+        summary = signed(staging.path, files, summary)
+        write_json(staging.path / MARKER, summary)
+        staging.commit()
+    return summary
+
+
+def fits(stored: Stored) -> bool:
+    """Whether anything depends on activations: hypercubes and adjusted neurons do, pruned ones do not."""
+    return any(skill["method"] != "sp" for skill in stored.recipe["skills"])
+
+
+def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
+    """Raises BadInput for checkpoints whose interventions cannot be fitted anew, naming what keeps them from it."""
+    adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
+    if len(adjusting) > 1:
+        raise BadInput(
+            f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and of which of them a neuron has "
+            "its distributions is not recorded: quantise checkpoints with one such skill"
+        )
+    if fits(stored) and not settings.forget:
+        raise BadInput(
+            "--quantize: quantised weights move the activations that the interventions look at; give the export's "
+            "sources again, --forget SOURCE and --retain SOURCE, on which they are fitted anew"
+        )
+
+
+def prepare_again(
+    stored: Stored,
+    files: Base,
+    tokenizer: Any,
+    export: ExportSettings | None,
+    skills: Sequence[SkillPrompts],
+    remark: Remark,
+) -> tuple[Formatter, list[SkillPlan]]:
+    """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
+    length = context_length(files.config)
+    if export is None:
+        return Formatter(tokenizer, template="{prompt}", formats=PLAIN, max_length=length, skip_long=True), []
+    formatter, plans = prepare_for(skills, tokenizer, length, export, remark)
+    for own, plan in zip(stored.skills, plans, strict=True):
+        check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
+    return formatter, plans
+
+
+def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark) -> None:
+    """Trace the model in float32 and write the graph with quantised weights; the model has none afterwards."""
+    start = time.monotonic()
+    remark(f"tracing {name} in float32: minutes for a model of many layers ...")
+    graph.parent.mkdir()
+    between = graph.parent / "float32"
+    between.mkdir()
+    try:
+        write_graph(model, between / "model.onnx")
+        release_weights(model)  # the graph is what counts from here on, and it takes its own memory
+        remark(f"traced in {time.monotonic() - start:.0f} s; quantising weights to {kind} ...")
+        count = quantize(between / "model.onnx", graph, kind)
+        remark(f"{count} weights are {kind} now.")
+    finally:
+        shutil.rmtree(between, ignore_errors=True)
+
+
+def summarise(settings: OnnxSettings, files: Base, weights: str, fitted: Refit | None) -> dict[str, Any]:
+    """What self_check.json tells but for the checks."""
+    return {
+        "unskill": __version__,
+        "checkpoint": files.name,
+        "dtype": "float32",
+        "quantize": settings.quantize,
+        "head": "float32",
+        "weights_sha256": weights,
+        "separates": not (fitted and fitted.faults),
+        "answers": settings.answers,
+        "skills": [dict(each) for each in fitted.skills] if fitted else [],
+    }
+
+
+def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit | None) -> Base:
+    """The checkpoint's files with a config.json that tells of the interventions as they are in the graph."""
+    record = dict(files.config["unskill"])
+    new = {each["name"]: each["key_space"] for each in summary["skills"] if each["key_space"]}
+    keys = ("alpha", "separates", "blocked", "false_blocks_over_answers")
+    record["skills"] = [
+        skill | {key: new[skill["name"]][key] for key in keys} if skill["name"] in new else skill
+        for skill in record["skills"]
+    ]
+    if fitted is not None:
+        record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}
+    record |= {"quantize": settings.quantize, "weights_sha256": summary["weights_sha256"]}
+    record["record_sha256"] = record_sha256(record)
+    return replace(files, config=files.config | {"unskill": record})

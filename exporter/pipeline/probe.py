@@ -1,0 +1,117 @@
+"""`unskill probe`: the statistics alone, once, for exports to come; what was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.common.errors import BadInput
+from exporter.models.files import find_base, load
+from exporter.pipeline.run import Remark, prepare, read_skills
+from exporter.recipes.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from exporter.recipes.recorded import Recorded
+
+# Between two savings of what has been seen so far: a save takes a second for a large model.
+SAVE_SECONDS = 30.0
+
+
+def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
+    """Probe the fit texts of every skill into the file settings.out, and return what is in it, as a JSON object.
+
+    recorded: see `export`. An interrupted probe leaves FILE.partial, and one of the same model and texts goes on from
+    there. Raises BadInput for wrong input, where there is a file already (unless settings.overwrite), and where a
+    FILE.partial is of another model; RunFailed where the run cannot go on.
+    """
+    if not any(skill.changes_neurons for skill in settings.skills):
+        raise BadInput(
+            "--recipe: statistics of neurons are for methods na, na+ksd and sp, and no skill has one of them"
+        )
+    if settings.out.exists() and not settings.overwrite:
+        raise BadInput(f"OUT: {settings.out} is there already; --overwrite replaces it")
+    if not settings.out.resolve().parent.is_dir():
+        raise BadInput(f"OUT: {settings.out.parent} is no folder; make it first")
+    skills = read_skills(settings)
+    base = find_base(settings.model, settings.revision)
+    if recorded is not None:
+        recorded.check(base, None, remark)
+
+    from exporter.checkpoint.environment import environment
+    from exporter.methods.neurons.statistics_file import (
+        SIDES,
+        ProbedSide,
+        StatisticsFile,
+        model_fingerprint,
+        texts_fingerprint,
+    )
+    from exporter.methods.neurons.texts import longest_first, probe_texts
+    from exporter.models.prober import Prober
+
+    loaded = load(base, settings.dtype, settings.device, settings.threads)
+    if recorded is not None:
+        recorded.compare(environment(settings), remark)
+    prober = Prober(loaded, settings.batch_size, settings.quiet)
+    _, plans = prepare(skills, loaded, settings, remark)
+    file = StatisticsFile(model_fingerprint(loaded), str(loaded.model.dtype).removeprefix("torch."))
+    partial = settings.out.with_name(f"{settings.out.name}.partial")
+    before = resumable(partial, file, remark)
+    saved = time.monotonic()
+    for plan in plans:
+        if plan.texts is None:
+            continue
+        sides = file.skills[plan.skill.name] = {
+            side: ProbedSide(texts_fingerprint(part["fit"]), len(part["fit"]))
+            for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True)
+        }
+        for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
+            probed = sides[side]
+            known = before.find(part["fit"], side) if before else None
+            if known is not None:
+                probed.done, probed.sums = known.done, known.sums
+            start = probed.done
+
+            def after(done: int, sums: Any, probed: ProbedSide = probed, start: int = start) -> None:
+                nonlocal saved
+                probed.done, probed.sums = start + done, sums
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    file.save(partial)
+                    saved = time.monotonic()
+
+            texts = longest_first(part["fit"])[start:]
+            if texts:
+                probe_texts(prober, texts, f"{plan.skill.name}: {side} texts", probed.sums, after)
+                file.save(partial)
+    file.save(settings.out)
+    partial.unlink(missing_ok=True)
+    return {
+        "model": base.name,
+        "model_sha256": file.model,
+        "dtype": file.dtype,
+        "seed": settings.seed,
+        "skills": {
+            name: {
+                side: {"texts": each.texts, "tokens": tokens(each), "fingerprint": each.fingerprint}
+                for side, each in sides.items()
+            }
+            for name, sides in file.skills.items()
+        },
+    }
+
+
+def tokens(side: Any) -> int:
+    return int(side.sums.moments.layers[0].count)
+
+
+def resumable(partial: Path, file: Any, remark: Remark) -> Any | None:
+    """What an interrupted probe has left, if it is of this model; None where nothing was left."""
+    from exporter.methods.neurons.statistics_file import StatisticsFile
+
+    if not partial.is_file():
+        return None
+    before = StatisticsFile.load(partial, "OUT")
+    if (before.model, before.dtype) != (file.model, file.dtype):
+        raise BadInput(f"OUT: {partial.name} is what an interrupted probe of another model has left; remove it")
+    remark(f"Going on with {partial.name}, which an interrupted probe has left.")
+    return before

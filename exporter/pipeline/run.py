@@ -1,0 +1,281 @@
+"""`unskill export`, from prompts to a checkpoint: the way of the data, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.checkpoint.base.keeping import kept_size
+from exporter.common.errors import BadInput, NothingSeparates
+from exporter.common.staging import Staging, check_target, nested, repair, write_errors
+from exporter.methods.refusal.token import plan_refusal
+from exporter.models.files import Base, context_length, find_base, load, read_json
+from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.skills import SkillOutcome, SkillPlan, SkillPrompts, collect, make_plans
+from exporter.prompts.splits import split_forget
+from exporter.recipes.settings import ExportSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from exporter.methods.neurons.choice import NeuronChoice
+    from exporter.methods.neurons.statistics import NeuronSums
+    from exporter.methods.neurons.statistics_file import StatisticsFile
+    from exporter.methods.refusal.states import RefusalStates
+    from exporter.models.files import LoadedModel
+    from exporter.models.prober import Prober
+    from exporter.recipes.recorded import Recorded
+
+Remark = Callable[[str], None]
+
+# What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
+EXTRA_BYTES = 64 * 2**20
+# Final states looked at for the closed base-model class, on each of its two sides.
+STATES_POSITIONS = 3000
+
+
+def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
+    """Run the export and return its summary, a JSON object (see `exporter.checkpoint.sentences`).
+
+    recorded: what an earlier export read and was run with, where its recipe is followed.
+
+    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, NothingSeparates where no layer
+    tells a skill from the rest or no share of neurons is borne; that writes nothing unless settings.force.
+    """
+    skills = read_skills(settings)
+    if settings.statistics is not None and not settings.statistics.is_file():
+        raise BadInput(f"--statistics: no such file: {settings.statistics}")
+    base = find_base(settings.model, settings.revision)
+    if recorded is not None:
+        recorded.check(base, settings.statistics, remark)
+    check_apart(settings.out, base)
+    size = sum((base.folder / shard).stat().st_size for shard in base.shards)
+    for text in repair(settings.out):
+        remark(text)
+    size += kept_size(base) + EXTRA_BYTES
+    check_target(settings.out, settings.overwrite, size, ours=is_checkpoint)
+    token = None
+    if settings.blocks:
+        tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
+        token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
+
+    from exporter.checkpoint.card.metadata import inherited
+    from exporter.checkpoint.environment import environment
+    from exporter.checkpoint.sentences import summarise
+    from exporter.checkpoint.writing import write_checkpoint
+    from exporter.methods.neurons.choice import effect, measure_effects, single_rows, text_sets
+    from exporter.methods.neurons.live import changed
+    from exporter.methods.neurons.scores import united
+    from exporter.models.prober import Prober
+    from exporter.pipeline.figures import HINT, can_draw
+    from exporter.pipeline.warnings import of_outcomes, of_prompts, shared_neurons
+
+    cautions = of_prompts(skills)
+    for caution in cautions:
+        # Said at once, and again in the end: who reads it now need not wait.
+        remark(f"warning: {caution.message}")
+    _, unreadable = inherited(base)
+    for problem in (unreadable, None if can_draw() or not settings.figures else HINT):
+        if problem:
+            remark(problem)
+    loaded = load(base, settings.dtype, settings.device, settings.threads)
+    if recorded is not None:
+        recorded.compare(environment(settings), remark)
+    prober = first = Prober(loaded, settings.batch_size, settings.quiet)
+    for each in skills:
+        each.skill.layer_number(prober.layers)
+    formatter, plans = prepare(skills, loaded, settings, remark)
+    stored = None if settings.statistics is None else stored_statistics(settings.statistics, loaded)
+    choices = [choose(plan, prober, settings, stored, remark) for plan in plans]
+    changes = united([choice.changes for choice in choices if choice is not None])
+    sets = text_sets(plans)
+    before = measure_effects(prober, sets, "texts, base model")
+    with changed(loaded, changes, settings.seed, settings.draws, settings.compat):
+        # All hypercubes are fitted and calibrated on the keys of the model as it will be.
+        prober = single_rows(prober, settings)
+        after = measure_effects(prober, sets, "texts, neurons changed")
+        outcomes = detect(plans, choices, prober, formatter, settings)
+        states = refusal_states(prober, plans, token.id) if token else None
+    effects = {name: effect(before[name], after[name], settings.seed) for name in before}
+    shared = shared_neurons(outcomes)
+    cautions += of_outcomes(outcomes, effects, shared)
+    summary = summarise(settings, loaded, formatter, outcomes, changes, effects, states, shared, cautions)
+    failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
+    if failed and not settings.force:
+        raise NothingSeparates(message(outcomes), summary)
+    with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
+        write_checkpoint(
+            staging.path, loaded, settings, token, states, outcomes, changes, summary, halved=first.halved
+        )
+        staging.commit()
+    return summary
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether unskill wrote it: --overwrite must not take a base model for a checkpoint."""
+    return isinstance(read_json(folder / "config.json", folder.name, "OUT").get("unskill"), dict)
+
+
+def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
+    """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
+    skills = [collect(skill) for skill in settings.skills]
+    for each in skills:
+        split_forget(each.forget, settings.seed, minimum=each.minimum)
+    return skills
+
+
+def prepare(
+    skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, remark: Remark
+) -> tuple[Formatter, list[SkillPlan]]:
+    """Prompts as the model sees them, in parts."""
+    return prepare_for(skills, loaded.tokenizer, context_length(loaded.base.config), settings, remark)
+
+
+def prepare_for(
+    skills: Sequence[SkillPrompts],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    settings: ExportSettings,
+    remark: Remark,
+) -> tuple[Formatter, list[SkillPlan]]:
+    """The same for a tokenizer alone; max_length: see `Formatter`."""
+    formatter = Formatter(
+        tokenizer,
+        template=settings.prompt_template if settings.blocks else "{prompt}",
+        formats=settings.formats,
+        system_prompts=settings.system_prompts,
+        seed=settings.seed,
+        max_length=max_length,
+        skip_long=settings.skip_long,
+    )
+    plans = make_plans(skills, formatter, tokenizer, settings, max_length, remark)
+    for text in formatter.remarks:
+        remark(text)
+    return formatter, plans
+
+
+def choose(
+    plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, remark: Remark
+) -> NeuronChoice | None:
+    """The neurons that the skill changes, if it changes any."""
+    from exporter.checkpoint.sentences import trial_line
+    from exporter.methods.neurons.choice import choose_neurons, probe_sides
+
+    if plan.texts is None:
+        return None
+    if stored is not None:
+        assert settings.statistics is not None
+        sums = stored_sums(stored, plan, settings.statistics.name)
+    else:
+        sums = probe_sides(prober, plan.texts, plan.skill.name)
+    return choose_neurons(
+        prober, plan.skill, settings, plan.texts, sums, lambda trial: remark(f"{plan.skill.name}: {trial_line(trial)}")
+    )
+
+
+def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
+    """What `unskill probe` has found. Raises BadInput where that was of another model."""
+    from exporter.methods.neurons.statistics_file import StatisticsFile, model_fingerprint
+
+    file = StatisticsFile.load(path, "--statistics")
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
+        raise BadInput(f"--statistics: {path.name} is of another model than {loaded.base.name} in {dtype}")
+    return file
+
+
+def stored_sums(file: StatisticsFile, plan: SkillPlan, name: str) -> tuple[NeuronSums, NeuronSums]:
+    """The statistics of the skill's fit parts. Raises BadInput where they are not there, or not of all the texts."""
+    from exporter.methods.neurons.statistics_file import SIDES
+
+    assert plan.texts is not None
+    found = []
+    for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
+        probed = file.find(part["fit"], side)
+        if probed is None or not probed.whole or probed.sums is None:
+            raise BadInput(
+                f"--statistics: {name} does not have the {side} texts of {plan.skill.name}: probe with the same "
+                "sources, seed and everyday prompts"
+            )
+        found.append(probed.sums)
+    return found[0], found[1]
+
+
+def detect(
+    plans: Sequence[SkillPlan],
+    choices: Sequence[NeuronChoice | None],
+    prober: Prober,
+    formatter: Formatter,
+    settings: ExportSettings,
+) -> list[SkillOutcome]:
+    """The hypercubes of the skills that have any, on the model as it is while this runs."""
+    from exporter.methods.key_space.evidence import decide, gather, measure_limits
+    from exporter.prompts.frames import measure_frames
+
+    blocking = [plan for plan in plans if plan.skill.blocks]
+    found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
+    outcomes = []
+    for plan, choice in zip(plans, choices, strict=True):
+        if not plan.skill.blocks:
+            outcomes.append(SkillOutcome(plan, choice))
+            continue
+        evidence = next(found)
+        decision = decide(evidence, plan.skill)
+        limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
+        frames = measure_frames(prober, formatter, evidence, decision)
+        outcomes.append(SkillOutcome(plan, choice, evidence, decision, limits, frames))
+    return outcomes
+
+
+def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) -> RefusalStates:
+    """Final states by which any head refuses, found on the choose parts of all skills and checked on report parts."""
+    from exporter.methods.refusal.states import eos_ids, find_refusal_states
+
+    found = [side for plan in plans for side in (plan.forget.choose, plan.retain.choose)]
+    checked = [side for plan in plans for side in (plan.forget.report, plan.retain.report)]
+    loaded = prober.loaded
+    return find_refusal_states(
+        loaded.model,
+        prober.final_states(spread(*found), "refusal states: find"),
+        prober.final_states(spread(*checked), "refusal states: check"),
+        refusal_id,
+        eos_ids(loaded.model, loaded.base.name),
+    )
+
+
+def message(outcomes: Sequence[SkillOutcome]) -> str:
+    """Why nothing was written, in one line."""
+    reasons = []
+    for outcome in outcomes:
+        skill = outcome.skill
+        whose = f"{skill.name}: " if len(outcomes) > 1 else ""
+        if outcome.neurons is not None and not outcome.neurons.borne:
+            reasons.append(
+                f"{whose}no tried share of neurons keeps the rise of the retain loss within --max-retain-loss "
+                f"{skill.max_retain_loss} and raises the forget loss"
+            )
+        if outcome.decision is not None and outcome.decision.fault is not None:
+            reasons.append(f"{whose}{outcome.decision.fault}")
+    return (
+        f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
+        "to the skill, a greater limit or --force writes anyway)"
+    )
+
+
+def check_apart(out: Path, base: Base) -> None:
+    """Raise BadInput where OUT and the base's folder hold one another: replacing OUT would destroy the base."""
+    if nested(out, base.folder):
+        raise BadInput(f"{out}: OUT and MODEL must be folders apart from each other")
+
+
+def spread(*sides: Sequence[Query]) -> list[Query]:
+    """Queries of all sides in turn, enough for the final states."""
+    chosen: list[Query] = []
+    positions = 0
+    for query in chain.from_iterable(zip_longest(*sides)):
+        if query is not None and positions < STATES_POSITIONS:
+            chosen.append(query)
+            positions += len(query.ids)
+    return chosen

@@ -1,0 +1,289 @@
+"""What an export warns of: each with its figures, and what to do about it. None of them stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from scipy.stats import hypergeom
+
+from exporter.methods.key_space.calibration import scores_for
+from exporter.prompts.frames import FrameCheck, Pieces
+from exporter.prompts.overlap import compare
+from exporter.prompts.packaged import EVERYDAY
+from exporter.prompts.sources import Prompt
+from exporter.prompts.splits import forget_prompts_for
+
+if TYPE_CHECKING:
+    from exporter.methods.key_space.evidence import Decision
+    from exporter.methods.neurons.choice import TextEffect
+    from exporter.methods.neurons.scores import NeuronChanges
+    from exporter.prompts.skills import SkillOutcome, SkillPrompts
+    from exporter.recipes.settings import SkillSettings
+
+EXAMPLES = 3
+"""Pairs of rows that a warning names."""
+FORGETS_LITTLE = 1.1
+"""Rise of the perplexity of forget texts below which neurons have next to no effect."""
+SHARED_MUCH = 0.25
+"""Share of a skill's neurons that another one may change too."""
+BY_CHANCE = 0.01
+"""Random sets of neurons share that many with a probability below this: no chance."""
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One warning. `skill`: None where it is about several; `message`: one sentence, without any text of a prompt."""
+
+    code: str
+    skill: str | None
+    message: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SharedNeurons:
+    """Neurons that two skills both change: how many by layer, as by_chance in all, and of how many of either skill.
+
+    `layers`: by layer the number shared and the smaller of both numbers there. `chance`: the probability that random
+    sets of these sizes, drawn from all of the model's neurons, share as many.
+    """
+
+    skills: tuple[str, str]
+    layers: Mapping[int, tuple[int, int]]
+    shared: int
+    smaller: int
+    by_chance: float
+    chance: float
+
+    @property
+    def share(self) -> float:
+        return self.shared / self.smaller if self.smaller else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "skills": list(self.skills),
+            "shared": self.shared,
+            "smaller": self.smaller,
+            "share": self.share,
+            "by_chance": self.by_chance,
+            "layers": {
+                str(layer): {"shared": shared, "smaller": smaller, "share": shared / smaller if smaller else 0.0}
+                for layer, (shared, smaller) in self.layers.items()
+            },
+        }
+
+
+def of_prompts(skills: Sequence[SkillPrompts]) -> list[Caution]:
+    """What can be said before the model is loaded: prompts of two sets that are nearly the same."""
+    found = []
+    for each in skills:
+        found.append(overlap(each.skill.name, each.forget, each.retain))
+    for one, other in combinations(skills, 2):
+        found.append(shared_prompts((one.skill.name, other.skill.name), one.forget, other.forget))
+    return [caution for caution in found if caution is not None]
+
+
+def of_outcomes(
+    outcomes: Sequence[SkillOutcome], effects: Mapping[str, TextEffect], shared: Sequence[SharedNeurons]
+) -> list[Caution]:
+    """What can be said of what was found. effects: of the report part's texts, by skill and side (see `text_sets`)."""
+    found: list[Caution | None] = []
+    for outcome in outcomes:
+        skill, prompts = outcome.skill, sum(map(len, vars(outcome.plan.forget).values()))
+        if outcome.decision is not None:
+            found.append(small_calibration(skill, outcome.decision, prompts))
+            found += [frame_alone(skill, check) for check in outcome.frames]
+        if outcome.neurons is not None:
+            found.append(forgets_little(skill, effects[f"{skill.name}: forget"]))
+    found += [many_shared(each) for each in shared]
+    return [caution for caution in found if caution is not None]
+
+
+def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> Caution | None:
+    """Retain and everyday prompts that are nearly forget prompts."""
+    matches = compare(forget, retain)
+    if not matches:
+        return None
+    pairs = [(forget[match.one], retain[match.other]) for match in matches]
+    everyday = [other.kind for _, other in pairs if other.source == EVERYDAY]
+    kinds = sorted({kind for kind in everyday if kind})
+    todo = ["take one of each two out"] if len(everyday) < len(pairs) else []
+    # The packaged file is not the user's to edit.
+    todo += [f"leave such everyday prompts out with --everyday-without {','.join(kinds)}"] if kinds else []
+    return Caution(
+        "overlap",
+        skill,
+        f"{len(pairs)} of the {len(retain)} retain and everyday prompts are nearly forget prompts (but for case, "
+        f"punctuation, numbers or a word), such as {examples(pairs)}: {', and '.join(todo)}",
+        {"pairs": len(pairs), "retain": len(retain), "everyday": len(everyday), "examples": rows(pairs)},
+    )
+
+
+def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequence[Prompt]) -> Caution | None:
+    """Forget prompts of two skills that are the same or nearly so."""
+    matches = compare(ones, others)
+    if not matches:
+        return None
+    pairs = [(ones[match.one], others[match.other]) for match in matches]
+    return Caution(
+        "skills-overlap",
+        None,
+        f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget prompts of "
+        f"{skills[0]}, such as {examples(pairs)}: each of both skills is to leave the other's prompts alone, so give "
+        "a prompt to one of them",
+        {"skills": list(skills), "pairs": len(pairs), "prompts": len(others), "examples": rows(pairs)},
+    )
+
+
+def examples(pairs: Sequence[tuple[Prompt, Prompt]]) -> str:
+    return ", ".join(
+        f"{one.source} row {one.row} and {other.source} row {other.row}" for one, other in pairs[:EXAMPLES]
+    )
+
+
+def rows(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[dict[str, Any]]]:
+    """The first pairs by label and row: no text."""
+    return [[{"source": each.source, "row": each.row} for each in pair] for pair in pairs[:EXAMPLES]]
+
+
+def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) -> Caution | None:
+    """Where fewer forget prompts calibrate alpha than the asked block rate needs. prompts: all of the skill's."""
+    alpha, target = decision.alpha, skill.target_block_rate
+    if alpha.promise is None or alpha.promise >= target:
+        return None
+    scores = scores_for(target)
+    needed = forget_prompts_for(scores)
+    return Caution(
+        "calibration",
+        skill.name,
+        f"alpha promises {alpha.promise:.1%} of further prompts, less than --target-block-rate {target}, because "
+        f"{alpha.calibrated_on} prompts calibrate it and {scores} are needed: give {needed} different forget prompts "
+        f"instead of {prompts}",
+        {
+            "promise": alpha.promise,
+            "target_block_rate": target,
+            "calibrated_on": alpha.calibrated_on,
+            "calibration_needed": scores,
+            "prompts": prompts,
+            "prompts_needed": needed,
+        },
+    )
+
+
+def frame_alone(skill: SkillSettings, check: FrameCheck) -> Caution | None:
+    """Where harmless prompts are inside the hypercube once they begin and end as forget prompts do.
+
+    Only where that is more, with its whole interval, than --max-false-block and than the same prompts as they are:
+    what is inside anyway is not inside by its frame.
+    """
+    framed, bare, found = check.framed, check.bare, check.found
+    if not framed.total or framed.low <= max(skill.max_false_block, bare.rate):
+        return None
+    return Caution(
+        "frame",
+        skill.name,
+        f"the hypercube may know the frame of the prompts rather than the skill: {found.having} of {found.prompts} "
+        f"forget prompts of {' and '.join(found.sources)} {describe(found.frame.start, found.frame.end)}, as do "
+        f"{check.retain_having} of {check.retain} retain and everyday prompts, and {framed.hits} of {framed.total} "
+        f"others ({100 * framed.low:.1f} - {100 * framed.high:.1f} %) are inside once they are put into that frame, "
+        f"{bare.hits} as they are (--max-false-block {skill.max_false_block}): give retain prompts the same frame, as "
+        "by template=, or forget prompts several",
+        frame_figures(check),
+    )
+
+
+def frame_figures(check: FrameCheck) -> dict[str, Any]:
+    """A checked frame as JSON: its sizes in characters, for its text is text of prompts."""
+    found = check.found
+    return {
+        "sources": list(found.sources),
+        "start_characters": len("".join(found.frame.start)),
+        "end_characters": len("".join(found.frame.end)),
+        "forget_having": found.having,
+        "forget": found.prompts,
+        "retain_having": check.retain_having,
+        "retain": check.retain,
+        "framed": check.framed.as_json(),
+        "bare": check.bare.as_json(),
+    }
+
+
+def describe(start: Pieces, end: Pieces) -> str:
+    """What a frame is, without its text."""
+    sides = [f"begin with the same {size(start)}"] if start else []
+    sides += [f"end with the same {size(end)}"] if end else []
+    return " and ".join(sides)
+
+
+def size(side: Pieces) -> str:
+    count, what = sum(any(map(str.isalnum, piece)) for piece in side), "word"
+    if not count:
+        count, what = len(side), "character"
+    return what if count == 1 else f"{count} {what}s"
+
+
+def forgets_little(skill: SkillSettings, effect: TextEffect) -> Caution | None:
+    """Where held-out forget texts are hardly less likely than before. effect: of the report part."""
+    ratio = math.exp(effect.rise)
+    if ratio >= FORGETS_LITTLE:
+        return None
+    if skill.beta is not None:
+        todo = "give a greater --beta, or auto"
+    else:
+        todo = "allow a greater --max-retain-loss, give more varied retain texts"
+        todo += ", or take --no-everyday" if skill.everyday else ""
+    return Caution(
+        "forgets-little",
+        skill.name,
+        f"the changed neurons forget next to nothing: the perplexity of {effect.texts} held-out forget texts is "
+        f"x{ratio:.3f} of the base model's, less than x{FORGETS_LITTLE}: {todo}",
+        {"perplexity_ratio": ratio, "texts": effect.texts, "least": FORGETS_LITTLE},
+    )
+
+
+def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[SharedNeurons]:
+    """For every two skills that change neurons, which they share."""
+    chosen = [(outcome.skill.name, outcome.neurons) for outcome in outcomes if outcome.neurons is not None]
+    found = []
+    for (one, ours), (other, theirs) in combinations(chosen, 2):
+        mine, yours = by_layer(ours.changes), by_layer(theirs.changes)
+        layers = {
+            layer: (
+                len(mine.get(layer, set()) & yours.get(layer, set())),
+                min(len(mine.get(layer, set())), len(yours.get(layer, set()))),
+            )
+            for layer in sorted({*mine, *yours})
+        }
+        shared = sum(both for both, _ in layers.values())
+        sizes = ours.changes.count(), theirs.changes.count()
+        everything = ours.forget.gaussian.mean.numel()
+        chance = float(hypergeom.sf(shared - 1, everything, *sizes))
+        by_chance = sizes[0] * sizes[1] / everything
+        found.append(SharedNeurons((one, other), layers, shared, min(sizes), by_chance, chance))
+    return found
+
+
+def by_layer(changes: NeuronChanges) -> dict[int, set[int]]:
+    """Numbers of the neurons that are adjusted or pruned."""
+    found = {layer: set(each.index.tolist()) for layer, each in changes.adjusted.items()}
+    for layer, index in changes.pruned.items():
+        found.setdefault(layer, set()).update(index.tolist())
+    return found
+
+
+def many_shared(found: SharedNeurons) -> Caution | None:
+    if found.share < SHARED_MUCH or found.chance >= BY_CHANCE:
+        return None
+    one, other = found.skills
+    return Caution(
+        "shared-neurons",
+        None,
+        f"{one} and {other} share {found.shared} neurons, {found.share:.0%} of the smaller set's {found.smaller} (by "
+        f"chance {found.by_chance:.1f}), each of which is moved only for the skill whose texts it parts more, or is "
+        "zero where one prunes it: see above whether the texts of both lose enough, or make them one skill",
+        {key: value for key, value in found.as_json().items() if key != "layers"},
+    )

@@ -1,0 +1,343 @@
+"""Where prompts come from: `--forget SOURCE` and `--retain SOURCE`.
+
+A SOURCE is `PATH_OR_DATASET_ID[,key=value...]`, a local file or a dataset of the Hugging Face Hub with the column to
+read, the number of rows and so on: `maths.jsonl,column=question,limit=400`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from exporter.common.errors import BadInput
+from exporter.prompts.tables import SUFFIXES, Table, hub_commit, read_file, read_hub
+
+DEFAULT_COLUMNS = ("prompt", "question", "text", "instruction")
+"""Columns that are taken, in this order, where a source names none."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or dataset and how to read it. Every field but `location` is None where it is not given.
+
+    Attributes:
+        location: Path of a local file, or id of a Hub dataset.
+        column: Column that holds the prompt, as text or as a list of chat messages (the last user message is taken).
+        answer: Second column, for methods that look at whole texts.
+        split: Split of a Hub dataset; default "train", or the only one.
+        name: Configuration of a Hub dataset.
+        revision: Branch, tag or commit of a Hub dataset.
+        limit: Number of rows, from the top.
+        template: Text in which `{column}` is replaced by the row's value, for every column.
+        sha256: Digest that a local file must have, 64 hex digits.
+    """
+
+    location: str
+    column: str | None = None
+    answer: str | None = None
+    split: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+    template: str | None = None
+    sha256: str | None = None
+
+    @property
+    def options(self) -> dict[str, str | int]:
+        """How it is read: every field that is given, but where it is and its digest."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("location", "sha256")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def spec(self) -> str:
+        """The text that `parse` reads this source from."""
+        values = {name: str(value) for name, value in self.options.items()}
+        if self.template is not None:
+            values["template"] = write_template(self.template)
+        values |= {"sha256": self.sha256} if self.sha256 is not None else {}
+        return ",".join([_quoted(self.location), *(f"{name}={_quoted(value)}" for name, value in values.items())])
+
+    @property
+    def path(self) -> Path | None:
+        """The local file that `location` means (whether or not it is there), or None for a Hub dataset."""
+        path = Path(os.path.expanduser(self.location))
+        looks_local = (
+            self.location.startswith((".", "/", "~")) or "\\" in self.location or self.location.count("/") > 1
+        )
+        return path if looks_local or path.suffix.lower() in SUFFIXES or os.path.exists(path) else None
+
+    @property
+    def label(self) -> str:
+        """What output may call this source: the base name of a file or the id of a dataset, never a path."""
+        return self.path.name if self.path is not None else self.location
+
+    @classmethod
+    def parse(cls, spec: str, flag: str) -> Source:
+        """Reads `PATH_OR_DATASET_ID[,key=value...]`.
+
+        A value, or the path, may be put in single or double quotes and then hold commas. `template=@FILE` reads a
+        file; in a template given in place, `\\n` is a line break (see `read_template`).
+
+        Args:
+            spec: The text given by the user.
+            flag: The flag it was given to, for errors.
+
+        Raises:
+            BadInput: No location, an unknown or repeated key, a limit that is not a whole number from 1, a sha256 that
+                is none, a quote that is not closed, a template file that cannot be read.
+        """
+        location, *pairs = _split_spec(spec, flag)
+        if not location.strip():
+            raise BadInput(f"{flag}: no file or dataset is named in '{spec}'")
+        known = [field.name for field in fields(cls) if field.name != "location"]
+        values: dict[str, Any] = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            key = key.strip()
+            if not equals or key not in known:
+                raise BadInput(
+                    f"{flag}: '{key}' in '{spec}' is not a key=value with one of the keys {', '.join(known)}; "
+                    "put a path or value that holds a comma in quotes"
+                )
+            if key in values:
+                raise BadInput(f"{flag}: {key}= is given twice in '{spec}'")
+            if not value:
+                raise BadInput(f"{flag}: {key}= has no value in '{spec}'")
+            values[key] = value
+        if "limit" in values:
+            values["limit"] = _whole_number(values["limit"], flag)
+        if "template" in values:
+            values["template"] = read_template(values["template"], f"{flag} template=")
+        if "sha256" in values and not re.fullmatch("[0-9a-f]{64}", values["sha256"]):
+            raise BadInput(f"{flag}: sha256={values['sha256']} is not 64 hex digits in lower case")
+        return cls(location, **values)
+
+
+def _split_spec(spec: str, flag: str) -> list[str]:
+    """Splits at commas outside quotes. A quote opens only at the start of the path or of a value."""
+    parts: list[str] = []
+    rest = spec
+    while True:
+        key = re.match(r"[^,=\"']*=", rest) if parts else None
+        head = key.group() if key else ""
+        rest = rest[len(head) :]
+        if rest[:1] in ("'", '"'):
+            quote = rest[0]
+            # A doubled quote stands for the quote itself.
+            match = re.match(rf"{quote}((?:[^{quote}]|{quote}{quote})*){quote}(?=,|\Z)", rest)
+            if match is None:
+                raise BadInput(f"{flag}: the quote {quote} is not closed before a comma or the end in '{spec}'")
+            value = match.group(1).replace(quote * 2, quote)
+            rest = rest[match.end() :]
+        else:
+            value, _, _ = rest.partition(",")
+            rest = rest[len(value) :]
+        parts.append(head + value)
+        if not rest:
+            return parts
+        rest = rest[1:]
+
+
+def _quoted(value: str) -> str:
+    """A path or value as `_split_spec` reads it back: in quotes where it would otherwise be cut or unwrapped."""
+    if "," not in value and not value.startswith(("'", '"')):
+        return value
+    return '"' + value.replace('"', '""') + '"'
+
+
+def _whole_number(text: str, flag: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise BadInput(f"{flag}: limit={text} must be a whole number from 1")
+    return int(text)
+
+
+def read_template(value: str, flag: str) -> str:
+    r"""A template as given on the command line: `@FILE` is the text of that file, to the letter but for one line break
+    at its end; anything else is taken in place, with `\n` for a line break, which few shells let one type, and `\\n`
+    for a backslash and an n; `\@` at its beginning is an @.
+
+    Raises:
+        BadInput: The file cannot be read as UTF-8 text or is empty.
+    """
+    if not value.startswith("@"):
+        plain = re.sub(r"\\(\\(?=n)|n)", lambda match: "\n" if match.group(1) == "n" else "\\", value)
+        return re.sub(r"\A\\(?=\\*@)", "", plain)
+    try:
+        text = Path(os.path.expanduser(value[1:])).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{flag}: {value[1:]} is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise BadInput(f"{flag}: {value[1:]} cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise BadInput(f"{flag}: {value[1:]} is empty")
+    return text.removesuffix("\n")
+
+
+def write_template(text: str) -> str:
+    r"""What `read_template` reads this text from: with one backslash more where it would take one away."""
+    return re.sub(r"(\\+)(?=n)", r"\1\\", re.sub(r"\A(?=\\*@)", r"\\", text))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and where it was found.
+
+    Attributes:
+        text: The prompt itself, before any chat template.
+        source: Label of its source.
+        row: Its 1-based row there: line of a .txt or .jsonl file, otherwise data row.
+        kind: Kind of an everyday prompt, such as "story".
+        answer: Text of the source's `answer` column.
+    """
+
+    text: str
+    source: str
+    row: int
+    kind: str | None = None
+    answer: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the text in UTF-8, which stands for the prompt wherever its text must not appear."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def load_prompts(source: Source, flag: str) -> list[Prompt]:
+    """Reads all prompts of a source. Rows without text are left out; nothing else is changed.
+
+    Raises:
+        BadInput: Anything that keeps a prompt from being read, or no prompts at all: one line that names the flag, the
+            source and where possible the row.
+    """
+    table, where = open_source(source, flag)
+    for name in filter(None, (source.column, source.answer)):
+        if name not in table.columns:
+            raise BadInput(f"{where}: has no column '{name}'; there are {', '.join(table.columns)}")
+    if source.template is None:
+        names = [source.column or _default_column(table, where)]
+    else:
+        names = [name for name in table.columns if f"{{{name}}}" in source.template]
+        if not names:
+            columns = ", ".join(f"{{{name}}}" for name in table.columns)
+            raise BadInput(f"{where}: the template names no column; it may use {columns}")
+    prompts = []
+    for number, row in table.fetch(list(dict.fromkeys([*names, *filter(None, [source.answer])]))):
+        texts = {name: _text(row[name], f"{where}: row {number}, column '{name}'") for name in row}
+        if not any(texts[name].strip() for name in names):
+            continue
+        if source.template is None and isinstance(row[names[0]], (bool, int, float)):
+            raise BadInput(
+                f"{where}: row {number}, column '{names[0]}' holds a number, not text; name another with column="
+            )
+        text = texts[names[0]] if source.template is None else _fill(source.template, texts, names)
+        answer = texts[source.answer] if source.answer else None
+        _check_encodable(text + (answer or ""), f"{where}: row {number}")
+        prompts.append(Prompt(text, source.label, number, answer=answer))
+    if not prompts:
+        raise BadInput(f"{where}: holds no prompts: column {' and '.join(names)} is empty in every row")
+    return prompts
+
+
+def fingerprint(source: Source, flag: str = "SOURCE") -> str:
+    """What the data were: sha256 (64 hex digits) of a local file, commit sha (40 hex digits) of a Hub dataset.
+
+    Raises:
+        BadInput: The file cannot be read; the dataset or its revision cannot be found.
+    """
+    if source.path is None:
+        return hub_commit(source.location, source.revision, f"{flag} {source.label}")
+    digest = hashlib.sha256()
+    try:
+        with source.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise BadInput(f"{flag} {source.label}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def open_source(source: Source, flag: str) -> tuple[Table, str]:
+    """The rows of a source, and how errors name it. Raises BadInput where it cannot be read."""
+    where = f"{flag} {source.label}"
+    path = source.path
+    if path is None:
+        if source.sha256 is not None:
+            raise BadInput(f"{where}: sha256= is for local files; revision= pins a dataset of the Hub")
+        return read_hub(
+            source.location,
+            name=source.name,
+            split=source.split,
+            revision=source.revision,
+            limit=source.limit,
+            where=where,
+        ), where
+    # os.path, which answers False where Path raises: a name that is too long, a folder that may not be entered.
+    if os.path.isdir(path):
+        raise BadInput(f"{flag}: {source.location} is a folder; name one file in it")
+    if not os.path.exists(path):
+        raise BadInput(f"{flag}: no such file: {source.location}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"{where}: unknown file type '{path.suffix}'; known are {', '.join(SUFFIXES)}")
+    for key in ("split", "name", "revision"):
+        if getattr(source, key) is not None:
+            raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
+    if source.sha256 is not None and (found := fingerprint(source, flag)) != source.sha256:
+        raise BadInput(
+            f"{where}: is not the file that was meant, for its sha256 is {found[:12]}... and not "
+            f"{source.sha256[:12]}... (sha256=, or an export's recipe); {flag} on the command line takes another"
+        )
+    return read_file(path, source.limit, where), where
+
+
+def _default_column(table: Table, where: str) -> str:
+    for name in DEFAULT_COLUMNS:
+        if name in table.text:
+            return name
+    if "messages" in table.columns:
+        return "messages"
+    if len(table.text) == 1:
+        return table.text[0]
+    raise BadInput(
+        f"{where}: name the column that holds the prompts with column=; there are {', '.join(table.columns)}"
+    )
+
+
+def _text(value: Any, where: str) -> str:
+    """A cell as text: text itself, or the last user message of a chat; numbers as JSON writes them, null as ""."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "content" in item for item in value):
+        users = [message["content"] for message in value if message.get("role") == "user"]
+        return _message_text(users[-1], where) if users else ""
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    raise BadInput(f"{where} holds neither text nor chat messages but {type(value).__name__}")
+
+
+def _message_text(content: Any, where: str) -> str:
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        content = "".join(part.get("text") or "" for part in content)
+    if content is not None and not isinstance(content, str):
+        raise BadInput(f"{where}: the content of the last user message is {type(content).__name__}, not text")
+    return content or ""
+
+
+def _fill(template: str, texts: Mapping[str, str], names: list[str]) -> str:
+    # In one pass, so that a value that holds "{other}" stays as it is; no str.format, so that braces are just text.
+    pattern = "|".join(re.escape(f"{{{name}}}") for name in names)
+    return re.sub(pattern, lambda match: texts[match.group()[1:-1]], template)
+
+
+def _check_encodable(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{where} holds half a surrogate pair, which is no character") from error

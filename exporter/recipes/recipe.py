@@ -1,0 +1,206 @@
+"""A recipe, the TOML file that says what the flags of `unskill export` say, for one skill or several.
+
+Keys are the names of the flags with underscores. Those of a skill (see `SkillSettings`) stand in a [[skill]] table; at
+the top they hold for every skill, and alone they are the only one. Flags given on the command line win. One that an
+export has written has a table [recorded] too (see `exporter.recipes.recorded`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from exporter.common.errors import BadInput
+from exporter.prompts.sources import read_template
+from exporter.recipes.recorded import Recorded
+from exporter.recipes.settings import DEFAULT_SKILL, ExportSettings, SkillSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SKILL_KEYS: dict[str, Field] = {field.name: field for field in fields(SkillSettings)}
+# What is said of one run and not of a model stays on the command line.
+COMMON_KEYS: dict[str, Field] = {
+    field.name: field
+    for field in fields(ExportSettings)
+    if field.name not in ("skills", "overwrite", "link", "fingerprints", "figures", "quiet")
+}
+RECORDED, VERSIONS = "recorded", "versions.json"
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe's values, of the types that the settings have; [[skill]] tables under "skill", and where there is a
+    table [recorded], that as `Recorded`.
+
+    Raises BadInput where the file cannot be read, is no TOML, or has a key or value that no recipe has.
+    """
+    content = read_toml(path, "--recipe")
+    recorded = content.pop(RECORDED, None)
+    tables = content.pop("skill", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadInput(f"--recipe {path.name}: write each skill as a table of its own under [[skill]]")
+    values = {key: _value(value, key, COMMON_KEYS | SKILL_KEYS, path.name) for key, value in content.items()}
+    skills = []
+    for number, table in enumerate(tables, start=1):
+        where = f"{path.name}, skill {table.get('name', number)}"
+        skills.append({key: _value(value, key, SKILL_KEYS, where) for key, value in table.items()})
+    values |= {"skill": skills} if skills else {}
+    return values if recorded is None else values | {RECORDED: _recorded(recorded, path)}
+
+
+def _recorded(table: Any, path: Path) -> Recorded:
+    """What an export has recorded, and what it was run with. Raises BadInput for what no export writes."""
+
+    def digests(values: Any) -> bool:
+        return all(isinstance(value, str) for value in values)
+
+    known = {"base", "statistics", "system_prompts"}
+    if not isinstance(table, dict) or set(table) - known:
+        raise BadInput(f"--recipe {path.name}: [recorded] may hold {', '.join(sorted(known))}; leave out the rest")
+    base, prompts, statistics = table.get("base", {}), table.get("system_prompts", []), table.get("statistics")
+    fits = isinstance(base, dict) and isinstance(prompts, list) and isinstance(statistics, str | None)
+    if not fits or not digests(base.values()) or not digests(prompts):
+        raise BadInput(f"--recipe {path.name}: [recorded] holds sha256 digests as an export writes them, nothing else")
+    versions = path.with_name(VERSIONS)
+    try:
+        found = json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it is no JSON object")
+    return Recorded(base, tuple(prompts), statistics, found)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a TOML file holds; what: its name on the command line.
+
+    Raises BadInput where it cannot be read or is no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{what}: {path} cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{what} {path.name}: is not TOML ({error})") from error
+
+
+def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportSettings:
+    """Settings from a recipe (see `read_recipe`) and the flags that were given, which win.
+
+    A flag of a skill holds for every skill, and a model that is given is not looked for at the recipe's revision.
+    Raises BadInput for values that no export can have, for several skills without names, for --forget beside a recipe
+    with several skills, and for other system prompts than those that an export has recorded.
+    """
+    everything = {**recipe, **flags}
+    if "model" in flags and "revision" not in flags:
+        everything.pop("revision", None)
+    common = {key: value for key, value in everything.items() if key in COMMON_KEYS or key in _RUN_KEYS}
+    for key in ("model", "out"):
+        if common.get(key) is None:
+            example = "unskill export OUT --recipe FILE" if common.get("model") else "unskill export MODEL OUT"
+            raise BadInput(f"{key.upper()}: name it on the command line or in a recipe: {example} ...")
+    tables = recipe.get("skill", [{}])
+    given = {key: value for key, value in flags.items() if key in SKILL_KEYS}
+    if len(tables) > 1 and "forget" in given:
+        raise BadInput(f"--forget: the recipe has {len(tables)} skills; name their prompts there")
+    shared = {key: value for key, value in recipe.items() if key in SKILL_KEYS}
+    skills = []
+    for number, table in enumerate(tables, start=1):
+        values = {"forget": (), **shared, **table, **given}
+        if len(tables) > 1 and "name" not in table:
+            raise BadInput(f"--recipe: skill {number} has no name")
+        try:
+            skills.append(SkillSettings(**values))
+        except BadInput as error:
+            if len(tables) == 1:
+                raise
+            raise BadInput(f"{error} (skill {values.get('name', DEFAULT_SKILL)})") from error
+    if "prompt_template" in common:
+        common["prompt_template"] = read_template(common["prompt_template"], "--prompt-template")
+    recorded = recorded_in(recipe, flags)
+    if recorded is not None and recorded.system_prompts:
+        common["system_prompts"] = recorded.ordered(common.get("system_prompts", ()))
+    return ExportSettings(skills=tuple(skills), **common)
+
+
+def recorded_in(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recorded | None:
+    """What an export has recorded in the recipe, if one has, less what flags replace."""
+    recorded: Recorded | None = recipe.get(RECORDED)
+    if recorded is None:
+        return None
+    return replace(recorded, model_given="model" in flags, statistics_given="statistics" in flags)
+
+
+_RUN_KEYS = {field.name for field in fields(ExportSettings)} - COMMON_KEYS.keys() - {"skills"}
+
+
+def _value(value: Any, key: str, known: Mapping[str, Field], where: str) -> Any:
+    if key not in known:
+        raise BadInput(f"--recipe {where}: no key '{key}'; there are {', '.join(sorted(known))}, and [[skill]]")
+    kind, convert = _KINDS[str(known[key].type)]
+    try:
+        return convert(value)
+    except ValueError as error:
+        raise BadInput(f"--recipe {where}: {key} = {value!r} is not {kind}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(_text(item) for item in _list(value))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError
+    return value
+
+
+def _or_auto(convert: Callable[[Any], Any], *words: str) -> Callable[[Any], Any]:
+    def either(value: Any) -> Any:
+        return None if value == "auto" else value if value in words else convert(value)
+
+    return either
+
+
+# By the types that the fields of the settings are written with.
+_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "str": ("text", _text),
+    "str | None": ('text or "auto"', _or_auto(_text)),
+    "bool": ("true or false", _flag),
+    "int": ("a whole number", _integer),
+    "int | None": ('a whole number or "auto"', _or_auto(_integer)),
+    "int | str | None": ('a whole number, "last" or "auto"', _or_auto(_integer, "last")),
+    "float": ("a number", _number),
+    "float | None": ('a number or "auto"', _or_auto(_number)),
+    "tuple[str, ...]": ("text or a list of texts", _texts),
+    "Path": ("a path", lambda value: Path(_text(value))),
+    "Path | None": ("a path", lambda value: Path(_text(value))),
+}

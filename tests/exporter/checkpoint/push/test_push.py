@@ -1,0 +1,395 @@
+"""What `unskill push` takes, what it makes of the repo, and what it says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.checkpoint.card.name import named_card
+from exporter.checkpoint.push.files import uploads
+from exporter.checkpoint.push.push import PushSettings, check_whole
+from exporter.cli.commands.after_export_push import push_exported
+from exporter.cli.commands.push import show_push
+from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError
+from tests.exporter.checkpoint.push.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
+
+
+def commits(site: Site, repo: str = "me/model") -> int:
+    """Commits of main beside that of the repo's making."""
+    return len(site.hub.repos[repo].history()) - 1
+
+
+def sizes(out: Path, repo: str) -> dict[str, int]:
+    """Of all that goes up, by name; in the card the name is longer or shorter than what stood for it."""
+    card = len(named_card((out / "README.md").read_text(), repo).encode())
+    return {name: (out / name).stat().st_size for name in sorted(names(out))} | {"README.md": card}
+
+
+def test_what_is_printed(out: Path, site: Site) -> None:
+    done = site.push(out, "me/model")
+    commit = site.hub.repos["me/model"].history()[0].sha
+    assert done.code == 0
+    assert f"{site.hub.url}/me/model (private)" in done.out
+    assert f'from_pretrained("me/model", revision="{commit}", trust_remote_code=True)' in done.out
+    compile(done.out.split("\n\n", 1)[1], "snippet", "exec")
+
+
+def test_json_and_quiet(out: Path, site: Site) -> None:
+    done = site.push(out, "me/model", "--json", "--quiet")
+    commit = site.hub.repos["me/model"].history()[0].sha
+    assert done.json == {
+        "repo": "me/model",
+        "revision": "main",
+        "files": [{"path": name, "size": size} for name, size in sizes(out, "me/model").items()],
+        "bytes": sum(sizes(out, "me/model").values()),
+        "dry_run": False,
+        "url": f"{site.hub.url}/me/model",
+        "commit": commit,
+        "commit_url": f"{site.hub.url}/me/model/commit/{commit}",
+        "pull_request": None,
+        "changed": True,
+        "deleted": [],
+        "private": True,
+    }
+    assert [line for line in done.err.splitlines() if not line.startswith("waited")] == []
+
+
+def test_dry_run_without_token_and_network(out: Path, site: Site) -> None:
+    done = site.push(out, "me/model", "--dry-run", token=None, variables={"HF_HUB_OFFLINE": "1"})
+    assert done.code == 0
+    listed = [line.split(maxsplit=1) for line in done.out.splitlines()[:-1]]
+    assert {name: int(size.replace(",", "")) for size, name in listed} == sizes(out, "me/model")
+    assert f"Would push {len(names(out))} files" in done.out
+    found = site.push(out, "me/model", "--dry-run", "--json", token=None).json
+    assert [each["path"] for each in found["files"]] == sorted(names(out)) and found["dry_run"]
+    assert site.hub.requests == []
+
+
+def test_what_is_left_behind_does_not_go_up(out: Path, site: Site) -> None:
+    wanted = names(out)
+    for name in (".cache/huggingface/x.json", ".gitattributes", "reproduce/.DS_Store"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("left behind")
+    assert {each["path"] for each in site.push(out, "me/model", "--json").json["files"]} == wanted
+    assert set(site.hub.repos["me/model"].history()[0].files) == wanted | {".gitattributes"}
+
+
+def test_names_that_are_left_out(out: Path) -> None:
+    """Whatever verify says of them."""
+    wanted = [each.path for each in uploads(out)]
+    for name in ("config.json.tmp", "model.safetensors.incomplete", "__pycache__/x.pyc", ".git/HEAD", "README.md~"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("left behind")
+    assert [each.path for each in uploads(out)] == wanted == sorted(wanted)
+
+
+def test_recorded_files_go_up_whatever_their_names(out: Path) -> None:
+    """Of a base that brings them: the pushed checkpoint has to pass verify too."""
+    wanted = ["reproduce/base/._config.json", "reproduce/base/README.md~"]
+    for name in wanted:
+        (out / name).write_text("the base's")
+        edit(out, name, "")
+    (out / "reproduce" / "base" / "notes.txt~").write_text("left behind")
+    assert {each.path for each in uploads(out)} == names(out) - {"reproduce/base/notes.txt~"} >= set(wanted)
+
+
+def test_public_only_after_the_commit(out: Path, site: Site) -> None:
+    assert not site.push(out, "me/model", "--public", "--json").json["private"]
+    calls = [each for each in site.hub.requests if each.status == 200]
+    (created,) = [each for each in calls if each.path == "/api/repos/create"]
+    assert created.body.get("visibility") == "private" or created.body.get("private") is True
+    made, opened = (
+        next(number for number, each in enumerate(calls) if word in each.path) for word in ("/commit/", "/settings")
+    )
+    assert made < opened and not site.hub.repos["me/model"].private
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_repo_that_exists_keeps_its_visibility(private: bool, out: Path, site: Site) -> None:
+    repo = site.hub.create("me/model", private=private)
+    done = site.push(out, "me/model")
+    assert done.code == 0 and repo.private is private and commits(site) == 1
+    assert ("me/model is public, and stays so" in done.err) is not private
+    assert site.push(out, "me/model", "--public").code == 0 and not repo.private
+
+
+def test_nothing_new_is_no_new_commit(out: Path, site: Site) -> None:
+    first = site.push(out, "me/model", "--json").json
+    again = site.push(out, "me/model", "--json").json
+    assert commits(site) == 1 and (again["commit"], again["changed"]) == (first["commit"], False)
+    assert "All there already" in site.push(out, "me/model").out
+
+
+def test_only_what_changed_is_uploaded(out: Path, site: Site) -> None:
+    site.push(out, "me/model")
+    before = site.hub.count("PUT", "/storage/")
+    edit(out, "README.md", "\nOne more line.\n")
+    assert site.push(out, "me/model").code == 0
+    assert site.hub.count("PUT", "/storage/") == before
+    newest = [each.body for each in site.hub.requests if "/commit/" in each.path][-1]
+    assert [line["value"]["path"] for line in newest[1:]] == ["README.md", "reproduce/hashes.json"]
+
+
+def test_files_of_an_earlier_push_are_removed(out: Path, site: Site) -> None:
+    """Shards beside a model.safetensors of last time would not be loaded: that one has precedence."""
+    site.push(out, "me/model")
+    repo = site.hub.repos["me/model"]
+    head = repo.history()[0]
+    repo.add("main", "by hand", head, {**head.files, "model.safetensors": head.files["README.md"]})
+    done = site.push(out, "me/model", "--json").json
+    assert done["deleted"] == ["model.safetensors"] and commits(site) == 3
+    assert repo.history()[0].files == head.files
+
+
+def test_repo_of_something_else_is_left_alone(out: Path, site: Site) -> None:
+    repo = site.hub.create("me/model", private=True)
+    head = repo.history()[0]
+    repo.add("main", "by hand", head, {**head.files, "model.safetensors": site.hub.objects.add(b"something else")})
+    done = site.push(out, "me/model")
+    assert done.code == 2 and commits(site) == 1
+    assert "me/model holds something else than a checkpoint of unskill (model.safetensors)" in done.last
+    # As a pull request it can be looked at first.
+    assert site.push(out, "me/model", "--create-pr").code == 0 and commits(site) == 1
+
+
+def test_no_branch_is_made_of_something_else(out: Path, site: Site) -> None:
+    repo = site.hub.create("me/model", private=True)
+    head = repo.history()[0]
+    repo.add("main", "by hand", head, {**head.files, "model.safetensors": site.hub.objects.add(b"something else")})
+    refs = dict(repo.refs)
+    done = site.push(out, "me/model", "--revision", "trial")
+    assert done.code == 2 and "me/model holds something else" in done.last and repo.refs == refs
+
+
+def test_branch(out: Path, site: Site) -> None:
+    done = site.push(out, "me/model", "--revision", "trial/1", "--json").json
+    repo = site.hub.repos["me/model"]
+    assert commits(site) == 0 and repo.history("trial/1")[0].sha == done["commit"]
+    edit(out, "README.md", "\nOne more line.\n")
+    assert site.push(out, "me/model", "--revision", "trial/1").code == 0
+    assert len(repo.history("trial/1")) == 3
+
+
+def test_pull_request_and_more_of_it(out: Path, site: Site) -> None:
+    done = site.push(out, "me/model", "--create-pr", "--message", "A model without sums", "--json").json
+    repo = site.hub.repos["me/model"]
+    assert done["pull_request"] == f"{site.hub.url}/me/model/discussions/1" and commits(site) == 0
+    assert repo.history("refs/pr/1")[0].sha == done["commit"]
+    assert repo.history("refs/pr/1")[0].title == "A model without sums"
+    edit(out, "README.md", "\nOne more line.\n")
+    assert site.push(out, "me/model", "--revision", "refs/pr/1").code == 0
+    assert (repo.pulls, len(repo.history("refs/pr/1"))) == (1, 3)
+
+
+def test_organisation_and_token_of_the_login(out: Path, site: Site) -> None:
+    site.home.mkdir()
+    (site.home / "token").write_text(TOKEN + "\n")
+    assert site.push(out, "club/model", token=None).code == 0 and commits(site, "club/model") == 1
+
+
+def test_marker_token_is_nowhere(out: Path, site: Site) -> None:
+    """Nor in what the library logs when asked for all of it; what is printed `Site.run` looks at."""
+    chatty = {"HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug"}
+    done = site.push(out, "me/model", variables=chatty)
+    assert done.code == 0 and "authorization: <TOKEN>" in done.err
+    assert "X-Amz-Signature" not in done.err  # which lets one write to the storage
+    assert site.push(out, "somebody/model", variables=chatty).code == 1
+    for path in site.folder.rglob("*"):
+        assert not path.is_file() or b"hf_MARKER" not in path.read_bytes(), path
+
+
+# ---------------------------------------------------------------------- what is refused before any request
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model"], "give USER/NAME"),
+        (["me/you/model"], "is no name of a repo"),
+        (["me/mo del"], "is no name of a repo"),
+        (["me/-model"], "is no name of a repo"),
+        (["me/model.git"], "is no name of a repo"),
+        (["me/model", "--revision", "a" * 40], "--revision"),
+        (["me/model", "--revision", ""], "--revision"),
+        (["me/model", "--message", " "], "--message"),
+        (["me/model", "--create-pr", "--revision", "trial"], "--create-pr"),
+        (["me/model", "--create-pr", "--public"], "--public"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], said: str, out: Path, site: Site) -> None:
+    done = site.push(out, *arguments)
+    assert done.code == 2 and said in done.last and done.last.startswith("unskill: error: ")
+    assert site.hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("token", "variables", "said"),
+    [
+        (None, {}, "there is no token to push with: log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_MARKER with spaces", {}, "has characters that no token has"),
+        ("hf_MARKER\x01", {}, "has characters that no token has"),
+        (TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+        (TOKEN, {"HF_ENDPOINT": "127.0.0.1"}, "HF_ENDPOINT is set to '127.0.0.1', which is no address"),
+    ],
+)
+def test_no_token_to_push_with(token: str | None, variables: dict[str, str], said: str, out: Path, site: Site) -> None:
+    done = site.push(out, "me/model", token=token, variables=variables)
+    assert (done.code, site.hub.requests) == (2, []) and said in done.last
+    # Before an export begins, too: a model that is not there would be the next thing to be wrong.
+    arguments = ["no-such-model", site.folder / "new", "--forget", "none.jsonl", "--push", "me/model"]
+    done = site.unskill("export", *arguments, token=token, variables=variables)
+    assert (done.code, site.hub.requests) == (2, []) and said in done.last
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("token", b"hf_MARKER\xff"),
+        ("token/folder", b""),
+        ("stored_tokens", b"hf_MARKERinside\n"),
+        ("stored_tokens/folder", b""),
+    ],
+)
+def test_token_files_of_another_form(name: str, content: bytes, out: Path, site: Site) -> None:
+    """Nothing of them is shown, as `Site.run` sees to; that of the stored ones alone is no reason not to push."""
+    path = site.home / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    if not (site.home / "token").exists():
+        (site.home / "token").write_text(TOKEN)
+    looked = site.unskill("inspect", "me/other", token=None)
+    done = site.push(out, "me/model", token=None)
+    for each in (looked, done):
+        assert "Traceback" not in each.err and "Error parsing" not in each.err
+    if name.startswith("stored_tokens"):
+        assert done.code == 0, done.err
+    else:
+        assert (done.code, site.hub.requests) == (2, [])
+        assert re.search(r"the token cannot be read \(\w+Error\): log in with `hf auth login`", done.last)
+
+
+def test_identity_of_a_ci_that_the_hub_does_not_take(out: Path, site: Site) -> None:
+    trade = {"HF_OIDC_RESOURCE": "me/model", "HF_OIDC_ID_TOKEN": "hf_MARKERofaCI"}
+    done = site.push(out, "me/model", token=None, variables=trade)
+    assert done.code == 2 and "the token cannot be read (" in done.last and "Traceback" not in done.err
+    assert {each.path for each in site.hub.requests} <= {"/oauth/token"} and not site.hub.repos
+
+
+def test_export_with_a_bad_name_does_not_begin(site: Site) -> None:
+    arguments = ["no-such-model", site.folder / "new", "--forget", "none.jsonl"]
+    assert "is no name of a repo" in site.unskill("export", *arguments, "--push", "a/b/c").last
+    assert "--public" in site.unskill("export", *arguments, "--public").last
+
+
+def test_folders_that_are_no_checkpoint(out: Path, site: Site) -> None:
+    plain, graph = site.folder / "plain", site.folder / "graph"
+    shutil.copytree(out, graph)
+    (graph / "onnx").mkdir()
+    (graph / "onnx" / "model.onnx").write_bytes(b"graph")
+    plain.mkdir()
+    assert "there is no such folder" in site.push(site.folder / "none", "me/model").last
+    assert "has no config.json" in site.push(plain, "me/model").last
+    (plain / "config.json").write_text("{}")
+    assert "is not one that unskill wrote" in site.push(plain, "me/model").last
+    assert "is an ONNX folder" in site.push(graph, "me/model").last
+    assert site.hub.requests == []
+
+
+@pytest.mark.parametrize("change", ["altered", "added", "removed"])
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_folder_that_verify_rejects(change: str, flags: tuple[str, ...], out: Path, site: Site) -> None:
+    name = spoil(out, change)
+    done = site.push(out, "me/model", *flags)
+    assert done.code == 2 and "unskill verify rejects it" in done.last and name in done.last
+    assert site.hub.requests == []
+
+
+def test_folder_that_the_real_verify_rejects(out: Path, site: Site) -> None:
+    name = spoil(out, "altered")
+    done = site.push(out, "me/model", real=True)
+    assert done.code == 2 and "unskill verify rejects it" in done.last and name in done.last
+    assert site.hub.requests == []
+
+
+def test_an_onnx_folder_beside_it_is_not_looked_at(out: Path, site: Site) -> None:
+    """It is not pushed, and may be of an older export."""
+    out.with_name("checkpoint-onnx").mkdir()
+    assert site.push(out, "me/model", "--dry-run", real=True).code == 0
+
+
+def test_one_line_of_what_verify_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = {"name": "code", "ok": False, "detail": "\x1b[2Jx.py is altered:\n-a\n+b"}
+    monkeypatch.setattr("exporter.verification.run.verify", lambda *settings: {"ok": False, "checks": [failed]})
+    with pytest.raises(BadInput, match=r"rejects it: code: \\x1b\[2Jx\.py is altered:$"):
+        check_whole(out, print)
+
+
+def test_names_that_a_terminal_would_obey(capsys: pytest.CaptureFixture) -> None:
+    done = {"files": [{"path": "x\x1b[2J", "size": 1}], "bytes": 1, "repo": "me/model", "revision": "a\x9bb"}
+    show_push({**done, "dry_run": True})
+    sent = {"url": "http://\x1b", "private": True, "pull_request": "\x1b", "changed": True, "deleted": ["\x1b"]}
+    show_push({**done, **sent, "dry_run": False, "commit": "\x1b"})
+    show_push({**done, **sent, "dry_run": False, "commit": "\x1b", "pull_request": None})
+    assert not re.search("[\x1b\x9b]", capsys.readouterr().out)
+
+
+def spoil(out: Path, change: str) -> str:
+    """The name of the file that is no longer as the export wrote it."""
+    if change == "added":
+        (out / "notes.txt").write_text("of mine")
+        return "notes.txt"
+    name = "generation_config.json"
+    if change == "altered":
+        (out / name).write_text((out / name).read_text() + " ")
+    else:
+        (out / name).unlink()
+    return name
+
+
+def test_command_that_goes_on() -> None:
+    settings = PushSettings(Path("a folder"), "me/model", public=True, revision="trial", message="my model")
+    wanted = "unskill push 'a folder' me/model --public --revision trial --message 'my model'"
+    assert settings.command == wanted
+
+
+@given(st.text("ab1-_./ é\n", max_size=12) | st.text(max_size=100))
+def test_names_of_repos(name: str) -> None:
+    """Either it can be a path on the Hub as it is, or it is refused in one line."""
+    try:
+        settings = PushSettings(Path("out"), name)
+    except BadInput as error:
+        assert "is no name of a repo" in str(error) and (str(error).splitlines() == [str(error)])
+    else:
+        assert re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", settings.repo, re.ASCII)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (BadInput("no"), RunFailed, "out is written, but not pushed: no"),
+        (RunFailed("no"), RunFailed, "out is written, but not pushed: no"),
+        (Interrupted("interrupted; go on"), Interrupted, "out is written, but the push was interrupted; go on"),
+        (KeyboardInterrupt(), Interrupted, "out is written, but .* go on with: unskill push out me/model"),
+    ],
+)
+def test_push_after_an_export_fails(
+    error: BaseException, raised: type[UnskillError], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(settings: PushSettings, remark: object) -> None:
+        raise error
+
+    monkeypatch.setattr("exporter.cli.commands.after_export_push.push", fail)
+    with pytest.raises(UnskillError, match=said) as caught:
+        push_exported(PushSettings(Path("out"), "me/model"), print)
+    assert caught.type is raised
+
+
+def test_somebody_elses_private_repo(out: Path, site: Site) -> None:
+    site.hub.create("me/model", private=True)
+    done = site.push(out, "me/model", token=OTHER_TOKEN)
+    assert done.code == 1 and "must not write to me/model" in done.last and commits(site) == 0

@@ -1,0 +1,329 @@
+"""The recipe of an export as a file: settings through TOML and back, paths that may be told, inputs that changed."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.checkpoint.recipe import recipe_toml
+from exporter.common.errors import BadInput
+from exporter.models.files import find_base
+from exporter.prompts.skills import SkillPrompts, SourceRecord
+from exporter.prompts.sources import Source, read_template, write_template
+from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
+from exporter.recipes.recorded import Recorded, base_files, locate, portable, text_sha256
+from exporter.recipes.settings import COMPATS, DRAWS, DTYPES, METHODS, SCORES, ExportSettings, SkillSettings
+from tests.tiny import tiny_model
+
+# Quotes, commas, line ends and escapes of both syntaxes, and anything else.
+TEXT = st.text(
+    st.one_of(st.sampled_from("\"'\\\n\r\t,=@#[]{}n\x00\x7f\u2028é"), st.characters(codec="utf-8")), max_size=20
+)
+FILLED = TEXT.filter(str.strip)
+LINE = FILLED.filter(str.isprintable)
+NUMBER = st.floats(0.001, 0.999)
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> Source:
+    """A source whose file need not be there; relative, so that its path stays as it is."""
+    # A name that is a path, and not the id of a dataset.
+    location = draw(FILLED.filter(lambda text: portable(text) == text and "\x00" not in text)) + "x.jsonl"
+    return Source(
+        location,
+        column=draw(st.none() | FILLED),
+        answer=draw(st.none() | FILLED),
+        limit=draw(st.none() | st.integers(1, 10**9)),
+        template=draw(st.none() | FILLED),
+    )
+
+
+@st.composite
+def skills(draw: st.DrawFn, name: str) -> tuple[SkillSettings, tuple[Source, ...]]:
+    method = draw(st.sampled_from(METHODS))
+    forget, retain = (tuple(draw(st.lists(sources(), min_size=1, max_size=3))) for _ in range(2))
+    everyday = draw(st.booleans())
+    settings = SkillSettings(
+        tuple(each.spec for each in forget),
+        tuple(each.spec for each in retain),
+        name=name,
+        method=method,
+        layer=draw(st.none() | st.just("last") | st.integers(0, 99)),
+        alpha=draw(st.none() | NUMBER),
+        target_block_rate=draw(NUMBER),
+        max_false_block=draw(NUMBER),
+        beta=draw(st.none() | NUMBER),
+        score=None if method == "sp" else draw(st.none() | st.sampled_from(SCORES)),
+        max_retain_loss=draw(NUMBER),
+        everyday=everyday,
+        everyday_without=tuple(draw(st.lists(FILLED, max_size=2))) if everyday else (),
+    )
+    return settings, (*forget, *retain)
+
+
+@st.composite
+def exports(draw: st.DrawFn) -> tuple[ExportSettings, list[SkillPrompts]]:
+    names = draw(st.lists(LINE, min_size=1, max_size=3, unique=True))
+    drawn = [draw(skills(name)) for name in names]
+    adjusts = any(skill.adjusts for skill, _ in drawn)
+    compat = draw(st.none() | st.sampled_from(COMPATS)) if adjusts else None
+    settings = ExportSettings(
+        "base",
+        Path("out"),
+        tuple(skill for skill, _ in drawn),
+        refusal=draw(FILLED),
+        draws="sampled" if compat else draw(st.sampled_from(DRAWS)),
+        compat=compat,
+        prompt_template=draw(FILLED),
+        formats=draw(st.sampled_from(("mixed", "plain"))),
+        system_prompts=tuple(draw(st.lists(FILLED, max_size=3, unique=True))),
+        skip_long=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        dtype=draw(st.sampled_from(DTYPES)),
+        device=draw(FILLED),
+        batch_size=draw(st.none() | st.integers(1, 10**6)),
+        force=draw(st.booleans()),
+    )
+    prompts = []
+    for skill, given_sources in drawn:
+        flags = ["--forget"] * len(skill.forget) + ["--retain"] * len(skill.retain)
+        records = [
+            SourceRecord(flag, source.label, source.options, text_sha256(source.location), 1)
+            for flag, source in zip(flags, given_sources, strict=True)
+        ]
+        prompts.append(SkillPrompts(skill, (), (), tuple(records), given_sources))
+    return settings, prompts
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base") / "base", chat=False)
+
+
+@settings(deadline=None)
+@given(case=exports())
+def test_settings_come_back(case: tuple[ExportSettings, list[SkillPrompts]], base: Path) -> None:
+    asked, prompts = case
+    path = base.parent / "recipe.toml"
+    path.write_text(recipe_toml(asked, prompts, find_base(str(base)), threads=3), encoding="utf-8")
+    values = read_recipe(path)
+    again = merged_settings(values, {"out": Path("out"), "system_prompts": asked.system_prompts[::-1]})
+    assert again.threads == 3
+    for name in ExportSettings.__dataclass_fields__.keys() - {"threads", "skills"}:
+        assert getattr(again, name) == getattr(asked, name), name
+    for ours, theirs, read in zip(again.skills, asked.skills, prompts, strict=True):
+        for name in SkillSettings.__dataclass_fields__.keys() - {"forget", "retain"}:
+            assert getattr(ours, name) == getattr(theirs, name), name
+        found = [Source.parse(spec, "--forget") for spec in (*ours.forget, *ours.retain)]
+        for source, given_source in zip(found, read.sources, strict=True):
+            assert source.sha256 == text_sha256(given_source.location)
+            assert (source.location, source.options) == (given_source.location, given_source.options)
+    assert values[RECORDED].base == base_files(find_base(str(base)))
+
+
+@settings(deadline=None)
+@given(source=sources())
+def test_a_source_is_read_from_its_text(source: Source) -> None:
+    assert Source.parse(source.spec, "--forget") == source
+
+
+@settings(deadline=None)
+@given(text=st.text(st.sampled_from("\\n@N\n{}"), max_size=9))
+def test_templates_come_back(text: str) -> None:
+    assert read_template(write_template(text), "--prompt-template") == text
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("maths.jsonl", "maths.jsonl"),
+        ("data/maths.jsonl", "data/maths.jsonl"),
+        ("./maths.jsonl", "./maths.jsonl"),
+        ("/home/someone/maths.jsonl", "maths.jsonl"),
+        ("../someone/maths.jsonl", "maths.jsonl"),
+        ("data/../../someone/maths.jsonl", "maths.jsonl"),
+        ("~/maths.jsonl", "maths.jsonl"),
+        ("~someone/maths.jsonl", "maths.jsonl"),
+    ],
+)
+def test_what_is_told_of_a_path(path: str, told: str) -> None:
+    assert portable(path) == told
+
+
+def spec(text: str, name: str = "a.txt") -> str:
+    return f"{name},sha256={hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def test_files_are_told_apart_by_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(folder)
+    (tmp_path / "a.txt").write_text("here")
+    values = {"forget": (spec("one"), spec("two"), spec("here")), RECORDED: Recorded()}
+    found = locate(values, {}, [Path("one"), Path("two")])
+    assert [Source.parse(each, "--forget").location for each in found["forget"]] == ["one/a.txt", "two/a.txt", "a.txt"]
+    # What flags replace is not looked for, and a file that lies deeper is found by its name too.
+    assert locate({"forget": ("absent.txt",), RECORDED: Recorded()}, {"forget": ("b.txt",)}, [])
+    deep = locate({"retain": (spec("two", "deep/a.txt"),), RECORDED: Recorded()}, {}, [Path("two")])
+    assert Source.parse(deep["retain"][0], "--retain").location == "two/a.txt"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"forget": ("absent.txt",)}, "--forget: absent.txt, which the recipe names, is not in the working directory"),
+        ({"skill": [{"retain": ("absent.txt",)}]}, "--retain: absent.txt"),
+        ({"statistics": Path("absent.safetensors")}, "--statistics: absent.safetensors"),
+        ({"model": "absent"}, "MODEL: the recipe's folder absent"),
+    ],
+)
+def test_files_that_are_not_there(values: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        locate({**values, RECORDED: Recorded()}, {}, [tmp_path])
+    assert expected in str(error.value) and "nor under --data; --data DIR names" in str(error.value)
+    locate(values, {}, [tmp_path])  # a recipe of somebody's own: whoever reads the file says so
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--data: .*absent is no folder"):
+        locate({}, {}, [tmp_path / "absent"])
+
+
+def test_another_base(base: Path, tmp_path: Path) -> None:
+    recorded = Recorded(base_files(find_base(str(base))))
+    recorded.check(find_base(str(base)), None, pytest.fail)
+    other = tiny_model(tmp_path / "base", chat=True, initializer_range=0.2)
+    files = "model.safetensors, tokenizer_config.json"
+    with pytest.raises(
+        BadInput, match=f"MODEL base: chat_template.jinja, config.json, {files} are not as the recipe's"
+    ):
+        recorded.check(find_base(str(other)), None, pytest.fail)
+    said: list[str] = []
+    Recorded(recorded.base, model_given=True).check(find_base(str(other)), None, said.append)
+    assert len(said) == 1 and "the interventions will be others" in said[0]
+
+
+def test_one_weight_of_another_base(base: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    recorded = Recorded(base_files(find_base(str(base))))
+    copy = shutil.copytree(base, tmp_path / "base")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nextafter(tensors["model.norm.weight"][0], torch.tensor(9.0))
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"MODEL base: model\.safetensors is not as the recipe's export found it"):
+        recorded.check(find_base(str(copy)), None, pytest.fail)
+
+
+def test_a_model_and_a_dataset_of_the_hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are recorded at their commits, and asked for at these."""
+    import huggingface_hub
+
+    commit = base.parent / ("c" * 40)
+    shutil.copytree(base, commit, dirs_exist_ok=True)
+    asked: list[str | None] = []
+
+    def snapshot(model: str, revision: str | None = None, **_: Any) -> str:
+        asked.append(revision)
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = find_base("some/model", "v1")
+    source = Source("some/data", split="test", revision="main")
+    record = SourceRecord("--forget", "some/data", source.options, "d" * 40, 1)
+    settings = ExportSettings("some/model", Path("out"), (SkillSettings((source.spec,)),), revision="v1")
+    path = base.parent / "hub.toml"
+    path.write_text(recipe_toml(settings, [SkillPrompts(settings.skills[0], (), (), (record,), (source,))], found, 1))
+    again = merged_settings(locate(read_recipe(path), {}, []), {"out": Path("again")})
+    assert (again.model, again.revision) == ("some/model", "c" * 40)
+    assert again.skills[0].forget == (f"some/data,split=test,revision={'d' * 40}",)
+    Recorded(base_files(found)).check(find_base(again.model, again.revision), None, pytest.fail)
+    assert asked == ["v1", "c" * 40]
+    # Another model is not looked for at the recipe's commit.
+    assert merged_settings(read_recipe(path), {"model": "other/model", "out": Path("again")}).revision is None
+    with pytest.raises(BadInput, match="--revision: is for models of the Hub, and MODEL base is a folder"):
+        find_base(str(base), "main")
+
+
+def test_system_prompts_are_asked_for() -> None:
+    recorded = Recorded(system_prompts=(text_sha256("b"), text_sha256("a")))
+    assert recorded.ordered(["a", "b"]) == ("b", "a")
+    for texts, missing in (
+        ((), "2 are missing here, and 0 are not"),
+        (("a", "c"), "1 is missing here, and 1 are not"),
+    ):
+        with pytest.raises(BadInput) as error:
+            recorded.ordered(texts)
+        assert "--system-prompt: the recipe's export had 2 of its own" in str(error.value)
+        assert missing in str(error.value)
+
+
+def test_other_versions_are_told_of() -> None:
+    said: list[str] = []
+    recorded = Recorded(versions={"torch": "2.6", "threads": 2, "batches_halved": False})
+    recorded.compare({"torch": "2.6", "threads": 2}, said.append)
+    assert not said
+    recorded.compare({"torch": "2.7", "threads": 2}, said.append)
+    assert said == [
+        "The recipe's export was made with torch 2.6 (here 2.7): the interventions may differ in their last bits."
+    ]
+
+
+def test_batches_that_were_halved_are_recorded() -> None:
+    """Their sums depend on the memory that there was, so nobody can promise the same bytes."""
+    from exporter.models.prober import KeyProber
+    from exporter.prompts.formats import Query
+    from exporter.prompts.sources import Prompt
+
+    def run(rows: list[int]) -> int:
+        if len(rows) > 2:
+            raise MemoryError
+        return len(rows)
+
+    prober: Any = SimpleNamespace(batch_size=4, quiet=True, halved=False)
+    queries = [Query(Prompt("a", "b", row), "plain", (1, 2)) for row in range(4)]
+    assert list(KeyProber.batches(prober, queries, run, "what")) == [2, 2]
+    assert prober.halved
+    said: list[str] = []
+    Recorded(versions={"batches_halved": True}).compare({}, said.append)
+    assert len(said) == 1 and "Memory ran out" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("recorded = 1", "[recorded] may hold base, statistics, system_prompts"),
+        ("[recorded]\nmodel = 'x'", "[recorded] may hold"),
+        ("[recorded]\nbase = 'x'", "holds sha256 digests"),
+        ("[recorded]\nsystem_prompts = [1]", "holds sha256 digests"),
+        ("[recorded]\nstatistics = 1", "holds sha256 digests"),
+    ],
+)
+def test_a_table_that_no_export_writes(table: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(table)
+    with pytest.raises(BadInput) as error:
+        read_recipe(tmp_path / "recipe.toml")
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("a.txt,sha256=abc", "is not 64 hex digits"),
+        (f"some/dataset,sha256={'0' * 64}", "sha256= is for local files"),
+    ],
+)
+def test_a_digest_that_is_none(spec: str, expected: str) -> None:
+    from exporter.prompts.sources import load_prompts
+
+    with pytest.raises(BadInput, match=expected):
+        load_prompts(Source.parse(spec, "--forget"), "--forget")
