@@ -61,9 +61,10 @@ consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX fol
 node: ## npm packages of examples/onnx, for its tests
 	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
 
-lint: $(READY) ## ruff: lint and format
+lint: $(READY) ## ruff: lint and format; import-linter: no arrow up, no circle
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports
 
 types: $(READY) ## mypy
 	$(PY) -m mypy

@@ -19,11 +19,12 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.methods.key_space.calibration import rate
+from exporter.common.rates import rate
 from exporter.prompts.formats import Formatter
-from exporter.prompts.sources import Source, load_prompts, read_template
+from exporter.prompts.sources import Source, load_prompts
 from exporter.prompts.splits import deduplicate
 from exporter.recipes.settings import DTYPES
+from exporter.recipes.templates import read_template
 
 BATCH = 8
 

@@ -45,13 +45,14 @@ from exporter.evaluation.scoring import Choices, Perplexity
 from exporter.evaluation.tasks import Task
 from exporter.methods.key_space import evidence
 from exporter.methods.key_space import hypercubes as key_space
+from exporter.methods.key_space.scoring import score_keys
 from exporter.methods.neurons.texts import longest_first, probe_texts
-from exporter.methods.refusal.states import eos_ids
+from exporter.methods.outcome import SkillOutcome
 from exporter.models import subjects as evaluated
 from exporter.models.files import find_base
 from exporter.models.prober import Prober
+from exporter.models.tokens import eos_ids
 from exporter.pipeline.run import export
-from exporter.prompts.skills import SkillOutcome
 from exporter.prompts.texts import answer_starts, as_texts
 from tests import bench_onnx
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
@@ -161,7 +162,7 @@ def probing(subject: Subject, pairs: int) -> list[Row]:
     arms = {
         "bare": bare,
         "keys of the last tokens": lambda: list(prober.last_token_keys(queries, "")),
-        "scores": lambda: prober.score(queries, subject.outcome.evidence.keys, ""),
+        "scores": lambda: score_keys(prober, queries, subject.outcome.evidence.keys, ""),
         "neurons of all layers": lambda: probe_texts(prober, queries, ""),
     }
     seconds = interleave(arms, pairs)

@@ -16,7 +16,7 @@ ROOT = TESTS.parent
 # The checks are scripts for interpreters that know nothing of this project, but their parts can be used here too.
 sys.path.append(str(TESTS / "checks"))
 
-from exporter.models.first_calls import make_first_calls  # noqa: E402
+from exporter.models.loading import make_first_calls  # noqa: E402
 from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import Exported, tiny_export  # noqa: E402
 

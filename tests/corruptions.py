@@ -17,8 +17,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from exporter.checkpoint.layout import FOLDER, HASHES
 from exporter.checkpoint.reproduce import file_sha256
-from exporter.common.files import FOLDER, HASHES, write_json
+from exporter.common.files import write_json
 from exporter.verification.run import VerifySettings, verify
 from tests import damage as d
 from tests import damage_tokenizer as t

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from examples.paper.experiment import Results, Table, counted
 from examples.paper.neurons import NAMES, SCORES, Losses, Method, Neurons, NeuronSettings, dropped, losses, test_texts
 from exporter.checkpoint.card.figure import Figure, Row
+from exporter.common.rates import Rate
 from exporter.evaluation.comparison import DROP
-from exporter.methods.key_space.calibration import Rate
 from exporter.methods.neurons.scores import ATTRIBUTION
 from exporter.methods.neurons.trade_off import rise, upper_rise
-from exporter.models.files import find_base, load
+from exporter.models.files import find_base
+from exporter.models.loading import load
 
 FORGET = "forget"
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig
 
-from exporter.evaluation.tasks import batched
-from exporter.methods.refusal.states import eos_ids
-from exporter.models.prober import ANSWER_TOKENS
+from exporter.models.batches import ANSWER_TOKENS, batched
 from exporter.models.subjects import Subject
+from exporter.models.tokens import eos_ids
 
 
 def answers(

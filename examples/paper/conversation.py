@@ -22,10 +22,10 @@ from custom_modeling.neuron_adjust import adjust
 from examples.paper.answers import answers
 from examples.paper.experiment import Experiment, Results, Table, counted
 from exporter.common.errors import BadInput
-from exporter.evaluation.tasks import context_of
-from exporter.methods.key_space.calibration import Rate, rate
+from exporter.common.rates import Rate, rate
 from exporter.models.hooks import pre_activation_taps
 from exporter.models.subjects import Subject, load_edited
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, Formatter, Message
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.prompts.sources import Prompt
@@ -109,7 +109,7 @@ def run(settings: Settings) -> Results:
 def check(settings: Settings, subject: Subject) -> None:
     if subject.settings.get("compat"):
         raise BadInput(f"model: {subject.name} adjusts neurons as the authors' code does, which takes no batches")
-    context = context_of(subject)
+    context = context_of(subject.model)
     if context is not None and context < settings.tokens:
         raise BadInput(f"tokens: {settings.tokens} are more than the context of {subject.name}, {context}")
 
@@ -142,7 +142,7 @@ def drawn(settings: Settings) -> Iterator[Iterator[tuple[str, Prompt]]]:
 
 def talk(settings: Settings, subject: Subject, formatter: Formatter, conversations: Sequence[Conversation]) -> None:
     """Ask and answer, turn by turn, until every conversation has `tokens` tokens or no room for another turn."""
-    context = context_of(subject)
+    context = context_of(subject.model)
     going = list(conversations)
     bar = tqdm(total=settings.tokens * len(going), desc="talking", unit="token", disable=None, leave=False)
     while going:

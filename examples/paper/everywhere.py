@@ -18,12 +18,13 @@ from tqdm import tqdm
 
 from examples.paper.experiment import Experiment, Results, Table, counted
 from exporter.common.errors import BadInput
+from exporter.common.rates import rate
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.records import Result
 from exporter.evaluation.scoring import check_choices, introduction, question_text, subject_of
-from exporter.evaluation.tasks import Task, context_of, run_batch
-from exporter.methods.key_space.calibration import rate
+from exporter.evaluation.tasks import Task
 from exporter.models.subjects import Subject, load_edited
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, Formatter
 
 CHAT, EVALUATION = "chat", "evaluation"
@@ -78,7 +79,7 @@ def run(settings: Settings) -> Results:
     ids = written(settings, subject, items)
     tasks = [Positions(form, items, each) for form, each in ids.items()]
     for task in tasks:
-        task.check_length(context_of(subject), "items")
+        task.check_length(context_of(subject.model), "items")
     hits = {task.kind: positions(task, subject, settings.batch_size) for task in tasks}
     return report(settings, subject, items, ids, hits)
 
@@ -97,11 +98,10 @@ def positions(task: Positions, subject: Subject, batch_size: int | None) -> list
     """Of each item, the positions that are inside a hypercube."""
     found: list[list[int]] = [[] for _ in task.ids]
     with tqdm(total=len(found), desc=f"{task.label}: {task.kind}", unit="item", disable=None, leave=False) as bar:
-        for batch in task.batches(batch_size):
-            for rows, results in run_batch(task, subject, batch):
-                for row, result in zip(rows, results, strict=True):
-                    found[row] = result["hits"]
-                bar.update(len(rows))
+        for rows, results in task.results(subject, task.batches(batch_size)):
+            for row, result in zip(rows, results, strict=True):
+                found[row] = result["hits"]
+            bar.update(len(rows))
     return found
 
 

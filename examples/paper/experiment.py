@@ -17,8 +17,8 @@ from rich.table import Table as RichTable
 
 from exporter.checkpoint.card.figure import Figure
 from exporter.common.errors import BadInput
+from exporter.common.rates import Rate
 from exporter.evaluation.items import read_items
-from exporter.methods.key_space.calibration import Rate
 from exporter.prompts.sources import Prompt, Source, load_prompts
 from exporter.prompts.splits import deduplicate
 from exporter.recipes.recipe import read_toml

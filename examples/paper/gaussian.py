@@ -28,10 +28,12 @@ from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.scores import effect_size
 from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import counted_tokens, longest_first, probe_texts
-from exporter.models.files import LoadedModel, context_length, find_base, load
+from exporter.models.files import find_base
 from exporter.models.hooks import pre_activation_taps
+from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.models.subjects import BASE, Subject
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.sources import Prompt
@@ -103,7 +105,7 @@ def check(settings: Settings) -> None:
 
 def texts(settings: Settings, loaded: LoadedModel, name: str) -> list[Query]:
     """At most as many whole texts of a side as both parts take."""
-    count, context = settings.fit + settings.test, context_length(loaded.base.config)
+    count, context = settings.fit + settings.test, context_of(loaded.model)
     if name in settings.sides:
         prompts = sample(settings.prompts(settings.sides[name], f"sides.{name}"), count, settings.seed)
         return as_texts(loaded.tokenizer, prompts, f"sides.{name}", context)

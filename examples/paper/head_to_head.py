@@ -21,10 +21,12 @@ from examples.paper.neurons import NAMES, SCORES, Losses, Method, Neurons, Neuro
 from examples.paper.speed import Speed, compare_speed
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.common.errors import RunFailed
+from exporter.common.rates import Rate
 from exporter.evaluation.comparison import DROP
-from exporter.evaluation.run import EvaluateSettings, evaluate
-from exporter.methods.key_space.calibration import Rate
-from exporter.models.files import find_base, load
+from exporter.evaluation.run import evaluate
+from exporter.evaluation.settings import EvaluateSettings
+from exporter.models.files import find_base
+from exporter.models.loading import load
 from exporter.models.subjects import identity_of
 from exporter.prompts.texts import answer_starts
 

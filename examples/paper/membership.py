@@ -17,11 +17,14 @@ from torch import Tensor
 from examples.paper.experiment import Experiment, Results, Table
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.common.errors import BadInput
+from exporter.common.rates import rate
 from exporter.evaluation.items import sample
-from exporter.methods.key_space.calibration import calibrate, rate
+from exporter.methods.key_space.calibration import calibrate
 from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
-from exporter.models.files import context_length, find_base, load
+from exporter.models.files import find_base
+from exporter.models.loading import load
 from exporter.models.prober import Prober
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, Formatter, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.reporting.key_space import distribution
@@ -67,7 +70,7 @@ def run(settings: Settings) -> Results:
         template=settings.prompt_template,
         formats=PLAIN,
         seed=settings.seed,
-        max_length=context_length(loaded.base.config),
+        max_length=context_of(loaded.model),
     )
     prober = Prober(loaded, settings.batch_size, quiet=False)
     sets = read_sets(settings, formatter)

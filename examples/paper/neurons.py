@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from examples.paper.experiment import Experiment
+from exporter.common.rates import Rate, rate
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.items import sample
-from exporter.methods.key_space.calibration import Rate, rate
 from exporter.methods.neurons.choice import Selector, probe_sides
 from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import ATTRIBUTION, OFFICIAL, RATIO
 from exporter.methods.neurons.texts import losses_from
 from exporter.methods.neurons.trade_off import TextLosses
-from exporter.models.files import LoadedModel, context_length
+from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
+from exporter.models.tokens import context_of
 from exporter.pipeline.run import prepare
 from exporter.prompts.formats import Query
 from exporter.prompts.skills import SkillTexts, collect
@@ -96,7 +97,7 @@ class Losses:
 def test_texts(settings: Experiment, loaded: LoadedModel, spec: str, key: str, limit: int) -> Texts:
     """At most `limit` texts of a source, drawn by the seed. key: of the recipe, for errors."""
     prompts = sample(settings.prompts(spec, key), limit, settings.seed)
-    queries = as_texts(loaded.tokenizer, prompts, key, context_length(loaded.base.config))
+    queries = as_texts(loaded.tokenizer, prompts, key, context_of(loaded.model))
     return Texts(queries, answer_starts(loaded.tokenizer, queries))
 
 

@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from exporter.common.errors import BadInput
-from exporter.models.files import check_checkpoint, download, read_json
+from exporter.common.files import read_json
+from exporter.common.hub import download
+from exporter.models.files import check_checkpoint
 from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
 
 # By name: a pattern would take what is kept of the base along, its tokenizer of up to 30 MB too.

@@ -9,7 +9,7 @@ from importlib import resources
 
 import jinja2
 
-from exporter import __version__
+from exporter.common.version import __version__
 from exporter.models.families import Family
 
 # Parts of the runtime in the order in which they need one another.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from exporter import __version__
+from exporter.common.version import __version__
 from exporter.recipes.settings import ExportSettings
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")

@@ -106,16 +106,3 @@ def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
         )
     if changed := sorted(row for row, sha in best if row in rows and (row, sha) not in keys):
         raise BadInput(f"{flag} {label}: row {changed[0]} is not what the export read (sha256); give it as it was")
-
-
-def add_texts(numbers: dict[str, Any], given: Given) -> None:
-    """Put the texts into the lists of prompts; null where a source is not given."""
-    numbers["sources_given"] = bool(given)
-    if not given:
-        return
-    for skill in numbers["skills"]:
-        if skill["key_space"]:
-            for rows in skill["key_space"]["nearest"].values():
-                for row in rows:
-                    prompt = given.find(row)
-                    row["text"] = None if prompt is None else prompt.text

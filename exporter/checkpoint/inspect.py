@@ -11,11 +11,12 @@ from typing import Any
 
 from exporter.checkpoint.base.record import FOLDER as BASE_FOLDER
 from exporter.checkpoint.base.record import NAME as BASE_RECORD
+from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.sentences import rate_rows, warning_lines
 from exporter.common.errors import BadInput
-from exporter.common.staging import sibling
-from exporter.models.files import INDEX, check_checkpoint, download, read_json
-from exporter.onnx.settings import MARKER
+from exporter.common.files import read_json, sibling
+from exporter.common.hub import download
+from exporter.models.files import INDEX, check_checkpoint
 
 SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
 # All that is read, by name: a Hub model is not downloaded for a look at it, its tokenizer of 30 MB neither.

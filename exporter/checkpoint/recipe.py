@@ -6,18 +6,26 @@ and no text of a prompt is in it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import tomli_w
 
 from exporter.models.files import Base
 from exporter.prompts.skills import SkillPrompts, SourceRecord
-from exporter.prompts.sources import Source, fingerprint, write_template
+from exporter.prompts.sources import Source, fingerprint
 from exporter.recipes.recipe import COMMON_KEYS, SKILL_KEYS
-from exporter.recipes.recorded import base_files, portable, text_sha256
+from exporter.recipes.recorded import text_sha256
 from exporter.recipes.settings import ExportSettings, SkillSettings
+from exporter.recipes.templates import write_template
+
+# Of a base's files those that decide what its neurons and tokens are.
+DECIDING_FILES: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+DECIDING_FILES += ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
+BLOCK = 4096  # bytes
 
 HEADER = """\
 # What this checkpoint was made by. It makes the same interventions again, to the byte on a machine like the one that
@@ -80,3 +88,35 @@ def recorded_source(source: Source, record: SourceRecord) -> Source:
 def written(value: Any) -> Any:
     """A setting as TOML has it: "auto" where something was left to be chosen."""
     return "auto" if value is None else list(value) if isinstance(value, tuple) else value
+
+
+def base_files(base: Base) -> dict[str, str]:
+    """Digests of a base model's files by name: sha256 of small ones, of weights "blocks:" and a sha256 of their header
+    and of 4 kB at the beginning, the middle and the end of every tensor. That tells another model, or another training
+    of it, in no time; sha256 of whole weight files are in `hashes.json`."""
+    found = {
+        name: hashlib.sha256((base.folder / name).read_bytes()).hexdigest()
+        for name in DECIDING_FILES
+        if (base.folder / name).is_file()
+    }
+    return found | {shard: f"blocks:{blocks_sha256(base.folder / shard)}" for shard in base.shards}
+
+
+def blocks_sha256(path: Path) -> str:
+    from exporter.checkpoint.shards import read_header  # torch
+
+    header = read_header(path)
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(header.data_start))
+        for tensor in header.tensors.values():
+            for begin in (tensor.begin, (tensor.begin + tensor.end) // 2, max(tensor.begin, tensor.end - BLOCK)):
+                file.seek(header.data_start + begin)
+                digest.update(file.read(min(BLOCK, tensor.end - begin)))
+    return digest.hexdigest()
+
+
+def portable(path: str) -> str:
+    """A path as a checkpoint may name it: as it is where it stays below the working directory, else its last part."""
+    parts = PurePath(path).parts
+    inside = parts and not PurePath(path).is_absolute() and not path.startswith("~") and ".." not in parts
+    return path if inside else PurePath(path).name

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.environment import environment
+from exporter.checkpoint.layout import FOLDER, HASHES, RECIPE
 from exporter.checkpoint.recipe import recipe_toml
 from exporter.checkpoint.shards import file_sha256, write_tensors
-from exporter.common.files import FOLDER, HASHES, RECIPE, write_json
+from exporter.common.files import write_json
+from exporter.methods.outcome import SkillOutcome
 from exporter.models.files import Base
 from exporter.prompts.formats import Query
-from exporter.prompts.skills import SkillOutcome
 from exporter.recipes.settings import ExportSettings
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.errors import BadInput, RunFailed
-from exporter.common.staging import human_size, write_errors
+from exporter.common.files import human_size, write_errors
 
 if TYPE_CHECKING:  # bytes are moved without torch, which takes longer to import than a small model to copy
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
-from exporter import __version__
 from exporter.checkpoint.base.keeping import CopiedShard, keep_base
 from exporter.checkpoint.base.local_paths import of_base
+from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.code import class_names, module_name, render_modeling
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.layout import GENERATION
 from exporter.checkpoint.reproduce import write_reproduce
 from exporter.checkpoint.shards import (
     RowPatch,
@@ -35,18 +36,17 @@ from exporter.checkpoint.shards import (
     write_tensors,
 )
 from exporter.common.errors import RunFailed
-from exporter.common.files import write_json
+from exporter.common.files import read_json, write_json
+from exporter.common.version import __version__
 from exporter.methods.neurons.live import layer_counts, neuron_buffers
 from exporter.methods.neurons.scores import NeuronChanges
+from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.states import RefusalStates
 from exporter.methods.refusal.token import RefusalToken, check_tokenizer, write_tokenizer
-from exporter.models.files import LICENCES, Base, LoadedModel, read_json
-from exporter.pipeline.figures import can_draw, draw_figures
-from exporter.prompts.skills import SkillOutcome
+from exporter.models.families import EMBEDDING, HEAD
+from exporter.models.files import LICENCES, Base
+from exporter.models.loading import LoadedModel
 from exporter.recipes.settings import ExportSettings
-
-GENERATION = "generation_config.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def write_checkpoint(
@@ -58,12 +58,13 @@ def write_checkpoint(
     outcomes: Sequence[SkillOutcome],
     changes: NeuronChanges,
     summary: dict[str, Any],
+    draw: Callable[[Path], list[Figure]] | None,
     halved: bool = False,
 ) -> None:
     """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails.
 
-    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's; halved: whether
-    memory ran out while it was probed.
+    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's; draw: writes
+    the card's charts into the folder and returns them; halved: whether memory ran out while it was probed.
     """
     base, family = loaded.base, loaded.family
     buffers = intervention_buffers(settings, outcomes, changes, states)
@@ -108,7 +109,7 @@ def write_checkpoint(
     for pattern in LICENCES:
         for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)
-    figures = draw_figures(folder, outcomes, summary) if settings.figures and can_draw() else []
+    figures = draw(folder) if draw else []
     (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}

@@ -1,0 +1,1 @@
+"""The command `unskill`: arguments in, tables and JSON out."""

@@ -46,3 +46,11 @@ class NothingSeparates(RunFailed):
     def __init__(self, message: str, summary: dict[str, Any]) -> None:
         super().__init__(message)
         self.summary = summary
+
+
+class Disagrees(RunFailed):
+    """The self-check failed. `summary`: what it found."""
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary

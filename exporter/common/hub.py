@@ -6,10 +6,11 @@ import gc
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecodeError
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -175,3 +176,19 @@ def library_messages(remark: Callable[[str], None], token: str, quiet: bool) -> 
         logger.handlers = handlers
         if quiet and bars:
             enable_progress_bars()
+
+
+def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
+    """A Hub model's files of these names: their folder, and the commit. Raises BadInput where it cannot be reached."""
+    from huggingface_hub import snapshot_download
+
+    from exporter.common.hub import HUB_ERRORS, check_endpoint, silent_library
+
+    check_endpoint()
+    try:
+        with silent_library():
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
+    except HUB_ERRORS as error:
+        at = f" (revision {revision})" if revision else ""
+        raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached{at}") from error
+    return folder, folder.name

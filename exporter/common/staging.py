@@ -7,48 +7,24 @@ flushed to the disk (fsync), no more than `cp` does, so a power cut within secon
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from exporter.common.errors import BadInput, RunFailed
+from exporter.common.files import human_size, write_errors
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 # Where the old OUT waits while two plain renames replace it. Not `OUT.old`: people name their own backups so, and
 # `repair` moves or removes whatever carries this name.
 OLD_SUFFIX = ".unskill-old"
-
-
-def human_size(count: int) -> str:
-    """Bytes for people: 1.2 GB, 3.4 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-@contextmanager
-def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an OSError met while writing `path` into a RunFailed of one line; a full disk says what was needed.
-
-    Where another file is at fault, for instance one that was to be copied into `path`, it is named too.
-    """
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            other = Path(error.filename).name if isinstance(error.filename, str) else path.name
-            named = path.name if other == path.name else f"{path.name}: {other}"
-            raise RunFailed(f"cannot write {named}: {reason}") from error
-        needs = "" if needed_bytes is None else f"needs {human_size(needed_bytes)}, "
-        free = human_size(shutil.disk_usage(path.parent).free)
-        raise RunFailed(f"disk full while writing {path.name} ({reason}): {needs}{free} free") from error
 
 
 def repair(out: Path) -> list[str]:
@@ -84,27 +60,6 @@ def repair(out: Path) -> list[str]:
                 old.rename(out)
             remarks.append(f"put {old.name} back as {out}: an interrupted run had moved it aside")
     return remarks
-
-
-def nested(one: Path, other: Path) -> bool:
-    """Whether one folder is the other, or inside it, so that replacing it would destroy what the other holds."""
-    ours, theirs = one.resolve(), other.resolve()
-    return ours == theirs or ours in theirs.parents or theirs in ours.parents
-
-
-def beside(folder: str, ending: str) -> Path:
-    """Beside a folder another one, its name with an ending; of a Hub id one in the working directory."""
-    place = Path(folder) if os.path.isdir(folder) else Path(folder.rstrip("/").split("/")[-1])
-    return sibling(place, ending)
-
-
-def sibling(place: Path, ending: str) -> Path:
-    """The same for a folder that may not be there yet. Raises BadInput for the root, which is in no folder."""
-    if place.name in ("", ".."):  # beside the folder that one is in, not inside it
-        place = place.resolve()
-    if not place.name:
-        raise BadInput(f"{place} has nothing beside it, where NAME{ending} would be: name the folder to write")
-    return place.with_name(place.name + ending)
 
 
 def check_target(

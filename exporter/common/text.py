@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
-from typing import Any
+from collections.abc import Callable
 
-import click
+Remark = Callable[[str], None]
 
 # Embeddings, overrides and isolates, by which text can be made to read as another.
 DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
@@ -30,13 +28,3 @@ def literal(text: str) -> str:
 
 def obeyed(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") or character in DIRECTIONS
-
-
-def printable_json(text: str) -> str:
-    """JSON that holds nothing which a terminal obeys: JSON itself escapes only what is below the space."""
-    return re.sub("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def echo_json(content: Any) -> None:
-    """What --json prints on stdout."""
-    click.echo(printable_json(json.dumps(content, indent=2, ensure_ascii=False)))

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from exporter.common.rates import rate
 from exporter.evaluation.paired import flips, loss_rise
 from exporter.evaluation.records import Result
 from exporter.evaluation.scoring import Perplexity, Refusals
 from exporter.evaluation.tasks import Task
-from exporter.methods.key_space.calibration import rate
 from exporter.models.subjects import BASE, EDITED
 
 DROP = 0.5

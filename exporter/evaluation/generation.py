@@ -13,9 +13,9 @@ from exporter.evaluation import sandbox
 from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of, exact_match, f1, last_number
 from exporter.evaluation.records import Result
-from exporter.evaluation.tasks import Task, context_of
-from exporter.methods.refusal.states import eos_ids
+from exporter.evaluation.tasks import Task
 from exporter.models.subjects import Subject
+from exporter.models.tokens import context_of, eos_ids
 from exporter.prompts.formats import Formatter
 
 
@@ -42,7 +42,7 @@ class Generation(Task):
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
         inputs = subject.pad([self.ids[row] for row in rows], "left")
-        eos, context = eos_ids(subject.model, subject.name), context_of(subject)
+        eos, context = eos_ids(subject.model, subject.name), context_of(subject.model)
         room = self.new_tokens if context is None else context - inputs["input_ids"].shape[1]
         greedy = GenerationConfig(
             max_new_tokens=min(self.new_tokens, room),

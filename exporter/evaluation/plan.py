@@ -8,8 +8,9 @@ from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation, Programs, Questions, Sums
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
-from exporter.evaluation.tasks import Task, context_of
+from exporter.evaluation.tasks import Task
 from exporter.models.subjects import Subject
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import Formatter
 from exporter.prompts.sources import Prompt, Source, load_prompts
 from exporter.prompts.splits import deduplicate
@@ -66,7 +67,7 @@ def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed
 
 def make_task(subject: Subject, formatter: Formatter, read: Read) -> Task:
     """The task for models with this subject's tokenizer. Raises BadInput for items longer than its context."""
-    flag, context = f"--{read.kind}", context_of(subject)
+    flag, context = f"--{read.kind}", context_of(subject.model)
     if read.kind in ("forget", "retain"):
         return Refusals(read.kind, read.label, formatter.format(read.prompts, flag), read.found)
     if read.kind == "text":

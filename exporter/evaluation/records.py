@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.common.staging import write_errors
+from exporter.common.files import write_errors
 from exporter.evaluation.items import Item
 from exporter.prompts.sources import Prompt
 

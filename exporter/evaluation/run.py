@@ -5,64 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from exporter import __version__
 from exporter.common.errors import BadInput
-from exporter.common.staging import write_errors
+from exporter.common.files import write_errors
+from exporter.common.version import __version__
 from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
 from exporter.evaluation.plan import KINDS, make_task, read_source
 from exporter.evaluation.records import Records, Result, read_by_item
 from exporter.evaluation.scoring import Refusals
-from exporter.evaluation.tasks import Task, context_of, run_batch
+from exporter.evaluation.settings import EvaluateSettings
+from exporter.evaluation.tasks import Task
+from exporter.models.batches import run_batches
 from exporter.models.subjects import BASE, EDITED, Subject, load_base, load_edited
-from exporter.prompts.formats import PLAIN, Formatter
-from exporter.prompts.sources import read_template
-from exporter.recipes.settings import check_running
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Settings of `unskill evaluate`; the names are those of the flags. limit: items of each source, None for all."""
-
-    checkpoint: str
-    out: Path
-    sources: dict[str, tuple[str, ...]]
-    base: str | None = None
-    shots: str | None = None
-    against: Path | None = None
-    allow_code_execution: bool = False
-    limit: int | None = 200
-    prompt_template: str = "auto"
-    formats: str = PLAIN
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "cpu"
-    batch_size: int | None = None
-    overwrite: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises BadInput for values that no evaluation can have."""
-        if not any(self.sources.values()):
-            raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
-        if self.limit is not None and self.limit < 1:
-            raise BadInput(f"--limit: {self.limit} is not 1 or more")
-        check_running(self.batch_size, self.dtype, seed=self.seed)
-        if self.shots and not self.sources.get("choice"):
-            raise BadInput("--shots: are solved examples for --choice, which is not given")
-        if self.sources.get("code") and not self.allow_code_execution:
-            raise BadInput(
-                "--code: runs programs that the models write; --allow-code-execution says that they may, confined"
-            )
-        if self.against is not None and not self.against.is_dir():
-            raise BadInput(f"--against: {self.against} is no folder of an earlier evaluation")
+from exporter.models.tokens import context_of
+from exporter.prompts.formats import Formatter
+from exporter.recipes.templates import read_template
 
 
 def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[str, Any]:
@@ -83,7 +45,7 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
         template=read_template(settings.prompt_template, "--prompt-template"),
         formats=settings.formats,
         seed=settings.seed,
-        max_length=context_of(subject),
+        max_length=context_of(subject.model),
     )
     for text in formatter.remarks:
         remark(text)
@@ -148,13 +110,15 @@ def run_task(settings: EvaluateSettings, task: Task, subject: Subject, file: str
         disable=True if settings.quiet else None,
         leave=False,
     ) as bar:
-        for rows in todo:
-            torch.manual_seed(
-                settings.seed + rows[0]
-            )  # of the authors' code alone; nothing else here draws from torch
-            for done, results in run_batch(task, subject, rows):
-                records.append(done, results)
-                bar.update(len(done))
+
+        def run(rows: list[int]) -> list[Result]:
+            # For the authors' code, which alone draws from torch here.
+            torch.manual_seed(settings.seed + rows[0])
+            return task.run(subject, rows)
+
+        for done, results in run_batches(todo, run, f"{task.kind} {task.label}"):
+            records.append(done, results)
+            bar.update(len(done))
     return records.all()
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from exporter.common.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.evaluation.tasks import Task, batched
+from exporter.evaluation.tasks import Task
+from exporter.models.batches import batched
 from exporter.models.subjects import Subject
 from exporter.prompts.formats import Query
 

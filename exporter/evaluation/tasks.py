@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
-import torch
-
-from exporter.common.errors import BadInput, RunFailed
+from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.models.prober import AUTO_ROWS, out_of_memory
+from exporter.models.batches import batched, run_batches
 from exporter.models.subjects import Subject
 from exporter.prompts.sources import Prompt
 
@@ -45,6 +43,10 @@ class Task(ABC):
         whoever resumes computes the same sums."""
         return batched(range(len(self.items)), lambda row: len(self.ids[row]), self.tokens, batch_size)
 
+    def results(self, subject: Subject, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Result]]]:
+        """Each batch with its results, in smaller parts where memory runs out. Raises RunFailed as `run_batches`."""
+        return run_batches(batches, lambda rows: self.run(subject, rows), f"{self.kind} {self.label}")
+
     def check_length(self, context: int | None, flag: str) -> None:
         """Raises BadInput for an item that leaves no room for an answer in the model's context."""
         for item, ids in zip(self.items, self.ids, strict=True):
@@ -53,35 +55,3 @@ class Task(ABC):
                     f"{flag} {item.source}: row {item.row} has {len(ids)} tokens, the model a context of {context}; "
                     "leave it out"
                 )
-
-
-def batched(rows: Sequence[int], length: Callable[[int], int], tokens: int, batch_size: int | None) -> list[list[int]]:
-    order = sorted(rows, key=lambda row: (-length(row), row))
-    found = []
-    while order:
-        size = batch_size or max(1, min(AUTO_ROWS, tokens // max(1, length(order[0]))))
-        found.append(order[:size])
-        order = order[size:]
-    return found
-
-
-def run_batch(task: Task, subject: Subject, rows: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Result]]]:
-    """Results of a batch, in halves where memory does not suffice for the whole."""
-    try:
-        results = task.run(subject, rows)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(rows) == 1:
-            raise RunFailed(f"{task.kind} {task.label}: out of memory with a single item") from error
-        half = len(rows) // 2
-        yield from run_batch(task, subject, rows[:half])
-        yield from run_batch(task, subject, rows[half:])
-    else:
-        yield rows, results
-
-
-def context_of(subject: Subject) -> int | None:
-    """Number of positions that the model was made for, where its config says so."""
-    length: Any = getattr(subject.model.config, "max_position_embeddings", None)
-    return int(length) if length else None

@@ -1,0 +1,1 @@
+"""Models: their files, the live module, hooks on it and batches through it."""

@@ -10,6 +10,9 @@ from exporter.common.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 # Families whose MLP is down(act(gate x) * up x), by config.json's model_type, and the oldest transformers release
 # on which a checkpoint of theirs is tested (of 4.48, 4.57, 5.0; the first that has the family).
 GATED_FAMILIES = {

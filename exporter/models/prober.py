@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,23 +15,25 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from exporter.common.errors import RunFailed
-from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
-from exporter.methods.key_space.spool import Batch, KeySpool
-from exporter.methods.refusal.states import eos_ids
-from exporter.models.files import LoadedModel
+from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
 from exporter.models.hooks import LastLayerReached, final_state_tap, key_taps
+from exporter.models.loading import LoadedModel
+from exporter.models.tokens import eos_ids, pad_id_of, padded, positions_of
 from exporter.prompts.formats import Query
 
-T = TypeVar("T")
 
-# Tokens of a batch, pads included, where --batch-size is auto: a CPU is fastest on few (its cache), while answers are
-# written one token a row at a time and want many rows.
-PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
-AUTO_ROWS = 64
+class KeyScores(Protocol):
+    """What gives key vectors their scores, whatever the method that fitted it."""
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """(..., layers, d_ff) -> (..., layers) float64."""
+
+    def scorer(self, device: torch.device) -> Callable[[int, Tensor], Tensor]:
+        """score(layer, keys (n, d_ff)) -> (n,) float64, on the device."""
 
 
 class KeyProber(ABC):
-    """What is done with key vectors, wherever a model runs: fits and scores, in batches of similar length.
+    """Key vectors of queries, wherever a model runs, in batches of similar length.
 
     batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of `pad_id_of`.
     """
@@ -57,7 +59,7 @@ class KeyProber(ABC):
 
     @abstractmethod
     def score_answers(
-        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+        self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
         """Scores of the model's own greedy answers, at every position from the last prompt token on, by every skill.
 
@@ -67,32 +69,6 @@ class KeyProber(ABC):
     @abstractmethod
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits (rows, positions, vocabulary) of what `pad` gives."""
-
-    def fit_keys(self, queries: Sequence[Query], spool: KeySpool, what: str) -> KeyMoments:
-        """Moments of the last token's key vectors, streamed; the vectors themselves are kept on disk."""
-        moments = KeyMoments()
-        for rows, keys in spool.keep(self.last_token_keys(queries, what)):
-            moments.update([queries[row] for row in rows], keys)
-        return moments
-
-    def score(self, queries: Sequence[Query], keys: KeySpace, what: str) -> Tensor:
-        """Score s(k) of each query's last token at each layer: (n, layers) float64."""
-        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
-        for rows, vectors in self.last_token_keys(queries, what):
-            scores[rows] = keys.scores(vectors)
-        return check_finite(scores, what)
-
-    def score_unseen(
-        self, queries: Sequence[Query], moments: KeyMoments, keys: KeySpace, what: str, spool: KeySpool | None = None
-    ) -> Tensor:
-        """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`).
-
-        `spool`: the queries' keys, where they were kept."""
-        scores = torch.zeros(len(queries), self.layers, dtype=torch.float64)
-        for rows, vectors in spool.batches() if spool else self.last_token_keys(queries, what):
-            for row, vector in zip(rows, vectors, strict=True):
-                scores[row] = moments.without(queries[row], keys).scores(vector)
-        return check_finite(scores, what)
 
     def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
         return padded([query.ids for query in queries], self.pad_id, "left", self.device)
@@ -105,28 +81,14 @@ class KeyProber(ABC):
         tokens: int = PROBE_TOKENS,
         unit: str = "prompt",
     ) -> Iterator[T]:
-        """run(rows) over batches of similar length, longest first, so that memory runs out at once or never."""
-        order = sorted(range(len(queries)), key=lambda row: -len(queries[row].ids))
-        limit = self.batch_size or AUTO_ROWS
+        """What run(rows) returns for each batch (see `batched`), with a progress bar."""
+        rows = batched(range(len(queries)), lambda row: len(queries[row].ids), tokens, self.batch_size)
         bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
         with bar:
-            while order:
-                longest = len(queries[order[0]].ids)
-                size = limit if self.batch_size else max(1, min(limit, tokens // longest))
-                rows = order[:size]
-                try:
-                    result = run(rows)
-                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    if len(rows) == 1:
-                        raise RunFailed(f"out of memory with a single prompt of {longest} tokens") from error
-                    limit = len(rows) // 2
-                    self.halved = True
-                    continue
+            for done, result in run_batches(rows, run, what):
+                self.halved |= done not in rows
                 yield result
-                order = order[len(rows) :]
-                bar.update(len(rows))
+                bar.update(len(done))
 
 
 @dataclass
@@ -170,7 +132,7 @@ class Prober(KeyProber):
         return torch.cat(list(self.batches(queries, run, what)))
 
     def score_answers(
-        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+        self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
@@ -219,33 +181,6 @@ class Prober(KeyProber):
         with torch.inference_mode():
             found: Tensor = model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
         return found
-
-
-def positions_of(inputs: dict[str, Tensor]) -> Tensor:
-    """Position ids of what `padded` gives; those of pads are 0."""
-    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-
-
-def pad_id_of(tokenizer: Any, model: Any, name: str) -> int:
-    """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
-    pad: int | None = tokenizer.pad_token_id
-    return pad if pad is not None else eos_ids(model, name)[0]
-
-
-def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
-    """Token ids and mask (rows, positions), padded on the left or the right."""
-    width = max(len(row) for row in ids)
-    rows, mask = [], []
-    for row in ids:
-        pads, real = [pad_id] * (width - len(row)), list(row)
-        rows.append(pads + real if side == "left" else real + pads)
-        mask.append([0] * len(pads) + [1] * len(real) if side == "left" else [1] * len(real) + [0] * len(pads))
-    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
-
-
-def out_of_memory(error: BaseException) -> bool:
-    # PyTorch's CPU allocator has no exception class of its own.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def check_finite(scores: Tensor, what: str) -> Tensor:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from custom_modeling.loading import record_sha256
-from exporter.checkpoint.shards import file_sha256
+from exporter.checkpoint.shards import file_sha256, read_header
+from exporter.common.errors import BadInput
 from exporter.common.files import write_json
 from exporter.models.files import Base
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
@@ -152,3 +154,22 @@ def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) ->
         unskill=files.config["unskill"],
         quantised=quantised,
     )
+
+
+def graph_size(files: Base, dtype: str) -> int:
+    """Bytes of a checkpoint's weights as numbers of a graph's dtype."""
+    width = 2 if dtype == "float16" else 4
+    return sum(
+        width * prod(info.shape)
+        for shard in files.shards
+        for info in read_header(files.folder / shard).tensors.values()
+    )
+
+
+def check_supported(files: Base) -> None:
+    """Raises BadInput for checkpoints that have no graph."""
+    if files.config["unskill"].get("compat") is not None:
+        raise BadInput(
+            f"CHECKPOINT {files.name}: compat '{files.config['unskill']['compat']}' draws by torch's own generator, "
+            "which ONNX does not have; export it without --compat"
+        )

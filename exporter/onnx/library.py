@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput, RunFailed, first_line
-from exporter.common.staging import write_errors
+from exporter.common.files import write_errors
 
 if TYPE_CHECKING:
     import onnxruntime

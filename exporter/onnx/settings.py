@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from exporter.checkpoint.layout import MARKER
 from exporter.common.errors import BadInput
 from exporter.common.staging import check_target
 from exporter.recipes.settings import check_running
@@ -16,8 +17,9 @@ GRAPH = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx"}
 GRAPH |= {"int8": "onnx/model_int8.onnx", "int4": "onnx/model_q4.onnx"}
 """The graph's file, by the numbers in it; the names are those that transformers.js looks for."""
 DTYPES = tuple(name for name in GRAPH if name not in QUANTISED)
-MARKER = "self_check.json"
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
+PROMPTS = 4
+"""Prompts of every source in a self-check."""
 
 
 @dataclass(frozen=True)

@@ -5,43 +5,40 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from math import prod
 from tempfile import TemporaryFile
 from typing import Any
 
-from exporter import __version__
-from exporter.checkpoint.shards import read_header
-from exporter.common.errors import BadInput, RunFailed
-from exporter.common.files import write_json
-from exporter.common.staging import Staging, repair, write_errors
-from exporter.models.files import Base, check_checkpoint, find_files, load_files
-from exporter.models.prober import pad_id_of
+from exporter.checkpoint.layout import MARKER
+from exporter.common.errors import Disagrees
+from exporter.common.files import write_errors, write_json
+from exporter.common.staging import Staging, repair
+from exporter.common.version import __version__
+from exporter.models.files import check_checkpoint, find_files
+from exporter.models.loading import load_files
+from exporter.models.tokens import pad_id_of
 from exporter.onnx.check.self_check import Expected, as_json, room_for, self_check
-from exporter.onnx.folder import signed, write_folder
+from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
-from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
+from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
 from exporter.prompts.formats import PLAIN, Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
-from exporter.prompts.sources import Source, load_prompts, read_template
+from exporter.prompts.sources import Source, load_prompts
+from exporter.recipes.templates import read_template
 
-PROMPTS, TRIED = 4, 64
-"""In the self-check of every source, the shortest of so many: time, memory and disk grow with their lengths."""
+TRIED = 64
+"""Of so many prompts the shortest are in the self-check: time, memory and disk grow with their lengths."""
 
 
 def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
     """Write the ONNX folder of a checkpoint and check it against torch.
 
     Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
-    graph computes something else than the checkpoint; nothing is written then. With settings.quantize see
-    `write_quantised`: without fitting anew there are no quantised weights.
+    graph computes something else than the checkpoint; nothing is written then. For
+    settings with quantize there is `exporter.onnx.quantize.run.write_quantised`.
     """
     return_freed_memory()
-    if settings.quantize is not None:
-        from exporter.onnx.quantize.run import write_quantised
-
-        return write_quantised(settings, remark)
     for line in repair(settings.out):
         remark(line)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
@@ -109,30 +106,3 @@ def fitting(sequences: list[Sequence[int]], fits: Callable[[list[Sequence[int]]]
     while len(kept) > 1 and not fits(kept):
         kept.remove(max(kept, key=len))
     return kept
-
-
-def graph_size(files: Base, dtype: str) -> int:
-    """Bytes of a checkpoint's weights as numbers of a graph's dtype."""
-    width = 2 if dtype == "float16" else 4
-    return sum(
-        width * prod(info.shape)
-        for shard in files.shards
-        for info in read_header(files.folder / shard).tensors.values()
-    )
-
-
-class Disagrees(RunFailed):
-    """The self-check failed. `summary`: what it found."""
-
-    def __init__(self, message: str, summary: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.summary = summary
-
-
-def check_supported(files: Base) -> None:
-    """Raises BadInput for checkpoints that have no graph."""
-    if files.config["unskill"].get("compat") is not None:
-        raise BadInput(
-            f"CHECKPOINT {files.name}: compat '{files.config['unskill']['compat']}' draws by torch's own generator, "
-            "which ONNX does not have; export it without --compat"
-        )

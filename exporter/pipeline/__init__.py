@@ -1,0 +1,1 @@
+"""The steps of an export in their order, and of `unskill probe`."""

@@ -11,7 +11,7 @@ from exporter.reporting.run import EXTRA
 
 if TYPE_CHECKING:
     from exporter.checkpoint.card.figure import Figure
-    from exporter.prompts.skills import SkillOutcome
+    from exporter.methods.outcome import SkillOutcome
 
 FOLDER = "figures"
 KINDS = ("matrix", "alpha", "layers", "trade_off")

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.errors import BadInput
-from exporter.models.files import find_base, load
-from exporter.pipeline.run import Remark, prepare, read_skills
+from exporter.common.text import Remark
+from exporter.models.files import find_base
+from exporter.models.loading import load
+from exporter.pipeline.inputs import check_recorded
+from exporter.pipeline.run import prepare
+from exporter.prompts.skills import read_skills
 from exporter.recipes.settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = 
     skills = read_skills(settings)
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
-        recorded.check(base, None, remark)
+        check_recorded(recorded, base, None, remark)
 
     from exporter.checkpoint.environment import environment
     from exporter.methods.neurons.statistics_file import (

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.base.keeping import kept_size
 from exporter.common.errors import BadInput, NothingSeparates
-from exporter.common.staging import Staging, check_target, nested, repair, write_errors
+from exporter.common.files import nested, read_json, write_errors
+from exporter.common.staging import Staging, check_target, repair
+from exporter.common.text import Remark
+from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.token import plan_refusal
-from exporter.models.files import Base, context_length, find_base, load, read_json
+from exporter.models.files import Base, find_base
+from exporter.models.loading import load
+from exporter.models.tokens import context_of
+from exporter.pipeline.inputs import check_recorded
 from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.skills import SkillOutcome, SkillPlan, SkillPrompts, collect, make_plans
-from exporter.prompts.splits import split_forget
+from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for, read_skills
 from exporter.recipes.settings import ExportSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from exporter.methods.neurons.choice import NeuronChoice
     from exporter.methods.neurons.statistics import NeuronSums
     from exporter.methods.neurons.statistics_file import StatisticsFile
     from exporter.methods.refusal.states import RefusalStates
-    from exporter.models.files import LoadedModel
+    from exporter.models.loading import LoadedModel
     from exporter.models.prober import Prober
     from exporter.recipes.recorded import Recorded
 
-Remark = Callable[[str], None]
 
 # What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
 EXTRA_BYTES = 64 * 2**20
@@ -49,7 +52,7 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
-        recorded.check(base, settings.statistics, remark)
+        check_recorded(recorded, base, settings.statistics, remark)
     check_apart(settings.out, base)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
@@ -63,13 +66,13 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
 
     from exporter.checkpoint.card.metadata import inherited
     from exporter.checkpoint.environment import environment
-    from exporter.checkpoint.sentences import summarise
     from exporter.checkpoint.writing import write_checkpoint
     from exporter.methods.neurons.choice import effect, measure_effects, single_rows, text_sets
     from exporter.methods.neurons.live import changed
     from exporter.methods.neurons.scores import united
     from exporter.models.prober import Prober
-    from exporter.pipeline.figures import HINT, can_draw
+    from exporter.pipeline.figures import HINT, can_draw, draw_figures
+    from exporter.pipeline.summary import summarise
     from exporter.pipeline.warnings import of_outcomes, of_prompts, shared_neurons
 
     cautions = of_prompts(skills)
@@ -102,12 +105,13 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     shared = shared_neurons(outcomes)
     cautions += of_outcomes(outcomes, effects, shared)
     summary = summarise(settings, loaded, formatter, outcomes, changes, effects, states, shared, cautions)
+    draw = partial(draw_figures, outcomes=outcomes, summary=summary) if settings.figures and can_draw() else None
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
         raise NothingSeparates(message(outcomes), summary)
     with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
         write_checkpoint(
-            staging.path, loaded, settings, token, states, outcomes, changes, summary, halved=first.halved
+            staging.path, loaded, settings, token, states, outcomes, changes, summary, draw, halved=first.halved
         )
         staging.commit()
     return summary
@@ -118,42 +122,11 @@ def is_checkpoint(folder: Path) -> bool:
     return isinstance(read_json(folder / "config.json", folder.name, "OUT").get("unskill"), dict)
 
 
-def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
-    """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
-    skills = [collect(skill) for skill in settings.skills]
-    for each in skills:
-        split_forget(each.forget, settings.seed, minimum=each.minimum)
-    return skills
-
-
 def prepare(
     skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, remark: Remark
 ) -> tuple[Formatter, list[SkillPlan]]:
     """Prompts as the model sees them, in parts."""
-    return prepare_for(skills, loaded.tokenizer, context_length(loaded.base.config), settings, remark)
-
-
-def prepare_for(
-    skills: Sequence[SkillPrompts],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    settings: ExportSettings,
-    remark: Remark,
-) -> tuple[Formatter, list[SkillPlan]]:
-    """The same for a tokenizer alone; max_length: see `Formatter`."""
-    formatter = Formatter(
-        tokenizer,
-        template=settings.prompt_template if settings.blocks else "{prompt}",
-        formats=settings.formats,
-        system_prompts=settings.system_prompts,
-        seed=settings.seed,
-        max_length=max_length,
-        skip_long=settings.skip_long,
-    )
-    plans = make_plans(skills, formatter, tokenizer, settings, max_length, remark)
-    for text in formatter.remarks:
-        remark(text)
-    return formatter, plans
+    return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, remark)
 
 
 def choose(
@@ -212,7 +185,7 @@ def detect(
 ) -> list[SkillOutcome]:
     """The hypercubes of the skills that have any, on the model as it is while this runs."""
     from exporter.methods.key_space.evidence import decide, gather, measure_limits
-    from exporter.prompts.frames import measure_frames
+    from exporter.methods.key_space.framing import measure_frames
 
     blocking = [plan for plan in plans if plan.skill.blocks]
     found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
@@ -231,7 +204,8 @@ def detect(
 
 def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) -> RefusalStates:
     """Final states by which any head refuses, found on the choose parts of all skills and checked on report parts."""
-    from exporter.methods.refusal.states import eos_ids, find_refusal_states
+    from exporter.methods.refusal.states import find_refusal_states
+    from exporter.models.tokens import eos_ids
 
     found = [side for plan in plans for side in (plan.forget.choose, plan.retain.choose)]
     checked = [side for plan in plans for side in (plan.forget.report, plan.retain.report)]

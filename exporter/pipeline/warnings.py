@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import hypergeom
 
 from exporter.methods.key_space.calibration import scores_for
-from exporter.prompts.frames import FrameCheck, Pieces
+from exporter.methods.key_space.framing import FrameCheck, frame_figures
+from exporter.prompts.frames import Pieces
 from exporter.prompts.overlap import compare
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.sources import Prompt
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from exporter.methods.key_space.evidence import Decision
     from exporter.methods.neurons.choice import TextEffect
     from exporter.methods.neurons.scores import NeuronChanges
-    from exporter.prompts.skills import SkillOutcome, SkillPrompts
+    from exporter.methods.outcome import SkillOutcome
+    from exporter.prompts.skills import SkillPrompts
     from exporter.recipes.settings import SkillSettings
 
 EXAMPLES = 3
@@ -194,22 +196,6 @@ def frame_alone(skill: SkillSettings, check: FrameCheck) -> Caution | None:
         "by template=, or forget prompts several",
         frame_figures(check),
     )
-
-
-def frame_figures(check: FrameCheck) -> dict[str, Any]:
-    """A checked frame as JSON: its sizes in characters, for its text is text of prompts."""
-    found = check.found
-    return {
-        "sources": list(found.sources),
-        "start_characters": len("".join(found.frame.start)),
-        "end_characters": len("".join(found.frame.end)),
-        "forget_having": found.having,
-        "forget": found.prompts,
-        "retain_having": check.retain_having,
-        "retain": check.retain,
-        "framed": check.framed.as_json(),
-        "bare": check.bare.as_json(),
-    }
 
 
 def describe(start: Pieces, end: Pieces) -> str:

@@ -1,0 +1,1 @@
+"""Prompts: read from sources, formatted as the model sees them, split into disjoint parts."""

@@ -14,13 +14,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 from unicodedata import category
 
-from exporter.methods.key_space.calibration import Rate, rate
 from exporter.prompts.sources import Prompt
 
 if TYPE_CHECKING:
-    from exporter.methods.key_space.evidence import Decision, Evidence
-    from exporter.models.prober import Prober
-    from exporter.prompts.formats import Formatter
+    pass
 
 Pieces = tuple[str, ...]
 
@@ -92,21 +89,6 @@ class FramedSource:
     frame: Frame
     having: int
     prompts: int
-
-
-@dataclass(frozen=True)
-class FrameCheck:
-    """A frame of forget prompts that most retain prompts lack.
-
-    `retain_having` of `retain` retain and everyday prompts have it. Of the others, report part, are inside the
-    hypercubes at the last token: `framed`, put into the frame; `bare`, as they are.
-    """
-
-    found: FramedSource
-    retain_having: int
-    retain: int
-    framed: Rate
-    bare: Rate
 
 
 def pieces(text: str) -> Pieces:
@@ -186,44 +168,3 @@ def frames_lacked(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> Iterato
         if frame := source.frame.lacking(texts):
             mine = [prompt.text for prompt in forget if prompt.source in source.sources]
             yield FramedSource(source.sources, frame, sum(map(frame.holds, mine)), len(mine))
-
-
-def measure_frames(
-    prober: Prober, formatter: Formatter, evidence: Evidence, decision: Decision
-) -> tuple[FrameCheck, ...]:
-    """Score the harmless prompts of the report part in every frame that most of their kind lack.
-
-    Each keeps its format; one that is longer than the model's context in a frame is not counted. Raises RunFailed on
-    NaN.
-    """
-    parts, report = evidence.forget_parts, evidence.retain_parts.report
-    forget = [query.prompt for query in (*parts.fit, *parts.choose, *parts.calibrate, *parts.report)]
-    retain = [query.prompt for query in (*evidence.retain_parts.choose, *report)]
-    own = {name: source.frame for source in frames_by_source(retain) for name in source.sources}
-    layer, alpha = decision.layer, decision.alpha.value
-
-    def inside(scores: list[float]) -> Rate:
-        return rate(sum(score <= alpha for score in scores), len(scores))
-
-    checks = []
-    for found in frames_lacked(forget, retain):
-        frame = found.frame
-        rows, queries = [], []
-        for row, query in enumerate(report):
-            if frame.holds(query.prompt.text):
-                continue
-            framed = formatter.like(query, frame.put(query.prompt.text, own.get(query.prompt.source, Frame())))
-            if framed is not None:
-                rows.append(row)
-                queries.append(framed)
-        scores = prober.score(queries, evidence.keys, "retain and everyday: report, framed as forget prompts")
-        checks.append(
-            FrameCheck(
-                found,
-                sum(frame.holds(prompt.text) for prompt in retain),
-                len(retain),
-                inside(scores[:, layer].tolist()),
-                inside(evidence.retain_report.prompt[rows, layer].tolist()),
-            )
-        )
-    return tuple(checks)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
+from exporter.common.text import Remark
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
@@ -25,10 +26,6 @@ from exporter.recipes.settings import ExportSettings, SkillSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from exporter.methods.key_space.calibration import Rate
-    from exporter.methods.key_space.evidence import Decision, Evidence
-    from exporter.methods.neurons.choice import NeuronChoice
-    from exporter.prompts.frames import FrameCheck
 
 MINIMUM_FORGET, MINIMUM_FORGET_GIVEN = 60, 20
 # Prompts of each other skill on which a skill's layer is chosen, as on retain prompts.
@@ -96,28 +93,6 @@ class SkillPlan:
     @property
     def skill(self) -> SkillSettings:
         return self.prompts.skill
-
-
-@dataclass(frozen=True)
-class SkillOutcome:
-    """What was found for one skill. `neurons`: Neuron Adjust or pruning; the others: Key Space Detection."""
-
-    plan: SkillPlan
-    neurons: NeuronChoice | None = None
-    evidence: Evidence | None = None
-    decision: Decision | None = None
-    limits: Mapping[str, Rate] = field(default_factory=dict)
-    frames: Sequence[FrameCheck] = ()
-
-    @property
-    def skill(self) -> SkillSettings:
-        return self.plan.skill
-
-    @property
-    def works(self) -> bool:
-        """Whether what must still be answered is left alone, as far as was asked."""
-        neurons = self.neurons is None or self.neurons.borne
-        return neurons and (self.decision is None or self.decision.separates)
 
 
 def collect(skill: SkillSettings) -> SkillPrompts:
@@ -237,3 +212,34 @@ def make_texts(
         {name: texts(getattr(others, name), "--retain") for name in ("fit", "choose", "report")},
         {name: texts(getattr(everyday, name), "everyday") for name in ("fit", "choose", "report")},
     )
+
+
+def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
+    """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
+    skills = [collect(skill) for skill in settings.skills]
+    for each in skills:
+        split_forget(each.forget, settings.seed, minimum=each.minimum)
+    return skills
+
+
+def prepare_for(
+    skills: Sequence[SkillPrompts],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    settings: ExportSettings,
+    remark: Remark,
+) -> tuple[Formatter, list[SkillPlan]]:
+    """The same for a tokenizer alone; max_length: see `Formatter`."""
+    formatter = Formatter(
+        tokenizer,
+        template=settings.prompt_template if settings.blocks else "{prompt}",
+        formats=settings.formats,
+        system_prompts=settings.system_prompts,
+        seed=settings.seed,
+        max_length=max_length,
+        skip_long=settings.skip_long,
+    )
+    plans = make_plans(skills, formatter, tokenizer, settings, max_length, remark)
+    for text in formatter.remarks:
+        remark(text)
+    return formatter, plans

@@ -17,6 +17,7 @@ from typing import Any
 
 from exporter.common.errors import BadInput
 from exporter.prompts.tables import SUFFIXES, Table, hub_commit, read_file, read_hub
+from exporter.recipes.templates import read_template, write_template
 
 DEFAULT_COLUMNS = ("prompt", "question", "text", "instruction")
 """Columns that are taken, in this order, where a source names none."""
@@ -155,33 +156,6 @@ def _whole_number(text: str, flag: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise BadInput(f"{flag}: limit={text} must be a whole number from 1")
     return int(text)
-
-
-def read_template(value: str, flag: str) -> str:
-    r"""A template as given on the command line: `@FILE` is the text of that file, to the letter but for one line break
-    at its end; anything else is taken in place, with `\n` for a line break, which few shells let one type, and `\\n`
-    for a backslash and an n; `\@` at its beginning is an @.
-
-    Raises:
-        BadInput: The file cannot be read as UTF-8 text or is empty.
-    """
-    if not value.startswith("@"):
-        plain = re.sub(r"\\(\\(?=n)|n)", lambda match: "\n" if match.group(1) == "n" else "\\", value)
-        return re.sub(r"\A\\(?=\\*@)", "", plain)
-    try:
-        text = Path(os.path.expanduser(value[1:])).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{flag}: {value[1:]} is not UTF-8 text; save it as UTF-8") from error
-    except OSError as error:
-        raise BadInput(f"{flag}: {value[1:]} cannot be read ({error.strerror})") from error
-    if not text.strip():
-        raise BadInput(f"{flag}: {value[1:]} is empty")
-    return text.removesuffix("\n")
-
-
-def write_template(text: str) -> str:
-    r"""What `read_template` reads this text from: with one backslash more where it would take one away."""
-    return re.sub(r"(\\+)(?=n)", r"\1\\", re.sub(r"\A(?=\\*@)", r"\\", text))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What was asked of an export: flags, recipes, and what an earlier export recorded."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.prompts.sources import read_template
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import DEFAULT_SKILL, ExportSettings, SkillSettings
+from exporter.recipes.templates import read_template
 
 if sys.version_info >= (3, 11):
     import tomllib

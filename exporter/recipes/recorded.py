@@ -7,20 +7,12 @@ Such a recipe has a table [recorded] with the digests of the base model's files,
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.models.files import Base
-from exporter.prompts.sources import Source, fingerprint
-
-# Of a base's files those that decide what its neurons and tokens are.
-DECIDING_FILES: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-DECIDING_FILES += ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
-BLOCK = 4096  # bytes
+from exporter.common.text import Remark
 
 
 @dataclass(frozen=True)
@@ -50,28 +42,7 @@ class Recorded:
             )
         return tuple(texts[digest] for digest in self.system_prompts)
 
-    def check(self, base: Base, statistics: Path | None, remark: Callable[[str], None]) -> None:
-        """Raise BadInput where the base model or the statistics are not those of the export, and were not named on the
-        command line; there another model is worth a remark."""
-        if self.statistics is not None and statistics is not None and not self.statistics_given:
-            found = fingerprint(Source(str(statistics)), "--statistics")
-            if found != self.statistics:
-                raise BadInput(
-                    f"--statistics: {statistics.name} is not the file of the recipe (sha256); give that one, or name "
-                    "another on the command line"
-                )
-        if not self.base:
-            return
-        there = base_files(base)
-        other = [name for name in sorted({*there, *self.base}) if there.get(name) != self.base.get(name)]
-        if not other:
-            return
-        differs = f"MODEL {base.name}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not as the recipe's"
-        if not self.model_given:
-            raise BadInput(f"{differs} export found it (sha256); give that model, or name another on the command line")
-        remark(f"{differs}, so the interventions will be others.")
-
-    def compare(self, present: Mapping[str, Any], remark: Callable[[str], None]) -> None:
+    def compare(self, present: Mapping[str, Any], remark: Remark) -> None:
         """Remark on versions, processor and threads that are not those of the export."""
         names = sorted({*present, *self.versions} - {"batches_halved"})
         other = [name for name in names if self.versions and present.get(name) != self.versions.get(name)]
@@ -87,106 +58,3 @@ class Recorded:
 
 def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def base_files(base: Base) -> dict[str, str]:
-    """Digests of a base model's files by name: sha256 of small ones, of weights "blocks:" and a sha256 of their header
-    and of 4 kB at the beginning, the middle and the end of every tensor. That tells another model, or another training
-    of it, in no time; sha256 of whole weight files are in `hashes.json`."""
-    found = {
-        name: hashlib.sha256((base.folder / name).read_bytes()).hexdigest()
-        for name in DECIDING_FILES
-        if (base.folder / name).is_file()
-    }
-    return found | {shard: f"blocks:{blocks_sha256(base.folder / shard)}" for shard in base.shards}
-
-
-def blocks_sha256(path: Path) -> str:
-    from exporter.checkpoint.shards import read_header  # torch
-
-    header = read_header(path)
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(header.data_start))
-        for tensor in header.tensors.values():
-            for begin in (tensor.begin, (tensor.begin + tensor.end) // 2, max(tensor.begin, tensor.end - BLOCK)):
-                file.seek(header.data_start + begin)
-                digest.update(file.read(min(BLOCK, tensor.end - begin)))
-    return digest.hexdigest()
-
-
-def portable(path: str) -> str:
-    """A path as a checkpoint may name it: as it is where it stays below the working directory, else its last part."""
-    parts = PurePath(path).parts
-    inside = parts and not PurePath(path).is_absolute() and not path.startswith("~") and ".." not in parts
-    return path if inside else PurePath(path).name
-
-
-def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """A recipe's values (see `read_recipe`) with its files and its model's folder where they lie: in one of `folders`
-    or, as ever, in the working directory. Of files of one name the one with the recorded digest counts, of
-    folders that with the recorded config.json.
-
-    given: flags, which need not be looked for in the recipe.
-
-    Raises BadInput where a folder is none, or the files of a recipe that an export has written are in none of them.
-    """
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise BadInput(f"--data: {folder} is no folder")
-    strict = "recorded" in values
-
-    def sources(table: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: tuple(locate_source(spec, f"--{key}", folders, strict) for spec in value)
-            if key in ("forget", "retain") and key not in given
-            else value
-            for key, value in table.items()
-        }
-
-    found = sources(values)
-    if "skill" in found:
-        found["skill"] = [sources(table) for table in found["skill"]]
-    if "statistics" in found and "statistics" not in given:
-        digest = values["recorded"].statistics if strict else None
-        found["statistics"] = find_file(str(values["statistics"]), digest, "--statistics", folders, strict)
-    if "model" in found and "model" not in given and found.get("revision") is None:
-        places = [place for place in candidates(found["model"], folders) if os.path.isfile(place / "config.json")]
-        if strict and not places:
-            raise BadInput(
-                f"MODEL: the recipe's folder {found['model']} is not in the working directory"
-                f"{' nor under --data' if folders else ''}; --data DIR names the folder that has it, or name MODEL on "
-                "the command line"
-            )
-        if strict:
-            digest = values["recorded"].base.get("config.json")
-            places.sort(key=lambda place: hashlib.sha256((place / "config.json").read_bytes()).hexdigest() != digest)
-        found["model"] = str(places[0]) if places else found["model"]
-    return found
-
-
-def locate_source(spec: str, flag: str, folders: Sequence[Path], strict: bool) -> str:
-    source = Source.parse(spec, flag)
-    if source.path is None or (not folders and not strict):
-        return spec
-    place = find_file(source.location, source.sha256, flag, folders, strict)
-    return replace(source, location=str(place)).spec
-
-
-def find_file(path: str, digest: str | None, flag: str, folders: Sequence[Path], strict: bool) -> Path:
-    places = [place for place in candidates(path, folders) if os.path.isfile(place)]
-    if not places:
-        if strict:
-            raise BadInput(
-                f"{flag}: {path}, which the recipe names, is not in the working directory"
-                f"{' nor under --data' if folders else ''}; --data DIR names the folder that has it"
-            )
-        return Path(path)
-    fitting = [place for place in places if digest is None or fingerprint(Source(str(place)), flag) == digest]
-    return [*fitting, *places][0]
-
-
-def candidates(path: str, folders: Sequence[Path]) -> list[Path]:
-    """Where a file of a recipe may lie: in each folder under its path or its name alone, or where the path leads."""
-    name = PurePath(path).name
-    within = [place for folder in folders for place in (folder / path, folder / name)]
-    return [*within, Path(os.path.expanduser(path))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter import __version__
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row
+from exporter.checkpoint.given import Given
 from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.common.version import __version__
 from exporter.prompts.packaged import EVERYDAY
 from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, neuron_figures
@@ -94,3 +95,16 @@ def matrix_figure(stored: Stored) -> Figure | None:
 
 def cell(prompts: str, by: str, hits: int, total: int) -> Row:
     return {"prompts": prompts, "by": by, "hits": hits, "total": total, "share": hits / total if total else 0.0}
+
+
+def add_texts(numbers: dict[str, Any], given: Given) -> None:
+    """Put the texts into the lists of prompts; null where a source is not given."""
+    numbers["sources_given"] = bool(given)
+    if not given:
+        return
+    for skill in numbers["skills"]:
+        if skill["key_space"]:
+            for rows in skill["key_space"]["nearest"].values():
+                for row in rows:
+                    prompt = given.find(row)
+                    row["text"] = None if prompt is None else prompt.text

@@ -10,7 +10,7 @@ from scipy.stats import kstest, t
 
 from exporter.checkpoint.account import Floats, Records, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id, prompts
-from exporter.methods.key_space.calibration import rate
+from exporter.common.rates import rate
 from exporter.prompts.formats import PLAIN
 from exporter.prompts.packaged import EVERYDAY
 

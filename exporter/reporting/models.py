@@ -17,12 +17,13 @@ from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.evaluation.tasks import context_of, run_batch
 from exporter.methods.neurons.texts import counted_tokens
-from exporter.models.files import LoadedModel, context_length, find_base, load
+from exporter.models.files import find_base
 from exporter.models.hooks import pre_activation_taps
+from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.models.subjects import BASE, Subject, identity_of, load_edited
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.texts import as_texts
@@ -60,7 +61,10 @@ def add_models(
     edited = load_edited(checkpoint, dtype, device)
     asked = [questions(skill, given) for skill in stored.skills]
     formatter = Formatter(
-        edited.tokenizer, template=stored.recipe["prompt_template"], formats="plain", max_length=context_of(edited)
+        edited.tokenizer,
+        template=stored.recipe["prompt_template"],
+        formats="plain",
+        max_length=context_of(edited.model),
     )
     tasks = [
         Answers(skill.name, items, formatter, len(items)) for skill, items in zip(stored.skills, asked, strict=True)
@@ -102,7 +106,7 @@ def answers(task: Answers, subject: Subject) -> list[Result]:
     """One prompt at a time, so that no answer depends on what it is asked together with."""
     found = []
     for row in range(len(task.items)):
-        for _, results in run_batch(task, subject, [row]):
+        for _, results in task.results(subject, [[row]]):
             found += results
     return found
 
@@ -129,7 +133,7 @@ def neuron_gaussian(
     counts = []
     for side in ("forget", "retain"):
         prompts = given.known(skill.prompts[f"texts.{side}.fit"])[:TEXTS]
-        texts = as_texts(loaded.tokenizer, prompts, f"--{side}", context_length(loaded.base.config))
+        texts = as_texts(loaded.tokenizer, prompts, f"--{side}", context_of(loaded.model))
         if not texts:
             continue
         statistics = [torch.from_numpy(skill.tensors[f"na.{side}.{what}"]) for what in ("mean", "deviation")]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.common.staging import Staging, check_target, repair, write_errors
+from exporter.common.files import write_errors
+from exporter.common.staging import Staging, check_target, repair
 
 # The page is about a megabyte, each PNG a twentieth of one.
 NEEDED_BYTES = 16 * 2**20
@@ -49,8 +50,8 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
 
     from exporter.checkpoint.account import read_stored
-    from exporter.checkpoint.given import add_texts, read_given
-    from exporter.reporting.collect import collect
+    from exporter.checkpoint.given import read_given
+    from exporter.reporting.collect import add_texts, collect
     from exporter.reporting.page.render import figures_of, render_json, render_page, render_png
 
     stored = read_stored(settings.checkpoint)

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from custom_modeling.key_space import FORBIDDEN
-from exporter import __version__
 from exporter.checkpoint.given import Given
-from exporter.common.files import FOLDER
-from exporter.models.files import read_json
+from exporter.checkpoint.layout import FOLDER
+from exporter.common.files import read_json
+from exporter.common.version import __version__
+from exporter.methods.key_space.scoring import score_keys
 from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
@@ -59,7 +60,7 @@ def check_scores(live: Live) -> str:
     worst = 0.0
     for skill in blocking(live):
         keys = key_space(statistics, skill)
-        found = prober.score([each.query for each in asked], keys, "everyday prompts")
+        found = score_keys(prober, [each.query for each in asked], keys, "everyday prompts")
         stored = torch.stack([each.prompt[skill["name"]] for each in asked])
         apart = ((found - stored) / stored).abs()
         close, total = close + int((apart <= tolerance).sum()), total + apart.numel()

@@ -6,8 +6,8 @@ import re
 from difflib import unified_diff
 
 from custom_modeling.loading import code_sha256
-from exporter import __version__
 from exporter.checkpoint.code import render_modeling
+from exporter.common.version import __version__
 from exporter.verification.checks import NotMade, Wrong
 from exporter.verification.view import View
 

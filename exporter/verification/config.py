@@ -8,9 +8,9 @@ from typing import Any
 
 from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
-from exporter.checkpoint.writing import EMBEDDING, GENERATION, HEAD
-from exporter.models.families import GATED_FAMILIES
-from exporter.models.files import read_json
+from exporter.checkpoint.layout import GENERATION
+from exporter.common.files import read_json
+from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 

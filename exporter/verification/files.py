@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporter.checkpoint.base.record import NAME, read_record
-from exporter.common.files import FOLDER, json_text
-from exporter.common.staging import human_size
+from exporter.checkpoint.layout import FOLDER
+from exporter.common.files import human_size, json_text
 from exporter.models.files import INDEX, LICENCES
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import BASE_FOLDER, HASHES_FILE, View

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.neuron_adjust import neuron_key
-from exporter.checkpoint.writing import EMBEDDING, HEAD
 from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
 from exporter.methods.refusal.states import LEAD
+from exporter.models.families import EMBEDDING, HEAD
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import View
 from exporter.verification.weights import BUFFER

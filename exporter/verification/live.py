@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from exporter.methods.refusal.states import eos_ids
-from exporter.models.files import Base, LoadedModel, check_checkpoint, find_files, load_files
-from exporter.models.prober import Prober, pad_id_of
+from exporter.models.files import Base, check_checkpoint, find_files
+from exporter.models.loading import LoadedModel, load_files
+from exporter.models.prober import Prober
+from exporter.models.tokens import eos_ids, pad_id_of
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.verification.view import View

@@ -8,9 +8,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from custom_modeling.loading import record_sha256
-from exporter.common.staging import human_size
-from exporter.models.files import read_json
-from exporter.onnx.settings import EXTRA, GRAPH, MARKER
+from exporter.checkpoint.layout import MARKER
+from exporter.common.files import human_size, read_json
+from exporter.onnx.settings import EXTRA, GRAPH
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.files import altered, is_harmless
 from exporter.verification.live import Live

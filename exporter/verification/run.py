@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.errors import BadInput, first_line
-from exporter.common.staging import sibling
-from exporter.models.files import check_device
+from exporter.common.files import sibling
+from exporter.common.text import Remark
+from exporter.models.loading import check_device
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
 from exporter.verification.view import View
 
 if TYPE_CHECKING:
     from exporter.checkpoint.given import Given
     from exporter.verification.live import Live
-
-Remark = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.errors import first_line
+from exporter.common.files import read_json
 from exporter.methods.refusal.token import (
     KEPT_SETTINGS,
     LIVE_SETTINGS,
@@ -15,7 +16,7 @@ from exporter.methods.refusal.token import (
     own_settings,
     plan_refusal,
 )
-from exporter.models.files import load_tokenizer, read_json
+from exporter.models.loading import load_tokenizer
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 

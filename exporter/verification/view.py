@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from custom_modeling.loading import UNSKILL_FORMAT
+from exporter.checkpoint.layout import FOLDER, HASHES
 from exporter.checkpoint.shards import Header, file_sha256, read_header
 from exporter.common.errors import BadInput, UnskillError
-from exporter.common.files import FOLDER, HASHES
+from exporter.common.files import read_json
+from exporter.common.hub import download
 from exporter.models.families import GATED_FAMILIES, Family, family_of
-from exporter.models.files import INDEX, download, read_json
+from exporter.models.files import INDEX
 from exporter.verification.checks import NOT_AS_WRITTEN, NotMade
 
 if TYPE_CHECKING:

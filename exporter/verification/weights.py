@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from exporter.checkpoint.shards import Header, read_header
-from exporter.common.staging import human_size
-from exporter.models.files import INDEX, read_json
+from exporter.common.files import human_size, read_json
+from exporter.models.files import INDEX
 from exporter.verification.checks import counted, none_of
 from exporter.verification.view import View
 

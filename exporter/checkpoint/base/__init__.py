@@ -1,0 +1,1 @@
+"""The base's files: kept at export where the checkpoint does not hold them, given back by `unskill restore`."""

@@ -28,8 +28,7 @@ from exporter.checkpoint.base.record import (
     Record,
 )
 from exporter.checkpoint.shards import RowPatch, file_sha256
-from exporter.common.files import write_json
-from exporter.common.staging import human_size, write_errors
+from exporter.common.files import human_size, write_errors, write_json
 from exporter.models.files import LICENCES, SMALL_FILES, Base
 
 TEMPLATES = "additional_chat_templates"

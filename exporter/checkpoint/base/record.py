@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.models.files import read_json
+from exporter.common.files import read_json
 
 FORMAT = 1
 FOLDER = "reproduce/base"

@@ -12,8 +12,10 @@ from exporter.checkpoint.base.original import original_pieces
 from exporter.checkpoint.base.record import BaseFile, Patched, read_record
 from exporter.checkpoint.shards import Piece, RowPatch, write_pieces
 from exporter.common.errors import BadInput, RunFailed
-from exporter.common.staging import Staging, check_target, human_size, nested, repair, write_errors
-from exporter.models.files import HUB_FILES, check_checkpoint, download, read_json
+from exporter.common.files import human_size, nested, read_json, write_errors
+from exporter.common.hub import download
+from exporter.common.staging import Staging, check_target, repair
+from exporter.models.files import HUB_FILES, check_checkpoint
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The model card: text, YAML head and charts."""

@@ -14,10 +14,9 @@ from urllib.parse import quote
 import jinja2
 
 from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
-from exporter.checkpoint.card.name import PLACEHOLDER
-from exporter.checkpoint.card.text import markdown
+from exporter.checkpoint.card.text import PLACEHOLDER, markdown
 from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
-from exporter.methods.key_space.calibration import rate
+from exporter.common.rates import rate
 from exporter.models.files import Base
 from exporter.recipes.settings import ExportSettings
 

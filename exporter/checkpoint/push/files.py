@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from exporter.checkpoint.card.name import CARD, named_card
+from exporter.checkpoint.card.text import CARD, named_card
+from exporter.checkpoint.layout import FOLDER, HASHES
 from exporter.common.errors import BadInput
-from exporter.common.files import FOLDER, HASHES, json_text
-from exporter.models.files import check_checkpoint, read_json
+from exporter.common.files import json_text, read_json
+from exporter.models.files import check_checkpoint
 
 # Left behind by editors, Python and interrupted downloads. Nor does what is hidden go up, unless the export wrote it.
 LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter import __version__
 from exporter.checkpoint.push.files import Upload, named, uploads
 from exporter.common.errors import BadInput, first_line
-from exporter.common.text import printable
+from exporter.common.text import Remark
+from exporter.common.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
     from huggingface_hub.hf_api import ModelInfo
-
-Remark = Callable[[str], None]
 
 DEFAULT_BRANCH = "main"
 # Of the repo's own, as the Hub makes it; what a person may write before there is a model.
@@ -101,15 +99,17 @@ def find_token() -> str:
     return token
 
 
-def push(settings: PushSettings, remark: Remark) -> dict[str, Any]:
+def push(settings: PushSettings, check: Callable[[Path, Remark], None], remark: Remark) -> dict[str, Any]:
     """Push the checkpoint in one commit and return what was done, a JSON object; with dry_run, what would be.
+
+    check: raises BadInput where the folder is not a whole checkpoint.
 
     Raises BadInput for a folder that is no whole checkpoint, a missing token, or a repo that holds something else;
     RunFailed where the Hub cannot be reached or refuses. Then no commit was made, unless the message says so.
     """
     files = uploads(settings.out)
     token = None if settings.dry_run else find_token()
-    check_whole(settings.out, remark)
+    check(settings.out, remark)
     files = named(files, settings.out, settings.repo)
     found = {
         "repo": settings.repo,
@@ -119,19 +119,6 @@ def push(settings: PushSettings, remark: Remark) -> dict[str, Any]:
         "dry_run": settings.dry_run,
     }
     return found if token is None else found | send(settings, files, token, remark)
-
-
-def check_whole(out: Path, remark: Remark) -> None:
-    """Raise BadInput where the checkpoint is not as its export wrote it."""
-    from exporter.verification.run import VerifySettings, verify
-
-    report = verify(VerifySettings(str(out), model=False, beside=False), remark)
-    if report["ok"]:
-        return
-    failed = [check for check in report["checks"] if check["ok"] is False]
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    said = printable(failed[0]["detail"].partition("\n")[0])
-    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {said}{more}")
 
 
 def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Remark) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from exporter.cli.chat.why import Detector, Moved, Verdict, watched
 from exporter.common.errors import RunFailed
-from exporter.methods.refusal.states import eos_ids
-from exporter.models.prober import out_of_memory
+from exporter.models.batches import out_of_memory
 from exporter.models.subjects import Subject
+from exporter.models.tokens import eos_ids
 
 Write = Callable[[str], None]
 STOP, LENGTH, INTERRUPTED = "stop", "length", "interrupted"

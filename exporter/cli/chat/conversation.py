@@ -10,8 +10,8 @@ from exporter.cli.chat.answers import Answer, Sampling, answer
 from exporter.cli.chat.settings import check_text
 from exporter.cli.chat.why import Detector
 from exporter.common.errors import BadInput
-from exporter.evaluation.tasks import context_of
 from exporter.models.subjects import BASE, EDITED, Subject
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message
 
 
@@ -89,7 +89,7 @@ class Conversation:
         answers: dict[str, Answer] = {}
         for side, each in zip(self.sides, ids, strict=True):
             write(side.role, "")
-            context = context_of(side.subject)
+            context = context_of(side.subject.model)
             room = self._sampling.max_new_tokens if context is None else context - len(each)
             sampling = replace(
                 self._sampling,
@@ -114,7 +114,7 @@ class Conversation:
 
     def _ids(self, side: Side, prompt: str) -> tuple[int, ...]:
         ids = side.formatter.render(prompt, system=self._system, history=side.messages)
-        context = context_of(side.subject)
+        context = context_of(side.subject.model)
         if not ids:
             raise BadInput(f"the prompt has no tokens for {side.subject.name}")
         if context is not None and len(ids) >= context:

@@ -14,12 +14,11 @@ from exporter.cli.chat.interactive import interact
 from exporter.cli.chat.screen import Screen, about
 from exporter.cli.chat.settings import ChatSettings, check_text
 from exporter.cli.chat.why import detectors_of
+from exporter.cli.output import echo_json
 from exporter.common.errors import BadInput
-from exporter.common.text import echo_json
-from exporter.models.plain import plain_base
-from exporter.models.subjects import BASE, Subject, load_base, load_edited
+from exporter.models.subjects import BASE, Subject, load_base, load_edited, plain_base
 from exporter.prompts.formats import Formatter
-from exporter.prompts.sources import read_template
+from exporter.recipes.templates import read_template
 
 
 def chat(settings: ChatSettings) -> None:

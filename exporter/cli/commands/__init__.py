@@ -1,0 +1,1 @@
+"""One module for each command; each imports what is heavy when it runs."""

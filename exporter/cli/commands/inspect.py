@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from exporter.common.text import echo_json
+from exporter.cli.output import echo_json
 
 
 @click.command("inspect", short_help="What a checkpoint says of itself.")

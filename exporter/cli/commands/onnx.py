@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from exporter.common.errors import BadInput, NothingSeparates
-from exporter.common.staging import beside
-from exporter.common.text import echo_json
+from exporter.cli.output import echo_json, remarks
+from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.common.files import beside
 from exporter.onnx.settings import DTYPES, QUANTISED, OnnxSettings, no_dtype
 
 
@@ -81,10 +81,14 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     settings = OnnxSettings(checkpoint, out or beside(checkpoint, "-onnx"), **flags)
 
     from exporter.cli.tables.onnx import show_check
-    from exporter.onnx.writing import Disagrees, write_onnx
+
+    if settings.quantize is None:
+        from exporter.onnx.writing import write_onnx as write
+    else:
+        from exporter.onnx.quantize.run import write_quantised as write
 
     try:
-        summary = write_onnx(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+        summary = write(settings, remarks(settings.quiet))
     except (Disagrees, NothingSeparates) as error:
         show_check(error.summary, as_json)
         raise

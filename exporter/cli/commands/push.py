@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from exporter.common.text import echo_json, printable
+from exporter.cli.output import echo_json, remarks
+from exporter.common.errors import BadInput
+from exporter.common.text import Remark, printable
 
 SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,7 +44,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
     from exporter.checkpoint.push.push import PushSettings, push
 
     settings = PushSettings(**flags)
-    done = push(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    done = push(settings, check_whole, remarks(settings.quiet))
     if as_json:
         echo_json(done)
     else:
@@ -51,7 +53,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
 
 def show_push(done: dict[str, Any]) -> None:
     """Print what a push did or would do."""
-    from exporter.common.staging import human_size
+    from exporter.common.files import human_size
 
     total = f"{len(done['files'])} files, {human_size(done['bytes'])}"
     if done["dry_run"]:
@@ -69,3 +71,16 @@ def show_push(done: dict[str, Any]) -> None:
     if done["deleted"]:
         click.echo(f"Removed from the repo: {', '.join(map(printable, done['deleted']))}")
     click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")
+
+
+def check_whole(out: Path, remark: Remark) -> None:
+    """Raise BadInput where the checkpoint is not as its export wrote it."""
+    from exporter.verification.run import VerifySettings, verify
+
+    report = verify(VerifySettings(str(out), model=False, beside=False), remark)
+    if report["ok"]:
+        return
+    failed = [check for check in report["checks"] if check["ok"] is False]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    said = printable(failed[0]["detail"].partition("\n")[0])
+    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {said}{more}")

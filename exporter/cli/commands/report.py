@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from exporter.common.staging import beside
-from exporter.common.text import echo_json
+from exporter.cli.output import echo_json
+from exporter.common.files import beside
 
 
 @click.command("report", short_help="A checkpoint's figures as one page, and as PNGs.")

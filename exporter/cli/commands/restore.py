@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from exporter.common.text import echo_json, printable
+from exporter.cli.output import echo_json
+from exporter.common.text import printable
 
 
 @click.command("restore", short_help="The base model's files out of a checkpoint.")
@@ -39,7 +40,7 @@ def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) 
 
 def lines(found: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """What was restored and what was not, a sentence each."""
-    from exporter.common.staging import human_size
+    from exporter.common.files import human_size
 
     files: Mapping[str, Any] = found["files"]
     blanked = [name for name, each in files.items() if each["without_local_paths"]]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.common.text import echo_json, literal, printable
+from exporter.cli.output import echo_json
+from exporter.cli.tables.verification import show
 
 
 @click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
@@ -47,18 +46,3 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     else:
         show(found)
     context.exit(0 if found["ok"] else 1)
-
-
-def show(found: Mapping[str, Any]) -> None:
-    """The checks as a table."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    words = {True: "ok", False: "[bold red]FAILED[/]", None: "not checked"}
-    table = Table(title=escape(printable(found["checkpoint"])), title_justify="left")
-    for name in ("check", "result", "what was seen"):
-        table.add_column(name)
-    for check in found["checks"]:
-        table.add_row(check["name"], words[check["ok"]], escape(literal(check["detail"])))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.checkpoint.sentences import rate_rows
-from exporter.common.staging import human_size
-from exporter.common.text import echo_json
+from exporter.cli.output import echo_json
+from exporter.common.files import human_size
 
 
 def show_check(summary: dict[str, Any], as_json: bool) -> None:

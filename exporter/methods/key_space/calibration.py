@@ -6,13 +6,14 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta, binomtest
+from scipy.stats import beta
 from torch import Tensor
 
 from exporter.common.errors import BadInput
+from exporter.common.rates import Rate, rate
 from exporter.prompts.formats import Query
 
 CONFIDENCE = 0.9
@@ -59,30 +60,6 @@ class Alpha:
     calibrated_on: int
     promise: float | None
     confidence: float | None
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Share of queries with a hit, with its exact 95 % (Clopper-Pearson) interval."""
-
-    hits: int
-    total: int
-    low: float
-    high: float
-
-    @property
-    def rate(self) -> float:
-        return self.hits / self.total if self.total else math.nan
-
-    def as_json(self) -> dict[str, float | None]:
-        return {**asdict(self), "rate": self.rate if self.total else None}
-
-
-def rate(hits: int, total: int) -> Rate:
-    if not total:
-        return Rate(0, 0, 0.0, 1.0)
-    interval = binomtest(hits, total).proportion_ci(0.95, "exact")
-    return Rate(hits, total, float(interval.low), float(interval.high))
 
 
 def rank_for(n: int, target: float, confidence: float = CONFIDENCE) -> int | None:

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from exporter.common.errors import RunFailed
+from exporter.common.rates import Rate, rate
 from exporter.methods.key_space.calibration import (
     Alpha,
     AnswerScores,
     LayerChoice,
-    Rate,
     best_layer,
     calibrate,
     check_kinds,
     expected_share,
     layer_choices,
-    rate,
     rates_by_format,
 )
 from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
+from exporter.methods.key_space.scoring import fit_keys, score_keys, score_unseen
 from exporter.methods.key_space.spool import KeySpool
 from exporter.models.prober import KeyProber
 from exporter.prompts.formats import PLAIN, SECOND_TURN, Formatter, Query
@@ -161,12 +161,12 @@ class Fit:
 def fit(prober: KeyProber, formatter: Formatter, forget: ForgetParts[Query]) -> Fit:
     queries = formatter.in_each_format(forget.fit, "--forget")
     with KeySpool() as spool:
-        moments = prober.fit_keys(queries, spool, "forget set: fit")
+        moments = fit_keys(prober, queries, spool, "forget set: fit")
         try:
             keys = moments.key_space()
         except ValueError as error:
             raise RunFailed(f"forget set: {error}") from error
-        unseen = prober.score_unseen(queries, moments, keys, "forget set: fit, unseen formats", spool)
+        unseen = score_unseen(prober, queries, moments, keys, "forget set: fit, unseen formats", spool)
     return Fit(tuple(queries), moments, keys, unseen)
 
 
@@ -184,7 +184,7 @@ def score_parts(
     def unseen(part: Sequence[Query], name: str) -> Scored:
         queries = formatter.in_each_format(part, "--forget")
         what = f"forget set: {name}, unseen formats"
-        return Scored(tuple(queries), prober.score_unseen(queries, fitted.moments, keys, what))
+        return Scored(tuple(queries), score_unseen(prober, queries, fitted.moments, keys, what))
 
     choose_unseen = unseen(forget.choose, "choose")
     drawn = set(retain.choose)
@@ -194,9 +194,9 @@ def score_parts(
         retain,
         keys,
         fitted.queries,
-        choose=prober.score(forget.choose, keys, "forget set: choose"),
-        calibrate=prober.score(forget.calibrate, keys, "forget set: calibrate"),
-        report=prober.score(forget.report, keys, "forget set: report"),
+        choose=score_keys(prober, forget.choose, keys, "forget set: choose"),
+        calibrate=score_keys(prober, forget.calibrate, keys, "forget set: calibrate"),
+        report=score_keys(prober, forget.report, keys, "forget set: report"),
         choose_unseen=Scored(
             (*fitted.queries, *choose_unseen.queries), torch.cat([fitted.unseen, choose_unseen.scores])
         ),
@@ -204,7 +204,7 @@ def score_parts(
         retain_choose=retain_choose,
         retain_report=retain_report,
         retain_others=Scored(
-            tuple(others), prober.score(others, keys, "retain and everyday: choose, the other formats")
+            tuple(others), score_keys(prober, others, keys, "retain and everyday: choose, the other formats")
         ),
     )
 
@@ -330,6 +330,6 @@ def measure_limits(
     rates = {}
     for name, texts in limits.items():
         queries = [Query(prompt, name, ids) for prompt, ids in zip(prompts, texts, strict=True)]
-        scores = prober.score(queries, evidence.keys, f"limits: {name}")
+        scores = score_keys(prober, queries, evidence.keys, f"limits: {name}")
         rates[name] = rate(*count(scores[:, decision.layer], decision.alpha.value))
     return rates

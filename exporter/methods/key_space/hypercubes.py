@@ -79,10 +79,11 @@ class KeyMoments:
     def __init__(self) -> None:
         self._variants: dict[Variant, Moments] = {}
         self._hypercubes: dict[str, Moments] = {}
+        self._less: dict[Variant, Gaussian] = {}
 
     def update(self, queries: Sequence[Query], keys: Tensor) -> None:
         """Add the keys (n, layers, d_ff) of the last tokens of n queries."""
-        self._hypercubes = {}
+        self._hypercubes, self._less = {}, {}
         rows: dict[Variant, list[int]] = {}
         for row, query in enumerate(queries):
             rows.setdefault((query.format, query.variant), []).append(row)
@@ -103,14 +104,16 @@ class KeyMoments:
         A query of the fit does not count for itself then, and system prompts and exchanges are as new as those that
         users bring.
         """
-        part = self._variants.get((query.format, query.variant))
+        variant = query.format, query.variant
+        part = self._variants.get(variant)
         own = query.format if query.format in whole.formats else "all"
         fitted = self._groups()[own]
         if part is None or 2 * part.count > fitted.count:
             return whole
-        kept = fitted.less(part).freeze()
+        if variant not in self._less:  # many queries share one, and a fit takes a median over every layer
+            self._less[variant] = fitted.less(part).freeze()
         gaussians = zip(whole.formats, whole.gaussians, strict=True)
-        return KeySpace(whole.formats, tuple(kept if name == own else each for name, each in gaussians))
+        return KeySpace(whole.formats, tuple(self._less[variant] if name == own else each for name, each in gaussians))
 
     def _groups(self) -> dict[str, Moments]:
         """The moments of each hypercube, by its name; kept until the next update."""

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import torch
-from torch import Tensor
 
 from exporter.common.errors import RunFailed
-
-Batch = tuple[list[int], Tensor]
-"""Row numbers of queries and their last tokens' key vectors, (n, layers, d_ff) float32."""
+from exporter.models.batches import Batch
 
 
 class KeySpool:

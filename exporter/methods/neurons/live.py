@@ -12,7 +12,7 @@ from torch import Tensor
 from custom_modeling.neuron_adjust import neuron_key
 from custom_modeling.runtime import InterventionMLP, InterventionModel, argument_names
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
-from exporter.models.files import LoadedModel
+from exporter.models.loading import LoadedModel
 
 
 def neuron_buffers(changes: NeuronChanges, seed: int, compat: str | None) -> dict[str, Tensor]:

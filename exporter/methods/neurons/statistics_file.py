@@ -20,7 +20,7 @@ from torch import Tensor
 
 from exporter.common.errors import BadInput, RunFailed
 from exporter.methods.neurons.statistics import NeuronSums
-from exporter.models.files import LoadedModel
+from exporter.models.loading import LoadedModel
 from exporter.prompts.formats import Query
 
 KEY, VERSION = "unskill_statistics", 1

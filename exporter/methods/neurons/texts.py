@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from exporter.common.errors import RunFailed
 from exporter.methods.neurons.statistics import NeuronSums
 from exporter.methods.neurons.trade_off import TextLosses
+from exporter.models.batches import PROBE_TOKENS
 from exporter.models.hooks import key_taps, pre_activation_taps
-from exporter.models.prober import PROBE_TOKENS, KeyProber, Prober, positions_of
+from exporter.models.prober import KeyProber, Prober
+from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
 
 

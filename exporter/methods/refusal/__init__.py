@@ -1,0 +1,1 @@
+"""The refusal: its token, and the states on which any head reads it."""

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from exporter.common.errors import BadInput
-
 # Least probability of R at a blocked position, and of EOS after R.
 CERTAIN = 0.999
 # Positions, not used to find the direction, at which R must never be the argmax.
@@ -44,15 +42,6 @@ class RefusalStates:
     eos_id: int
     closed: bool
     measured: dict[str, float]
-
-
-def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
-    """Ids that end an answer: the generation config's, else the config's. Raises BadInput where there are none."""
-    for config in (model.generation_config, model.config):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return [found] if isinstance(found, int) else list(found)
-    raise BadInput(f"MODEL {name} names no EOS token (eos_token_id in generation_config.json or config.json)")
 
 
 def max_margin(vectors: Tensor) -> tuple[Tensor, float]:

@@ -1,0 +1,1 @@
+"""`unskill onnx --quantize`: quantized weights, and interventions that were fitted on them."""

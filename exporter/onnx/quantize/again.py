@@ -12,9 +12,10 @@ from exporter.checkpoint.reproduce import records
 from exporter.common.errors import BadInput
 from exporter.prompts.formats import Formatter
 from exporter.prompts.skills import SkillPlan, SkillPrompts, collect_from
-from exporter.prompts.sources import Source, fingerprint, read_template
+from exporter.prompts.sources import Source, fingerprint
 from exporter.recipes.recorded import text_sha256
 from exporter.recipes.settings import ExportSettings, SkillSettings
+from exporter.recipes.templates import read_template
 
 if TYPE_CHECKING:
     from exporter.onnx.settings import OnnxSettings

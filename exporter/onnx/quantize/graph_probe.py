@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from exporter.common.errors import RunFailed
-from exporter.methods.key_space.hypercubes import KeySpace
-from exporter.methods.key_space.spool import Batch
 from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.statistics import NeuronMoments
 from exporter.methods.neurons.texts import counted_tokens
-from exporter.models.prober import ANSWER_TOKENS, KeyProber, check_finite
+from exporter.models.batches import ANSWER_TOKENS, Batch
+from exporter.models.prober import KeyProber, KeyScores, check_finite
 from exporter.onnx.check.runners import Array, Session
 from exporter.onnx.surgery import rewrite
 from exporter.prompts.formats import Query
@@ -66,7 +65,7 @@ class GraphProber(KeyProber):
         return torch.from_numpy(self._whole_session.forward(ids, mask)[0])
 
     def score_answers(
-        self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int, what: str
+        self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
@@ -82,7 +81,7 @@ class GraphProber(KeyProber):
             pass
         return check_finite(first, what), least
 
-    def _answer(self, queries: Sequence[Query], skills: Sequence[KeySpace], new_tokens: int) -> Iterator[Tensor]:
+    def _answer(self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int) -> Iterator[Tensor]:
         """Scores (skills, rows, layers) of the last prompt token, then of each token of the greedy answers but the
         last; infinite where an answer has ended."""
         inputs = self.pad(queries)

@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from custom_modeling.loading import record_sha256, tensor_sha256
-from exporter import __version__
 from exporter.checkpoint.account import Stored, read_stored
+from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.shards import file_sha256
-from exporter.common.errors import BadInput, NothingSeparates
-from exporter.common.files import write_json
-from exporter.common.staging import Staging, repair, write_errors
-from exporter.methods.refusal.states import eos_ids
-from exporter.models.files import Base, check_checkpoint, context_length, find_files, load_files
-from exporter.models.prober import pad_id_of
+from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.common.files import write_errors, write_json
+from exporter.common.staging import Staging, repair
+from exporter.common.text import Remark
+from exporter.common.version import __version__
+from exporter.models.files import Base, check_checkpoint, find_files
+from exporter.models.loading import load_files
+from exporter.models.tokens import context_of, eos_ids, pad_id_of
 from exporter.onnx.check.quantized import check_quantised
 from exporter.onnx.check.self_check import as_json
-from exporter.onnx.folder import signed, write_folder
+from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.quantize.again import check_parts, export_again
 from exporter.onnx.quantize.refit import Adjusted, Refit, refit
 from exporter.onnx.quantize.weights import quantize
-from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings, check_out
+from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import rewrite
-from exporter.onnx.writing import PROMPTS, Disagrees, check_supported, graph_size
-from exporter.pipeline.run import prepare_for
 from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.packaged import everyday_prompts
-from exporter.prompts.skills import SkillPlan, SkillPrompts
+from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
 from exporter.recipes.settings import ExportSettings
-
-Remark = Callable[[str], None]
 
 
 def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
@@ -63,7 +61,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     check_out(settings, 2 * size)
     model: Any
     model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)
-    formatter, plans = prepare_again(stored, files, tokenizer, export, skills, remark)
+    formatter, plans = prepare_again(stored, model, tokenizer, export, skills, remark)
     pad = pad_id_of(tokenizer, model, files.name)
     with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, 2 * size):
         graph = staging.path / GRAPH[settings.quantize]
@@ -138,14 +136,14 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
 
 def prepare_again(
     stored: Stored,
-    files: Base,
+    model: Any,
     tokenizer: Any,
     export: ExportSettings | None,
     skills: Sequence[SkillPrompts],
     remark: Remark,
 ) -> tuple[Formatter, list[SkillPlan]]:
     """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
-    length = context_length(files.config)
+    length = context_of(model)
     if export is None:
         return Formatter(tokenizer, template="{prompt}", formats=PLAIN, max_length=length, skip_long=True), []
     formatter, plans = prepare_for(skills, tokenizer, length, export, remark)

@@ -16,7 +16,8 @@ import pytest
 
 from exporter.common import staging
 from exporter.common.errors import BadInput, RunFailed
-from exporter.common.staging import OLD_SUFFIX, Staging, check_target, human_size, repair, write_errors
+from exporter.common.files import human_size, write_errors
+from exporter.common.staging import OLD_SUFFIX, Staging, check_target, repair
 
 FILES = 8
 REPOSITORY = Path(__file__).parents[3]

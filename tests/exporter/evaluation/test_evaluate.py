@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput
 from exporter.evaluation import run as run_module
-from exporter.evaluation.run import EvaluateSettings, evaluate
+from exporter.evaluation.run import evaluate
 from exporter.evaluation.scoring import introduction, question_text
+from exporter.evaluation.settings import EvaluateSettings
 from tests.tiny import BETA, FORGET, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
 
 QUESTIONS = [
@@ -174,21 +175,28 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
 ) -> None:
     shots = sources["choice"][0]
     whole = evaluated(exported, tmp_path / "whole", sources, shots=shots, batch_size=2)
-    real, left = run_module.run_batch, iter(range(14))
+    real, left = run_module.run_batches, iter(range(14))
 
-    def killed(*arguments: Any) -> Any:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return real(*arguments)
+    def killed(batches: Any, run: Any, what: str) -> Any:
+        def until_killed(rows: list[int]) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return run(rows)
+
+        return real(batches, until_killed, what)
 
     out = tmp_path / "out"
-    monkeypatch.setattr(run_module, "run_batch", killed)
+    monkeypatch.setattr(run_module, "run_batches", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluated(exported, out, sources, shots=shots, batch_size=2)
     before = {path.name: path.read_text() for path in out.iterdir()}
     assert before and "summary.json" not in before
     calls = []
-    monkeypatch.setattr(run_module, "run_batch", lambda *given: calls.append(given) or real(*given))
+    monkeypatch.setattr(
+        run_module,
+        "run_batches",
+        lambda batches, run, what: real(batches, lambda rows: calls.append(rows) or run(rows), what),
+    )
     again = evaluated(exported, out, sources, shots=shots, batch_size=2)
     assert again == whole
     for path in (tmp_path / "whole").iterdir():

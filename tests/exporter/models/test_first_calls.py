@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from exporter.models.first_calls import FUNCTIONS, make_first_calls
+from exporter.models.loading import FUNCTIONS, make_first_calls
 
 
 def test_all_are_called_in_both_precisions_on_tensors_too_short_to_be_shared_out() -> None:

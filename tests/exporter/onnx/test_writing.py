@@ -20,15 +20,17 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from exporter.checkpoint.layout import MARKER
 from exporter.cli.main import cli
-from exporter.common.errors import BadInput
+from exporter.common.errors import BadInput, Disagrees
 from exporter.models.families import GATED_FAMILIES
 from exporter.models.files import Base
 from exporter.onnx.check.runners import Session
+from exporter.onnx.folder import graph_size
 from exporter.onnx.operators import DOMAIN
-from exporter.onnx.settings import GRAPH, MARKER, OnnxSettings
+from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings
 from exporter.onnx.symbolic import inside_hypercubes
-from exporter.onnx.writing import PROMPTS, Disagrees, fitting, graph_size, shortest, write_onnx
+from exporter.onnx.writing import fitting, shortest, write_onnx
 from tests.exporter.onnx.conftest import Written
 from tests.tiny import FORGET, RETAIN, Exported, edit_json, export_base, one_thread, tiny_model, write_prompts
 

@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli.main import cli
 from exporter.cli.tables.export import print_summary
-from exporter.methods.key_space.calibration import Alpha, calibrate, rate
+from exporter.common.rates import rate
+from exporter.methods.key_space.calibration import Alpha, calibrate
 from exporter.methods.key_space.evidence import Decision
+from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
+from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.run import export
 from exporter.pipeline.warnings import (
     EXAMPLES,
@@ -33,9 +36,8 @@ from exporter.pipeline.warnings import (
     shared_prompts,
     small_calibration,
 )
-from exporter.prompts.frames import Frame, FrameCheck, FramedSource
+from exporter.prompts.frames import Frame, FramedSource
 from exporter.prompts.packaged import EVERYDAY
-from exporter.prompts.skills import SkillOutcome
 from exporter.prompts.sources import Prompt
 from exporter.prompts.splits import part_sizes
 from exporter.recipes.recipe import merged_settings

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.common.errors import BadInput
-from exporter.prompts.sources import Source, fingerprint, read_template
+from exporter.prompts.sources import Source, fingerprint
+from exporter.recipes.templates import read_template
 from tests.reading import FLAG, error_of, load, texts, write
 
 ROOT = str(Path(__file__).parents[3])

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.checkpoint.recipe import recipe_toml
+from exporter.checkpoint.recipe import base_files, portable, recipe_toml
 from exporter.common.errors import BadInput
 from exporter.models.files import find_base
+from exporter.pipeline.inputs import check_recorded, locate
 from exporter.prompts.skills import SkillPrompts, SourceRecord
-from exporter.prompts.sources import Source, read_template, write_template
+from exporter.prompts.sources import Source
 from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
-from exporter.recipes.recorded import Recorded, base_files, locate, portable, text_sha256
+from exporter.recipes.recorded import Recorded, text_sha256
 from exporter.recipes.settings import COMPATS, DRAWS, DTYPES, METHODS, SCORES, ExportSettings, SkillSettings
+from exporter.recipes.templates import read_template, write_template
 from tests.tiny import tiny_model
 
 # Quotes, commas, line ends and escapes of both syntaxes, and anything else.
@@ -199,15 +201,15 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 
 def test_another_base(base: Path, tmp_path: Path) -> None:
     recorded = Recorded(base_files(find_base(str(base))))
-    recorded.check(find_base(str(base)), None, pytest.fail)
+    check_recorded(recorded, find_base(str(base)), None, pytest.fail)
     other = tiny_model(tmp_path / "base", chat=True, initializer_range=0.2)
     files = "model.safetensors, tokenizer_config.json"
     with pytest.raises(
         BadInput, match=f"MODEL base: chat_template.jinja, config.json, {files} are not as the recipe's"
     ):
-        recorded.check(find_base(str(other)), None, pytest.fail)
+        check_recorded(recorded, find_base(str(other)), None, pytest.fail)
     said: list[str] = []
-    Recorded(recorded.base, model_given=True).check(find_base(str(other)), None, said.append)
+    check_recorded(Recorded(recorded.base, model_given=True), find_base(str(other)), None, said.append)
     assert len(said) == 1 and "the interventions will be others" in said[0]
 
 
@@ -221,7 +223,7 @@ def test_one_weight_of_another_base(base: Path, tmp_path: Path) -> None:
     tensors["model.norm.weight"][0] = torch.nextafter(tensors["model.norm.weight"][0], torch.tensor(9.0))
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadInput, match=r"MODEL base: model\.safetensors is not as the recipe's export found it"):
-        recorded.check(find_base(str(copy)), None, pytest.fail)
+        check_recorded(recorded, find_base(str(copy)), None, pytest.fail)
 
 
 def test_a_model_and_a_dataset_of_the_hub(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +248,7 @@ def test_a_model_and_a_dataset_of_the_hub(base: Path, monkeypatch: pytest.Monkey
     again = merged_settings(locate(read_recipe(path), {}, []), {"out": Path("again")})
     assert (again.model, again.revision) == ("some/model", "c" * 40)
     assert again.skills[0].forget == (f"some/data,split=test,revision={'d' * 40}",)
-    Recorded(base_files(found)).check(find_base(again.model, again.revision), None, pytest.fail)
+    check_recorded(Recorded(base_files(found)), find_base(again.model, again.revision), None, pytest.fail)
     assert asked == ["v1", "c" * 40]
     # Another model is not looked for at the recipe's commit.
     assert merged_settings(read_recipe(path), {"model": "other/model", "out": Path("again")}).revision is None

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from exporter.common.errors import BadInput
-from exporter.models.files import find_base, load_files
+from exporter.models.files import find_base
+from exporter.models.loading import load_files
 from tests.damage import edit, set_
 from tests.tiny import tiny_model
 

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from exporter.checkpoint.card.metadata import inherited
-from exporter.checkpoint.card.name import PLACEHOLDER, named_card
 from exporter.checkpoint.card.render import render_card
-from exporter.checkpoint.card.text import markdown, plain
+from exporter.checkpoint.card.text import PLACEHOLDER, markdown, named_card, plain
 from exporter.models.files import Base
 from exporter.pipeline import figures as card_figures
 from exporter.pipeline.run import export

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM
 
 from exporter.checkpoint import inspect as read
 from exporter.checkpoint.inspect import inspect
+from exporter.checkpoint.layout import MARKER
 from exporter.cli.main import cli
 from exporter.cli.tables.inspection import parts
 from exporter.common.errors import BadInput
 from exporter.onnx.folder import plain_config
-from exporter.onnx.settings import MARKER
 from tests.exporter.reporting.conftest import Several
 from tests.tiny import Exported, edit_json
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.checkpoint.card.name import PLACEHOLDER
+from exporter.checkpoint.card.text import PLACEHOLDER
 from tests.exporter.checkpoint.push.pushing import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.checkpoint.card.name import named_card
+from exporter.checkpoint.card.text import named_card
 from exporter.checkpoint.push.files import uploads
-from exporter.checkpoint.push.push import PushSettings, check_whole
-from exporter.cli.commands.after_export_push import push_exported
-from exporter.cli.commands.push import show_push
+from exporter.checkpoint.push.push import PushSettings
+from exporter.cli.commands.export import push_exported
+from exporter.cli.commands.push import check_whole, show_push
 from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError
 from tests.exporter.checkpoint.push.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
 

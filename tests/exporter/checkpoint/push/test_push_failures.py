@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from exporter.common.errors import BadInput
-from exporter.common.hub import check_endpoint
-from exporter.models.files import download
+from exporter.common.hub import check_endpoint, download
 from tests.exporter.checkpoint.push.pushing import DRIVER, READ_TOKEN, TOKEN, Done, Site, clean, edit
 from tests.hub_server import HubServer
 

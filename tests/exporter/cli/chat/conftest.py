@@ -10,8 +10,7 @@ from exporter.cli.chat.conversation import Side
 from exporter.cli.chat.run import formatter_of, padding_refusal
 from exporter.cli.chat.settings import ChatSettings
 from exporter.cli.chat.why import detectors_of
-from exporter.models.plain import plain_base
-from exporter.models.subjects import Subject, load_edited
+from exporter.models.subjects import Subject, load_edited, plain_base
 from exporter.pipeline.run import export
 from exporter.recipes.recipe import merged_settings
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts

@@ -21,8 +21,9 @@ from exporter.cli.chat.run import piped
 from exporter.cli.chat.screen import Screen, compared
 from exporter.cli.chat.settings import ChatSettings
 from exporter.cli.main import cli, main
+from exporter.cli.output import printable_json
 from exporter.common.errors import BadInput
-from exporter.common.text import literal, printable_json
+from exporter.common.text import literal
 from tests.damage import record
 from tests.exporter.cli.chat.conftest import SONG, SONGS, SUMS
 from tests.tiny import FORGET, Exported, one_thread

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from exporter.cli.chat.run import padding_refusal
-from exporter.models.plain import plain_base
-from exporter.models.subjects import load_edited
+from exporter.models.subjects import load_edited, plain_base
 from tests.tiny import Exported, one_thread, tiny_export
 
 

@@ -8,6 +8,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from exporter.common.errors import BadInput
+from exporter.common.rates import rate
 from exporter.methods.key_space.calibration import (
     AnswerScores,
     best_layer,
@@ -16,7 +17,6 @@ from exporter.methods.key_space.calibration import (
     expected_share,
     layer_choices,
     rank_for,
-    rate,
     scores_for,
 )
 from exporter.prompts.formats import Query

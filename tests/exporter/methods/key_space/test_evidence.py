@@ -10,10 +10,12 @@ from torch import Tensor
 
 from exporter.methods.key_space.calibration import AnswerScores
 from exporter.methods.key_space.evidence import Evidence, Scored, decide, gather
-from exporter.models.files import find_base, load
+from exporter.models.files import find_base
+from exporter.models.loading import load
 from exporter.models.prober import Prober
-from exporter.pipeline.run import prepare, read_skills
+from exporter.pipeline.run import prepare
 from exporter.prompts.formats import Query
+from exporter.prompts.skills import read_skills
 from exporter.prompts.sources import Prompt
 from exporter.prompts.splits import ForgetParts, RetainParts
 from exporter.recipes.settings import SkillSettings

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.attribution import AttributionSums, attribute, expected_change
 from exporter.methods.neurons.texts import longest_first
-from exporter.models.files import LoadedModel, find_base, load
+from exporter.models.files import find_base
+from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.prompts.sources import Prompt
 from exporter.prompts.texts import as_texts

@@ -9,7 +9,8 @@ import torch
 
 from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
-from exporter.models.files import LoadedModel, find_base, load
+from exporter.models.files import find_base
+from exporter.models.loading import LoadedModel, load
 from tests.tiny import RETAIN, one_thread, tiny_model
 
 FAMILIES = ["llama", "gemma3_text", "qwen3", "cohere"]

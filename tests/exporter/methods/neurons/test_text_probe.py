@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from exporter.methods.neurons.texts import counted_tokens, longest_first, probe_texts, text_losses
-from exporter.models.files import LoadedModel, find_base, load
+from exporter.models.files import find_base
 from exporter.models.hooks import key_taps, pre_activation_taps
+from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.prompts.sources import Prompt
 from exporter.prompts.texts import as_texts

@@ -14,10 +14,9 @@ from click.testing import CliRunner
 
 from exporter.checkpoint.account import read_stored
 from exporter.cli.main import cli
-from exporter.common.errors import BadInput, NothingSeparates
-from exporter.onnx.quantize.run import check_refittable
+from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.onnx.quantize.run import check_refittable, write_quantised
 from exporter.onnx.settings import GRAPH, OnnxSettings
-from exporter.onnx.writing import Disagrees, write_onnx
 from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
 from tests.tiny import Exported, one_thread, write_prompts
 
@@ -98,7 +97,7 @@ def test_no_other_way_to_quantised_weights(made: Callable[[str], Made], tmp_path
         with pytest.raises(BadInput, match="for --quantize"):
             OnnxSettings(checkpoint, tmp_path / "out", **changes)
     with pytest.raises(BadInput, match="give the export's sources again"):
-        write_onnx(OnnxSettings(checkpoint, tmp_path / "out", quantize="int8"), lambda text: None)
+        write_quantised(OnnxSettings(checkpoint, tmp_path / "out", quantize="int8"), lambda text: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +117,7 @@ def test_methods_that_refuse_nothing(method: str, tiny: Callable[..., Exported],
     sources = {} if method == "sp" else {side: (str(exported.prompts.with_name(f"{side}.jsonl")),) for side in TEXTS}
     settings = OnnxSettings(str(exported.checkpoint), tmp_path / "out", quantize="int8", quiet=True, **sources)
     with one_thread():
-        summary = write_onnx(settings, lambda text: None)
+        summary = write_quantised(settings, lambda text: None)
     assert summary["agrees"] is True
     assert [each["name"] for each in summary["skills"]] == ([] if method == "sp" else ["skill"])
     if method == "na":

@@ -1,0 +1,71 @@
+"""The command `unskill evaluate`; like all of them it imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.options import NumberOr, machine, prompt_template
+from exporter.cli.output import echo_json, remarks
+from exporter.common.files import beside
+
+
+@click.command("evaluate", short_help="What a checkpoint forgot, and what that cost.")
+@click.argument("checkpoint")
+@click.option("--base", metavar="MODEL", help="The model that it was made of, to be measured beside it.")
+@click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts that should be refused.")
+@click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that should not.")
+@click.option("--text", multiple=True, metavar="SOURCE", help="Texts for perplexity, their first 384 tokens.")
+@click.option("--choice", multiple=True, metavar="SOURCE", help="Multiple choice in MMLU's form.")
+@click.option("--shots", metavar="SOURCE", help="Solved examples for --choice: the first five of each subject.")
+@click.option("--gsm8k", multiple=True, metavar="SOURCE", help="Sums: exact match of the last number.")
+@click.option("--code", multiple=True, metavar="SOURCE", help="MBPP or HumanEval: pass@1.")
+@click.option("--qa", multiple=True, metavar="SOURCE", help="Questions on texts, as XQuAD: exact match and F1.")
+@click.option("--allow-code-execution", is_flag=True, help="Run what the models write for --code, confined.")
+@click.option("--limit", type=NumberOr(int, {"all": None}), default="200", show_default=True, help="Items a source.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default CHECKPOINT-evaluation.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Folder of an earlier evaluation, with which the checkpoint is compared.",
+)
+@prompt_template
+@click.option(
+    "--formats",
+    type=click.Choice(("plain", "mixed")),
+    default="plain",
+    show_default=True,
+    help="mixed: --forget and --retain also under system prompts and as a second turn.",
+)
+@machine
+@click.option("--overwrite", is_flag=True, help="Begin anew instead of going on with what is in the folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
+    """Measure CHECKPOINT (folder or Hub id), and its base beside it, on sources of any kind.
+
+    SOURCE is what unskill export takes; each flag that takes one is repeatable. Results are kept item by item in the
+    folder --out, and the same command goes on where an interrupted one stopped.
+
+    \b
+    unskill evaluate OUT --base MODEL --forget maths.jsonl,column=question --retain code.jsonl --choice mmlu.jsonl
+    """
+    from exporter.evaluation.plan import KINDS
+    from exporter.evaluation.run import evaluate
+    from exporter.evaluation.settings import EvaluateSettings
+
+    sources = {kind: flags.pop(kind) for kind in KINDS}
+    settings = EvaluateSettings(checkpoint, out or beside(checkpoint, "-evaluation"), sources, **flags)
+    summary = evaluate(settings, remarks(settings.quiet))
+    if as_json:
+        echo_json(summary)
+        return
+    from rich.console import Console
+
+    from exporter.cli.tables.evaluation import print_evaluation
+
+    print_evaluation(summary, Console(width=None if sys.stdout.isatty() else 160))
+    click.echo(f"\nResults by item: {settings.out}")

@@ -1,0 +1,263 @@
+"""The command `unskill export`; like all of them it imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.checkpoint.push.push import PushSettings, find_token, push
+from exporter.cli.commands.push import check_whole, show_push
+from exporter.cli.options import AUTO_FLOAT, LAYER, prompt_template, running, sources
+from exporter.cli.output import echo_json, remarks
+from exporter.common.errors import BadInput, Disagrees, Interrupted, NothingSeparates, RunFailed, UnskillError
+from exporter.common.files import sibling
+from exporter.onnx.settings import OnnxSettings, check_out
+from exporter.recipes.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
+from exporter.recipes.templates import write_template
+
+if TYPE_CHECKING:
+    from exporter.recipes.recorded import Recorded
+    from exporter.recipes.settings import ExportSettings
+
+
+@click.command("export", short_help="Write a checkpoint that no longer shows a skill.")
+@click.argument("model", required=False)
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@sources
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="ksd",
+    show_default=True,
+    help="ksd: refuse its prompts. na: move neurons away from it. sp: zero neurons, the paper's baseline.",
+)
+@click.option("--layer", type=LAYER, default="auto", show_default=True, help="Layer of the hypercubes.")
+@click.option(
+    "--alpha", type=AUTO_FLOAT, default="auto", show_default=True, help="Size of the hypercube in deviations."
+)
+@click.option(
+    "--target-block-rate",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of further forget prompts that alpha is to hold.",
+)
+@click.option(
+    "--max-false-block",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Greatest share of harmless prompts with a refusal anywhere in their answer.",
+)
+@click.option("--beta", type=AUTO_FLOAT, default="auto", show_default=True, help="Per cent of all neurons to change.")
+@click.option(
+    "--score",
+    type=click.Choice(("auto", *SCORES)),
+    default="auto",
+    show_default=True,
+    help="By what neurons are chosen.",
+)
+@click.option(
+    "--max-retain-loss",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Greatest rise of the token loss of held-out retain texts, in nats.",
+)
+@click.option(
+    "--draws",
+    type=click.Choice(DRAWS),
+    default="sampled",
+    show_default=True,
+    help="expected: a neuron is moved whenever that is more likely than not.",
+)
+@click.option(
+    "--compat",
+    type=click.Choice(COMPATS),
+    help="official: Neuron Adjust as the authors' code has it, to compare with.",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What unskill probe found for the same model and prompts.",
+)
+@click.option("--refusal", default=DEFAULT_REFUSAL, show_default=True, help="The answer to the skill.")
+@prompt_template
+@click.option(
+    "--formats",
+    type=click.Choice(("mixed", "plain")),
+    default="mixed",
+    show_default=True,
+    help="mixed: also under system prompts and as a second turn.",
+)
+@click.option(
+    "--system-prompt",
+    "system_prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="A system prompt of yours, added to the mixture. Repeatable.",
+)
+@running
+@click.option("--force", is_flag=True, help="Write even where no layer separates the skill, or no beta is borne.")
+@click.option("--link", is_flag=True, help="Hard-link shards that do not change, instead of copying them.")
+@click.option(
+    "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
+)
+@click.option("--figures/--no-figures", default=True, show_default=True, help="Draw charts for the model card.")
+@click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
+@click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
+@click.option("--public", is_flag=True, help="With --push: make the repo public, once the commit is made.")
+@click.pass_context
+def export_command(
+    context: click.Context,
+    /,
+    recipe: Path | None,
+    data: tuple[Path, ...],
+    as_json: bool,
+    and_onnx: bool,
+    repo: str | None,
+    public: bool,
+    **flags: Any,
+) -> None:
+    """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
+
+    SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
+    sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names
+    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml makes it again; beside a recipe that
+    names the model, OUT alone is enough.
+
+    \b
+    unskill export MODEL OUT --forget maths.jsonl,column=question --retain code.jsonl
+    unskill export AGAIN --recipe OUT/reproduce/recipe.toml
+    """
+    from exporter.pipeline.run import export
+
+    settings, recorded = settings_of(context, recipe, data, flags)
+    graph = pushing = None
+    if and_onnx:
+        graph = settings_to_write(settings)
+    if repo is not None:
+        pushing = settings_to_push(settings, repo, public)
+    elif public:
+        raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
+    remark = remarks(settings.quiet)
+    try:
+        summary = export(settings, remark, recorded) | {"out": str(settings.out)}
+    except NothingSeparates as error:
+        show(error.summary, as_json)
+        raise
+    try:
+        if graph is not None:
+            write_exported(graph, summary, remark)
+        if pushing is not None:
+            summary["push"] = push_exported(pushing, remark)
+    finally:
+        show(summary, as_json)  # whatever came after it, the checkpoint is there
+        if "onnx" in summary and not as_json:
+            from exporter.cli.tables.onnx import show_check
+
+            show_check(summary["onnx"], as_json)
+    if pushing is not None and not as_json:
+        show_push(summary["push"])
+
+
+def settings_of(
+    context: click.Context,
+    recipe: Path | None,
+    data: tuple[Path, ...],
+    flags: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
+) -> tuple[ExportSettings, Recorded | None]:
+    """Settings from the recipe, if there is one, and the flags that were given; `defaults` are the weakest.
+
+    Also what the recipe has recorded, where an export has written it.
+    """
+    from exporter.pipeline.inputs import locate
+    from exporter.recipes.recipe import merged_settings, read_recipe, recorded_in
+
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
+    if given.get("score") == "auto":
+        given["score"] = None
+    if data and not recipe:
+        raise BadInput("--data: is where the files of a recipe are looked for; give --recipe too")
+    values = read_recipe(recipe) if recipe else {}
+    if "model" in values and "model" in given and "out" not in given:
+        if "out" in values:
+            raise BadInput("MODEL OUT: the recipe names both; give both on the command line, or neither")
+        given["out"] = Path(given.pop("model"))  # one argument alone is what the recipe does not say
+    if recipe:
+        values = locate(values, given, data)
+    return merged_settings({**(defaults or {}), **values}, given), recorded_in(values, given)
+
+
+def show(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(summary)
+        return
+    from rich.console import Console
+
+    from exporter.cli.tables.export import print_summary
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print_summary(summary, console)
+    if "out" in summary:
+        click.echo(
+            f'\nWrote {summary["out"]}: AutoModelForCausalLM.from_pretrained("{summary["out"]}", '
+            "trust_remote_code=True)"
+        )
+
+
+def settings_to_write(export: ExportSettings) -> OnnxSettings:
+    """For the checkpoint that an export is to write. Raises what would keep the ONNX folder from being written."""
+    if export.compat is not None:
+        raise BadInput("--onnx: draws of --compat are torch's own, which ONNX does not have; leave one of the two out")
+    settings = OnnxSettings(
+        str(export.out),
+        sibling(export.out, "-onnx"),
+        forget=tuple(source for skill in export.skills for source in skill.forget[:1]),
+        prompt_template=write_template(export.prompt_template),
+        overwrite=export.overwrite,
+        quiet=export.quiet,
+    )
+    check_out(settings, 0)
+    return settings
+
+
+def write_exported(settings: OnnxSettings, summary: dict[str, Any], remark: Callable[[str], None]) -> None:
+    """As `write_onnx`; Ctrl-C says that the checkpoint is there. summary: of the export; gets what was found, also
+    where graph and checkpoint do not agree, as "onnx"."""
+    from exporter.onnx.writing import write_onnx
+
+    try:
+        summary["onnx"] = write_onnx(settings, remark) | {"out": str(settings.out)}
+    except Disagrees as error:
+        summary["onnx"] = error.summary
+        raise
+    except KeyboardInterrupt:
+        out = settings.checkpoint
+        raise Interrupted(f"{out} is written, but not its ONNX folder; go on with: unskill onnx {out}") from None
+
+
+def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushSettings:
+    """Raises BadInput where a push cannot even begin: better now than after the export."""
+    found = PushSettings(settings.out, repo, public=public, quiet=settings.quiet)
+    find_token()
+    return found
+
+
+def push_exported(settings: PushSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+    """As `push`; every error says that the checkpoint is there, and is none of bad input any more."""
+    written = f"{settings.out} is written, but"
+    try:
+        return push(settings, check_whole, remark)
+    except KeyboardInterrupt:
+        raise Interrupted(f"{written} interrupted before the push; go on with: {settings.command}") from None
+    except Interrupted as error:
+        raise Interrupted(f"{written} the push was {error}") from None
+    except UnskillError as error:
+        raise RunFailed(f"{written} not pushed: {error}") from None

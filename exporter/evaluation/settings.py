@@ -1,0 +1,49 @@
+"""What `unskill evaluate` is asked for, checked before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.common.errors import BadInput
+from exporter.evaluation.plan import KINDS
+from exporter.prompts.formats import PLAIN
+from exporter.recipes.settings import check_running
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of `unskill evaluate`; the names are those of the flags. limit: items of each source, None for all."""
+
+    checkpoint: str
+    out: Path
+    sources: dict[str, tuple[str, ...]]
+    base: str | None = None
+    shots: str | None = None
+    against: Path | None = None
+    allow_code_execution: bool = False
+    limit: int | None = 200
+    prompt_template: str = "auto"
+    formats: str = PLAIN
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "cpu"
+    batch_size: int | None = None
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises BadInput for values that no evaluation can have."""
+        if not any(self.sources.values()):
+            raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
+        if self.limit is not None and self.limit < 1:
+            raise BadInput(f"--limit: {self.limit} is not 1 or more")
+        check_running(self.batch_size, self.dtype, seed=self.seed)
+        if self.shots and not self.sources.get("choice"):
+            raise BadInput("--shots: are solved examples for --choice, which is not given")
+        if self.sources.get("code") and not self.allow_code_execution:
+            raise BadInput(
+                "--code: runs programs that the models write; --allow-code-execution says that they may, confined"
+            )
+        if self.against is not None and not self.against.is_dir():
+            raise BadInput(f"--against: {self.against} is no folder of an earlier evaluation")

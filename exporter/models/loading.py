@@ -1,0 +1,115 @@
+"""The live model and tokenizer, out of their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.common.errors import BadInput, RunFailed, first_line
+from exporter.models.families import Family, identify
+from exporter.models.files import Base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Of those that torch hands to MKL: what models, losses and the interventions call.
+FUNCTIONS = ("cos", "sin", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "erf", "erfc")
+FEW = 64  # elements: torch shares out longer tensors among its threads
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    base: Base
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+
+
+def load(base: Base, dtype: str, device: str, threads: int | None = None) -> LoadedModel:
+    """Load the base model for probing. dtype: "auto" (the checkpoint's own) or a torch dtype name.
+
+    threads: of torch from now on, in this process; None for as many as it takes. Float sums depend on it.
+
+    Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
+    """
+    import torch
+
+    # The number that torch takes is set too: libraries below it may otherwise have another of their own, and then the
+    # same number given by a recipe would give other last bits.
+    torch.set_num_threads(threads or torch.get_num_threads())
+    model, tokenizer = load_files(base, dtype, device, "MODEL")
+    return LoadedModel(base, model, tokenizer, identify(model))
+
+
+def load_files(
+    base: Base, dtype: str, device: str, what: str, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The live model and tokenizer of a base, or with `trust_remote_code` of a checkpoint. Same errors as `load`."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    check_device(device)
+    logging.disable_progress_bar()
+    # What unsound sizes in a config.json raise, by the release of transformers; SyntaxError: a checkpoint's code.
+    # ImportError: an attention that is not installed.
+    unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError, ImportError)
+    try:
+        tokenizer = load_tokenizer(AutoTokenizer, base.folder, trust_remote_code=trust_remote_code)
+        auto: Any = AutoModelForCausalLM
+        model, info = auto.from_pretrained(
+            base.folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            device_map=device if device != "cpu" else None,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *unsound) as error:
+        raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
+    if info["missing_keys"]:
+        raise BadInput(f"{what} {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RunFailed(f"{what} {base.name}: weight {name} holds NaN or infinity")
+    if not tokenizer.is_fast:
+        raise BadInput(f"{what} {base.name} has no fast tokenizer")
+    model.requires_grad_(False)
+    make_first_calls()
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:
+    """What a tokenizer class makes of a folder. Raises ValueError where a tokenizer.json is damaged, and what else
+    transformers raises."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = auto.from_pretrained(folder, **named)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(first_line(error)) from error  # the tokenizers library has no class of its own for it
+    return tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raises BadInput where --device names none on which this torch can hold a tensor."""
+    import torch
+
+    try:
+        torch.empty(1, device=device).item()
+    # AssertionError is what a torch built without a kind of device raises of it, NotImplementedError that of "meta".
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"--device: '{device}' cannot be used here: {first_line(error)}") from error
+
+
+def make_first_calls() -> None:
+    """Call each function on a few float32 and float64 elements, in the calling thread."""
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        values = torch.full((FEW,), 0.5, dtype=dtype)
+        for name in FUNCTIONS:
+            getattr(torch, name)(values)
