@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.checkpoint.push.push import PushSettings, find_token, push
 from exporter.cli.commands.push import check_whole, show_push
 from exporter.cli.options import AUTO_FLOAT, LAYER, prompt_template, running, sources
 from exporter.cli.output import echo_json, remarks
@@ -20,6 +19,7 @@ from exporter.recipes.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, 
 from exporter.recipes.templates import write_template
 
 if TYPE_CHECKING:
+    from exporter.checkpoint.push.push import PushSettings
     from exporter.recipes.recorded import Recorded
     from exporter.recipes.settings import ExportSettings
 
@@ -245,6 +245,8 @@ def write_exported(settings: OnnxSettings, summary: dict[str, Any], remark: Call
 
 def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushSettings:
     """Raises BadInput where a push cannot even begin: better now than after the export."""
+    from exporter.checkpoint.push.push import PushSettings, find_token
+
     found = PushSettings(settings.out, repo, public=public, quiet=settings.quiet)
     find_token()
     return found
@@ -252,6 +254,8 @@ def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushS
 
 def push_exported(settings: PushSettings, remark: Callable[[str], None]) -> dict[str, Any]:
     """As `push`; every error says that the checkpoint is there, and is none of bad input any more."""
+    from exporter.checkpoint.push.push import push
+
     written = f"{settings.out} is written, but"
     try:
         return push(settings, check_whole, remark)
