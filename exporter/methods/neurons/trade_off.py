@@ -1,4 +1,4 @@
-"""How many neurons, by which score: the greatest forgetting that held-out retain texts can bear (`--beta auto`)."""
+"""How many neurons, by which score: the most forgetting within the retain budget, on held-out texts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Percentages that are tried, until retain texts suffer too much or nothing more is gained."""
+BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0)
+"""Percentages that are tried, until retain texts lose too much or nothing more is gained; the last is all neurons."""
 HALVINGS = 6
-"""Most tries below the least of BETAS where nothing is borne: down to 0.008 %, a handful of neurons."""
+"""Most trials below the least of BETAS where nothing is within budget: down to 0.008 %, a handful of neurons."""
 REFINEMENTS = 2
-"""Further tries beside the best, half way to the percentages around it that were tried."""
+"""Further trials above the best, each half way to the next greater percentage that was tried."""
 FAR = 3.0
-"""A retain loss that rises by so many times the bearable comes down no more as further neurons are taken."""
+"""A retain loss that rises by so many times the budget comes down no more as further neurons are taken."""
 DRAWS = 2000
 UPPER = 0.95
 """The upper end of a 90 % interval."""
@@ -79,20 +79,20 @@ def explore(
     scores: Sequence[str],
     base: HeldOut,
     measure: Measure,
-    bearable: float,
+    budget: float,
     seed: int,
     beta: float | None = None,
     show: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Every trial made, in the order of their making: the first score should be the one that promises most.
 
-    bearable: the greatest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper
-    end of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards, HALVINGS of the
-    least where nothing is borne, and then REFINEMENTS beside the best.
+    budget: the greatest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper end
+    of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards, HALVINGS of the
+    least where nothing is within budget, and then REFINEMENTS above the best.
 
-    A score is left as soon as the rise is out of reach of the bearable, or unbearable and no less than with fewer
-    neurons, or unbearable at a lesser forget rise than the best borne trial has; when more neurons forget less; and
-    when another score forgets more at a lesser rise.
+    A score is left as soon as the rise is FAR above the budget, or above it and no less than with fewer neurons, or
+    above it at a lesser forget rise than the best trial within budget has; when more neurons forget less; and when
+    another score forgets more at a lesser rise.
     """
     trials: list[Trial] = []
 
@@ -113,14 +113,14 @@ def explore(
         last = None
         for percent in (beta,) if beta is not None else BETAS:
             trial = attempt(score, percent)
-            unborne = trial.upper > bearable
-            leader = best(trials, bearable)
+            above = trial.upper > budget
+            leader = best(trials, budget)
             if leader is not None and leader.score != score and dominates(leader, trial):
                 break
-            if trial.upper > FAR * bearable:
+            if trial.upper > FAR * budget:
                 break
-            if unborne and (
-                (last is not None and last.upper > bearable and trial.upper >= last.upper)
+            if above and (
+                (last is not None and last.upper > budget and trial.upper >= last.upper)
                 or (leader is not None and trial.forget_rise < leader.forget_rise)
             ):
                 break
@@ -131,18 +131,18 @@ def explore(
         return trials
     for _ in range(HALVINGS):
         least = min(trials, key=lambda trial: trial.upper)
-        # Borne by one that forgets nothing: fewer neurons forget no more.
-        if least.upper <= bearable:
+        # One within budget that forgets nothing: fewer neurons forget no more.
+        if least.upper <= budget:
             break
         attempt(least.score, min(trial.beta for trial in trials if trial.score == least.score) / 2)
     for _ in range(REFINEMENTS):
-        leader = best(trials, bearable)
+        leader = best(trials, budget)
         if leader is None:
             break
-        above = [trial.beta for trial in trials if trial.score == leader.score and trial.beta > leader.beta]
-        if not above:
+        greater = [trial.beta for trial in trials if trial.score == leader.score and trial.beta > leader.beta]
+        if not greater:
             break
-        attempt(leader.score, (leader.beta + min(above)) / 2)
+        attempt(leader.score, (leader.beta + min(greater)) / 2)
     return trials
 
 
@@ -150,7 +150,7 @@ def dominates(one: Trial, other: Trial) -> bool:
     return one.forget_rise >= other.forget_rise and one.upper <= other.upper
 
 
-def best(trials: Sequence[Trial], bearable: float) -> Trial | None:
-    """The trial that is borne and forgets most; None where none is borne and forgets anything."""
-    within = [trial for trial in trials if trial.upper <= bearable and trial.forget_rise > 0]
+def best(trials: Sequence[Trial], budget: float) -> Trial | None:
+    """The trial within budget that forgets most; None where none within budget forgets anything."""
+    within = [trial for trial in trials if trial.upper <= budget and trial.forget_rise > 0]
     return max(within, key=lambda trial: trial.forget_rise, default=None)

@@ -53,12 +53,27 @@ def recorder(forget: Callable[[str, float], float], retain: Callable[[str, float
 
 def test_explore_goes_up_and_refines_beside_the_best() -> None:
     asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.0041 * beta)
-    trials = explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0)
-    # 4 % is not borne but near, 8 % is out of reach; then half way between 2 and 4, and between 2 and 3.
+    trials = explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0)
+    # 4 % is above the budget but near, 8 % is out of reach; then half way between 2 and 4, and between 2 and 3.
     assert [beta for _, beta in asked] == [0.5, 1.0, 2.0, 4.0, 8.0, 3.0, 2.5]
     assert [trial.beta for trial in trials] == [beta for _, beta in asked]
     chosen = best(trials, 0.01)
     assert chosen is not None and chosen.beta == 2.0
+
+
+def test_the_budget_decides_and_not_the_end_of_the_percentages() -> None:
+    asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.0004 * beta)
+    trials = explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0)
+    assert [beta for _, beta in asked] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 24.0, 28.0]
+    chosen = best(trials, 0.01)
+    assert chosen is not None and chosen.beta == 24.0
+
+
+def test_explore_ends_with_all_neurons() -> None:
+    asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.0)
+    chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01)
+    assert [beta for _, beta in asked] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0]
+    assert chosen is not None and chosen.beta == 100.0
 
 
 def test_a_poorer_score_is_left_early() -> None:
@@ -66,7 +81,7 @@ def test_a_poorer_score_is_left_early() -> None:
         lambda score, beta: beta * (1 if score == "good" else 0.1),
         lambda score, beta: 0.003 * beta if score == "good" else 0.012 * beta,
     )
-    trials = explore(["good", "poor"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0)
+    trials = explore(["good", "poor"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0)
     assert [beta for score, beta in asked if score == "poor"] == [0.5]  # less is forgotten at the same loss
     chosen = best(trials, 0.01)
     assert chosen is not None and (chosen.score, chosen.beta) == ("good", 3.0)
@@ -74,54 +89,54 @@ def test_a_poorer_score_is_left_early() -> None:
 
 def test_explore_ends_where_nothing_more_is_gained() -> None:
     asked, measure = recorder(lambda score, beta: min(beta, 1.0) - 0.01 * beta, lambda score, beta: 0.0)
-    explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0)
+    explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0)
     assert [beta for _, beta in asked] == [0.5, 1.0, 2.0, 1.5, 1.25]
 
 
-def test_a_dip_below_the_bearable_is_not_missed() -> None:
+def test_a_dip_below_the_budget_is_not_missed() -> None:
     losses = {0.5: 0.012, 1.0: 0.004}
     _, measure = recorder(lambda score, beta: beta, lambda score, beta: losses.get(beta, 0.02 * beta))
-    chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01)
+    chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01)
     assert chosen is not None and chosen.beta == 1.0
 
 
-def test_less_than_the_least_is_tried_where_nothing_is_borne() -> None:
+def test_less_than_the_least_is_tried_where_nothing_is_within_budget() -> None:
     asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.05 * beta)
-    chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01)
+    chosen = best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01)
     assert [beta for _, beta in asked] == [0.5, 1.0, 0.25, 0.125, 0.1875, 0.21875]
     assert chosen is not None and chosen.beta == 0.1875
 
 
 def test_halving_ends_at_a_handful_of_neurons() -> None:
     asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 1.0)
-    assert best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01) is None
+    assert best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01) is None
     assert min(beta for _, beta in asked) == 0.5 / 2**6 and len(asked) == 1 + 6
 
 
 def test_what_forgets_nothing_is_not_halved() -> None:
     asked, measure = recorder(lambda score, beta: -beta, lambda score, beta: 0.0)
-    explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0)
+    explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0)
     assert min(beta for _, beta in asked) == 0.5
 
 
 def test_a_given_beta_is_tried_alone() -> None:
     asked, measure = recorder(lambda score, beta: beta, lambda score, beta: 0.0)
-    explore(["one", "two"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0, beta=1.7)
+    explore(["one", "two"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0, beta=1.7)
     assert asked == [("one", 1.7), ("two", 1.7)]
 
 
-def test_none_is_best_where_nothing_is_borne_or_forgotten() -> None:
+def test_none_is_best_where_nothing_is_within_budget_or_forgotten() -> None:
     _, measure = recorder(lambda score, beta: beta, lambda score, beta: 1.0)
-    assert best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01) is None
+    assert best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01) is None
     _, measure = recorder(lambda score, beta: -beta, lambda score, beta: 0.0)
-    assert best(explore(["one"], HeldOut(BASE, BASE), measure, bearable=0.01, seed=0), 0.01) is None
+    assert best(explore(["one"], HeldOut(BASE, BASE), measure, budget=0.01, seed=0), 0.01) is None
 
 
-def test_everyday_prompts_are_to_bear_it_too() -> None:
+def test_everyday_prompts_are_to_be_within_budget_too() -> None:
     def measure(score: str, beta: float) -> HeldOut:
         return HeldOut(shifted(beta), shifted(-beta), shifted(0.006 * beta))
 
-    trials = explore(["one"], HeldOut(BASE, BASE, BASE), measure, bearable=0.01, seed=0)
+    trials = explore(["one"], HeldOut(BASE, BASE, BASE), measure, budget=0.01, seed=0)
     chosen = best(trials, 0.01)
     assert chosen is not None and chosen.beta == 1.5
     assert chosen.everyday_rise == pytest.approx(0.009) == chosen.upper
