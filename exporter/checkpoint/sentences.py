@@ -48,7 +48,8 @@ def neurons_line(skill: Mapping[str, Any]) -> str:
     name = "Selective Pruning" if skill["method"] == "sp" else "Neuron Adjust"
     text = f"{name} of {found['neurons']} neurons: the top {found['beta']:g} % by {found['score']}. "
     if not found["borne"]:
-        text += f"NOT BORNE: retain or everyday texts lose more than --max-retain-loss {found['max_retain_loss']}. "
+        limit = f"--max-retain-loss {found['max_retain_loss']}"
+        text += f"NOT WITHIN BUDGET: retain or everyday texts lose more than {limit}. "
     ratios = [f"{name} x{each['perplexity_ratio']:.3f}" for name, each in found["texts"].items()]
     return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."
 

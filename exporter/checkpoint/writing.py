@@ -129,7 +129,11 @@ def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[st
     """One skill in config.json."""
     record: dict[str, Any] = {"name": outcome.skill.name, "method": outcome.skill.method}
     if outcome.neurons is not None:
-        record |= {"score": outcome.neurons.score, "beta": outcome.neurons.beta, "borne": outcome.neurons.borne}
+        record |= {
+            "score": outcome.neurons.score,
+            "beta": outcome.neurons.beta,
+            "borne": outcome.neurons.within_budget,
+        }
     if outcome.decision is not None:
         record |= {
             "layer": outcome.decision.layer,

@@ -40,16 +40,8 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-class NothingSeparates(RunFailed):
-    """No layer keeps false blocks within --max-false-block. `summary`: everything that was measured."""
-
-    def __init__(self, message: str, summary: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.summary = summary
-
-
-class Disagrees(RunFailed):
-    """The self-check failed. `summary`: what it found."""
+class Rejected(RunFailed):
+    """What was made is not what was asked for, so it was not written. `summary`: everything that was measured."""
 
     def __init__(self, message: str, summary: dict[str, Any]) -> None:
         super().__init__(message)

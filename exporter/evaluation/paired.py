@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
-RESAMPLES = 2000
+from exporter.methods.bootstrap import ratio_interval
+
 CONFIDENCE = 0.95
 
 
@@ -43,22 +44,6 @@ class Rise:
 
 def loss_rise(first: Sequence[float], second: Sequence[float], tokens: Sequence[int], seed: int) -> Rise:
     """Rise from the first to the second run. The losses (n,) are sums over each text's tokens, in nats."""
-    difference, count = np.asarray(second, float) - np.asarray(first, float), np.asarray(tokens, float)
-    mean = float(difference.sum() / count.sum())
-    if len(count) < 2 or np.ptp(difference / count) == 0:
-        return Rise(mean, mean, mean)  # no spread between texts, which the bootstrap cannot have
-
-    def ratio(rows: np.ndarray, of: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.asarray(rows.sum(axis) / of.sum(axis))
-
-    found = bootstrap(
-        (difference, count),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Rise(mean, float(found.low), float(found.high))
+    difference, count = np.subtract(second, first), np.asarray(tokens, float)
+    low, high = ratio_interval(difference, count, CONFIDENCE, seed)
+    return Rise(float(difference.sum() / count.sum()), low, high)

@@ -34,5 +34,5 @@ class SkillOutcome:
     @property
     def works(self) -> bool:
         """Whether what must still be answered is left alone, as far as was asked."""
-        neurons = self.neurons is None or self.neurons.borne
+        neurons = self.neurons is None or self.neurons.within_budget
         return neurons and (self.decision is None or self.decision.separates)

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from exporter.checkpoint.layout import MARKER
-from exporter.common.errors import Disagrees
+from exporter.common.errors import Rejected
 from exporter.common.files import write_errors, write_json
 from exporter.common.staging import Staging, repair
 from exporter.common.version import __version__
@@ -87,7 +87,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
             "self_check": as_json(rows),
         }
         if not agree:
-            raise Disagrees("the graph computes something else than the checkpoint: nothing was written", summary)
+            raise Rejected("the graph computes something else than the checkpoint: nothing was written", summary)
         summary = signed(staging.path, files, summary)
         write_json(staging.path / MARKER, summary)
         staging.commit()

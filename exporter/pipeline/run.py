@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.base.keeping import kept_size
-from exporter.common.errors import BadInput, NothingSeparates
+from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import nested, read_json, write_errors
 from exporter.common.staging import Staging, check_target, repair
 from exporter.common.text import Remark
@@ -44,8 +44,8 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
 
-    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, NothingSeparates where no layer
-    tells a skill from the rest or no share of neurons is borne; that writes nothing unless settings.force.
+    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected where no layer
+    tells a skill from the rest or no share of neurons is within budget; that writes nothing unless settings.force.
     """
     skills = read_skills(settings)
     if settings.statistics is not None and not settings.statistics.is_file():
@@ -108,7 +108,7 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     draw = partial(draw_figures, outcomes=outcomes, summary=summary) if settings.figures and can_draw() else None
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
-        raise NothingSeparates(message(outcomes), summary)
+        raise Rejected(message(outcomes), summary)
     with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
         write_checkpoint(
             staging.path, loaded, settings, token, states, outcomes, changes, summary, draw, halved=first.halved
@@ -225,7 +225,7 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
     for outcome in outcomes:
         skill = outcome.skill
         whose = f"{skill.name}: " if len(outcomes) > 1 else ""
-        if outcome.neurons is not None and not outcome.neurons.borne:
+        if outcome.neurons is not None and not outcome.neurons.within_budget:
             reasons.append(
                 f"{whose}no tried share of neurons keeps the rise of the retain loss within --max-retain-loss "
                 f"{skill.max_retain_loss} and raises the forget loss"

@@ -90,7 +90,7 @@ def neurons_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping
     return {
         "score": choice.score,
         "beta": choice.beta,
-        "borne": choice.borne,
+        "borne": choice.within_budget,
         "max_retain_loss": skill.max_retain_loss,
         "tokens": {"forget": choice.forget.gaussian.count, "retain": choice.retain.gaussian.count},
         "neurons": choice.changes.count(),

@@ -54,11 +54,8 @@ def deduplicate(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(first.values())
 
 
-def check_disjoint(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> int:
+def check_disjoint(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> None:
     """Compares the texts of the two sides, white space aside.
-
-    Returns:
-        Number of retain prompts that are also forget prompts.
 
     Raises:
         BadInput: More than half of either side is also on the other.
@@ -71,7 +68,6 @@ def check_disjoint(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> int:
             f"--retain: {shared} of the {len(retain_texts)} retain prompts are also forget prompts; "
             "name prompts that the model must still answer"
         )
-    return shared
 
 
 def split_forget(

@@ -37,8 +37,8 @@ def forget_texts(parts: ForgetParts[Prompt], calibrated: bool) -> TextParts:
 def retain_texts(parts: RetainParts[Prompt], calibrated: bool) -> TextParts:
     """Parts of the retain texts: six of ten of the choose half are for the statistics, the others for score and beta.
 
-    So are four fifths of the report half where no false blocks are reported on it: the more texts bear witness, the
-    closer to the bearable loss beta can be.
+    So are four fifths of the report half where no false blocks are reported on it: the more texts are judged by, the
+    closer to the budget the retain loss can come.
     """
     fit = tuple(item for place, item in enumerate(parts.choose) if place % 10 < 6)
     choose = tuple(item for place, item in enumerate(parts.choose) if place % 10 >= 6)

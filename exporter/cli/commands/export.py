@@ -12,7 +12,7 @@ import click
 from exporter.cli.commands.push import check_whole, show_push
 from exporter.cli.options import AUTO_FLOAT, LAYER, prompt_template, running, sources
 from exporter.cli.output import echo_json, remarks
-from exporter.common.errors import BadInput, Disagrees, Interrupted, NothingSeparates, RunFailed, UnskillError
+from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
 from exporter.onnx.settings import OnnxSettings, check_out
 from exporter.recipes.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
@@ -102,7 +102,9 @@ if TYPE_CHECKING:
     help="A system prompt of yours, added to the mixture. Repeatable.",
 )
 @running
-@click.option("--force", is_flag=True, help="Write even where no layer separates the skill, or no beta is borne.")
+@click.option(
+    "--force", is_flag=True, help="Write even where no layer separates the skill, or no beta is within budget."
+)
 @click.option("--link", is_flag=True, help="Hard-link shards that do not change, instead of copying them.")
 @click.option(
     "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
@@ -147,7 +149,7 @@ def export_command(
     remark = remarks(settings.quiet)
     try:
         summary = export(settings, remark, recorded) | {"out": str(settings.out)}
-    except NothingSeparates as error:
+    except Rejected as error:
         show(error.summary, as_json)
         raise
     try:
@@ -235,7 +237,7 @@ def write_exported(settings: OnnxSettings, summary: dict[str, Any], remark: Call
 
     try:
         summary["onnx"] = write_onnx(settings, remark) | {"out": str(settings.out)}
-    except Disagrees as error:
+    except Rejected as error:
         summary["onnx"] = error.summary
         raise
     except KeyboardInterrupt:

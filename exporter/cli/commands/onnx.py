@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.output import echo_json, remarks
-from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import beside
 from exporter.onnx.settings import DTYPES, QUANTISED, OnnxSettings, no_dtype
 
@@ -89,7 +89,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
 
     try:
         summary = write(settings, remarks(settings.quiet))
-    except (Disagrees, NothingSeparates) as error:
+    except Rejected as error:
         show_check(error.summary, as_json)
         raise
     show_check(summary | {"out": str(settings.out)}, as_json)

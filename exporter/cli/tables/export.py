@@ -43,12 +43,12 @@ def trial_table(skill: Mapping[str, Any]) -> Table:
     table = Table(
         title="Score and beta: tried on held-out texts (the choose parts)",
         title_justify="left",
-        caption=f"rises of the mean token loss in nats; borne: upper end of the 90 % intervals over texts within "
-        f"--max-retain-loss {found['max_retain_loss']}",
+        caption=f"rises of the mean token loss in nats; within budget: upper end of the 90 % intervals over texts "
+        f"at most --max-retain-loss {found['max_retain_loss']}",
         caption_justify="left",
     )
     table.add_column("score")
-    for name in ("beta", "forget rise", "perplexity", "retain rise", "everyday rise", "upper end", "borne"):
+    for name in ("beta", "forget rise", "perplexity", "retain rise", "everyday rise", "upper end", "within budget"):
         table.add_column(name, justify="right")
     for trial in found["trials"]:
         chosen = (trial["score"], trial["beta"]) == (found["score"], found["beta"])

@@ -20,7 +20,7 @@ SHOWN = "all"
 MADE_WITH = ("unskill", "torch", "transformers")
 COUNTED = {"cubes": "hypercubes", "adjusted": "adjusted", "pruned": "pruned"}
 """Kinds of interventions in config.json, and how they are called here."""
-ALARMS = ("FORCED", "MISSING", "NOT BORNE")
+ALARMS = ("FORCED", "MISSING", "NOT WITHIN BUDGET")
 
 
 def parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -98,7 +98,7 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         yield "neurons", f"the top {neurons['beta']:g} % by {neurons['score']}{count}"
         if not neurons["borne"]:
             limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
-            yield "NOT BORNE", f"retain or everyday texts lose more than --max-retain-loss{limit}"
+            yield "NOT WITHIN BUDGET", f"retain or everyday texts lose more than --max-retain-loss{limit}"
     if key_space:
         told = key_space | {"fault": key_space["fault"] or "it did not keep the limits of the export"}
         yield "hypercubes", promise(found, {"key_space": told})

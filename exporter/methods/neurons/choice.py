@@ -38,11 +38,11 @@ ATTRIBUTE = 60
 
 @dataclass(frozen=True)
 class NeuronChoice:
-    """The neurons that one skill changes, what was tried for them, and whether retain texts bear it."""
+    """The neurons that one skill changes, what was tried for them, and whether the retain loss stays within budget."""
 
     score: str
     beta: float
-    borne: bool
+    within_budget: bool
     trials: tuple[Trial, ...]
     changes: NeuronChanges
     forget: NeuronStatistics

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from exporter.methods.bootstrap import ratio_interval
 
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0)
 """Percentages that are tried, until retain texts lose too much or nothing more is gained; the last is all neurons."""
@@ -16,9 +17,8 @@ REFINEMENTS = 2
 """Further trials above the best, each half way to the next greater percentage that was tried."""
 FAR = 3.0
 """A retain loss that rises by so many times the budget comes down no more as further neurons are taken."""
-DRAWS = 2000
-UPPER = 0.95
-"""The upper end of a 90 % interval."""
+CONFIDENCE = 0.9
+"""Of the intervals whose upper ends are compared."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,7 @@ def rise(base: TextLosses, changed: TextLosses) -> float:
 
 def upper_rise(base: TextLosses, changed: TextLosses, seed: int) -> float:
     """Upper end of the paired bootstrap interval of the rise: whole texts are drawn, with all of their tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    n = len(base.tokens)
-    rows = torch.randint(n, (DRAWS, n), generator=generator)
-    rises = (changed.total - base.total)[rows].sum(1) / base.tokens[rows].sum(1)
-    return float(torch.quantile(rises, UPPER))
+    return ratio_interval(changed.total - base.total, base.tokens, CONFIDENCE, seed)[1]
 
 
 def explore(

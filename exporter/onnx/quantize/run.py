@@ -13,7 +13,7 @@ from custom_modeling.loading import record_sha256, tensor_sha256
 from exporter.checkpoint.account import Stored, read_stored
 from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.shards import file_sha256
-from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import write_errors, write_json
 from exporter.common.staging import Staging, repair
 from exporter.common.text import Remark
@@ -45,7 +45,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
 
     Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
-    NothingSeparates where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
+    Rejected where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
     RunFailed as `write_onnx`; nothing is written then.
     """
     return_freed_memory()
@@ -104,9 +104,9 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
             "self_check": as_json(checked.rows),
         }
         if not checked.agrees:
-            raise Disagrees("the graph refuses something else than was probed: nothing was written", summary)
+            raise Rejected("the graph refuses something else than was probed: nothing was written", summary)
         if fitted and fitted.faults and not settings.force:
-            raise NothingSeparates(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
+            raise Rejected(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
         write_folder(staging.path, as_refitted(files, settings, summary, fitted), live, settings.quantize, summary)
         summary = signed(staging.path, files, summary)
         write_json(staging.path / MARKER, summary)

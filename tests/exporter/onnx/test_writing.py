@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.checkpoint.layout import MARKER
 from exporter.cli.main import cli
-from exporter.common.errors import BadInput, Disagrees
+from exporter.common.errors import BadInput, Rejected
 from exporter.models.families import GATED_FAMILIES
 from exporter.models.files import Base
 from exporter.onnx.check.runners import Session
@@ -132,7 +132,7 @@ def test_wrong_keys_are_found_without_a_prompt_to_refuse(tiny: Callable[..., Exp
         mock.patch("exporter.onnx.symbolic.inside_hypercubes", wrong),
         mock.patch("exporter.onnx.writing.built_libraries", lambda: []),
         one_thread(),
-        pytest.raises(Disagrees) as caught,
+        pytest.raises(Rejected) as caught,
     ):
         write_onnx(settings, lambda text: None)
     wrong_rows = [row["case"] for row in caught.value.summary["self_check"] if row["refusals"] < row["positions"]]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.common.errors import NothingSeparates
+from exporter.common.errors import Rejected
 from exporter.pipeline.run import export
 from exporter.recipes.recipe import merged_settings
 from tests.tiny import FORGET, RETAIN, one_skill, one_thread, tiny_model, write_prompts
@@ -152,8 +152,8 @@ def test_official(base: Path, tmp_path: Path) -> None:
             model(input_ids=inputs["input_ids"].repeat(2, 1))
 
 
-def test_nothing_borne_prints_the_trials_and_writes_nothing(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(NothingSeparates, match="--max-retain-loss") as error:
+def test_nothing_within_budget_prints_the_trials_and_writes_nothing(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="--max-retain-loss") as error:
         run(base, tmp_path / "out", method="na", max_retain_loss=1e-9, score="signed-mean", beta=50.0, force=False)
     assert len(error.value.summary["skills"][0]["neurons"]["trials"]) == 1
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from exporter.checkpoint.account import read_stored
 from exporter.cli.main import cli
-from exporter.common.errors import BadInput, Disagrees, NothingSeparates
+from exporter.common.errors import BadInput, Rejected
 from exporter.onnx.quantize.run import check_refittable, write_quantised
 from exporter.onnx.settings import GRAPH, OnnxSettings
 from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
@@ -33,7 +33,7 @@ def test_bodies_and_kernels_agree(kind: str, made: Callable[[str], Made], librar
 def test_a_graph_that_was_not_fitted_anew_is_not_kept(made: Callable[[str], Made], tmp_path: Path) -> None:
     with (
         mock.patch("exporter.onnx.quantize.run.rewrite", lambda *given: None),
-        pytest.raises(Disagrees, match="refuses something else"),
+        pytest.raises(Rejected, match="refuses something else"),
     ):
         made("ksd").write(tmp_path / "out", answers=False)
     assert list(tmp_path.iterdir()) == []
@@ -41,7 +41,7 @@ def test_a_graph_that_was_not_fitted_anew_is_not_kept(made: Callable[[str], Made
 
 def test_what_does_not_separate_is_not_written_without_force(made: Callable[[str], Made], tmp_path: Path) -> None:
     """A random model this small has answers inside the hypercube."""
-    with pytest.raises(NothingSeparates, match=r"harmless prompts \(--max-false-block 0\.0\)") as caught:
+    with pytest.raises(Rejected, match=r"harmless prompts \(--max-false-block 0\.0\)") as caught:
         made("ksd").write(tmp_path / "out", "int8", max_false_block=0.0)
     assert caught.value.exit_code == 1 and caught.value.summary["separates"] is False
     assert list(tmp_path.iterdir()) == []
