@@ -64,10 +64,10 @@ def load_files(
         model, info = auto.from_pretrained(
             base.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device_map=device if device != "cpu" else None,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
+        model.to(device)  # not by device_map, for which transformers wants accelerate
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *unsound) as error:
         raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
     if info["missing_keys"]:

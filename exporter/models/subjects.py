@@ -15,7 +15,8 @@ from torch import Tensor
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import Base, check_checkpoint, find_base, find_files
 from exporter.models.loading import load_files
-from exporter.models.tokens import pad_id_of, padded
+from exporter.models.tokens import context_of, pad_id_of, padded
+from exporter.prompts.formats import Formatter
 
 BASE, EDITED = "base", "edited"
 
@@ -47,6 +48,20 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return cast("torch.device", self.model.device)
+
+    @property
+    def template(self) -> str:
+        """The prompt template that the export recorded with its skills; "auto" where none did, as for a base model."""
+        skills = self.settings.get("skills", ())
+        return next((each["prompt_template"] for each in skills if "prompt_template" in each), "auto")
+
+    def formatter(self, template: str | None = None, **options: Any) -> Formatter:
+        """How the model is asked: by a template, already read, where one is given, else by `self.template`.
+
+        options: of Formatter; max_length is the model's context unless given. Raises BadInput as Formatter.
+        """
+        given = {"max_length": context_of(self.model)} | options
+        return Formatter(self.tokenizer, template=self.template if template is None else template, **given)
 
     def pad(self, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
         """Token ids and mask (rows, positions), padded on the left or the right."""

@@ -1,0 +1,75 @@
+"""The live model: where it is put, how it is asked, and what is said where transformers can make none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from exporter.common.errors import BadInput
+from exporter.models.files import find_base
+from exporter.models.loading import load, load_files
+from exporter.models.subjects import EDITED, Subject, load_base
+from exporter.prompts.formats import Formatter
+from tests.damage import edit, set_
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("loading") / "base")
+
+
+def test_a_device_is_reached_without_accelerate(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' device_map wants accelerate, which a plain install does not have."""
+    given: list[dict[str, Any]] = []
+    devices: list[str] = []
+    from_pretrained = AutoModelForCausalLM.from_pretrained
+
+    def spied(*arguments: Any, **named: Any) -> Any:
+        given.append(named)
+        model, info = from_pretrained(*arguments, **named)
+        monkeypatch.setattr(type(model), "to", lambda self, device: devices.append(device) or self)
+        return model, info
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spied)
+    monkeypatch.setattr("exporter.models.loading.check_device", lambda device: None)
+    monkeypatch.setattr("transformers.utils.import_utils.is_accelerate_available", lambda *_: False)
+    load(find_base(str(base)), "auto", "cuda:1")
+    assert devices == ["cuda:1"]
+    assert not given[0].keys() & {"device_map", "tp_plan", "device"}
+
+
+def test_the_recorded_template_unless_another_is_given(base: Path) -> None:
+    plain = load_base(str(base), "auto", "cpu")
+    skills = [{"name": "a", "method": "na"}, {"name": "b", "method": "ksd", "prompt_template": "Q: {prompt}\nA:"}]
+    edited = Subject(EDITED, "c", plain.model, plain.tokenizer, {"skills": skills}, "")
+
+    def asked(formatter: Formatter) -> str:
+        return formatter.render_text("Hello")
+
+    assert asked(edited.formatter()) == "Q: Hello\nA:"
+    assert asked(edited.formatter("{prompt}!")) == "Hello!"
+    assert asked(plain.formatter()) == asked(Formatter(plain.tokenizer))
+    assert asked(plain.formatter(edited.template)) == "Q: Hello\nA:"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "16"},
+        {"num_attention_heads": 3},
+        {"num_attention_heads": 0},
+        {"layer_types": ["x"]},
+        {"num_hidden_layers": "3"},
+        {"rope_theta": "x", "rope_parameters": "x"},
+    ],
+    ids=str,
+)
+def test_unsound_sizes(changes: dict[str, Any], tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    edit(base / "config.json", set_(**changes))
+    with pytest.raises(BadInput, match="MODEL base does not load: "):
+        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
