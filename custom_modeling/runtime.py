@@ -36,7 +36,7 @@ class Float32Buffers(nn.Module):
 
 
 class InterventionMLP(Float32Buffers):
-    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more of the interventions, in this order:
+    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more of the interventions, in their order.
 
     Neuron Adjust moves selected pre-activations, Selective Pruning zeroes selected dimensions of the key, Key Space
     Detection notes which positions have a key inside a hypercube.

@@ -1,4 +1,4 @@
-"""python -m exporter"""
+"""The command as `python -m exporter`."""
 
 from exporter.cli.main import main
 

@@ -87,7 +87,7 @@ def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _period(config: Mapping[str, Any]) -> int | None:
-    """n where every n-th layer, and no other, has full attention; None where the layers follow no such rule."""
+    """Return n where every n-th layer, and no other, has full attention; None where the layers follow no such rule."""
     layers = config.get("layer_types") or []
     # Fewer layers than a period: none of them is full, and the config remembers the period in a private key.
     period = layers.index(FULL) + 1 if FULL in layers else config.get("_sliding_window_pattern", len(layers) + 1)

@@ -21,6 +21,8 @@ FEW = 64  # elements: torch shares out longer tensors among its threads
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """A base model in memory, with its tokenizer and what is known of its family."""
+
     base: Base
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

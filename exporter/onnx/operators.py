@@ -118,7 +118,7 @@ def _function(signature: str, body: str) -> onnx.FunctionProto:
 
 
 def _scramble(result: str, x: str, constant: int) -> str:
-    """result = ((x + constant) mod p)^5 mod p."""
+    """ONNX text for result = ((x + constant) mod p)^5 mod p."""
     return f"""
         {result}_constant = Constant <value_int: int = {constant}> ()
         {result}_sum = Add({x}, {result}_constant)
@@ -133,7 +133,7 @@ def _scramble(result: str, x: str, constant: int) -> str:
 
 
 def _modulo(result: str, x: str) -> str:
-    """result = x mod p, of an x from 0 on: Div of integers cuts towards 0."""
+    """ONNX text for result = x mod p, of an x from 0 on: Div of integers cuts towards 0."""
     return f"""
         {result}_quotient = Div({x}, p)
         {result}_multiple = Mul({result}_quotient, p)

@@ -8,7 +8,7 @@ export has written has a table [recorded] too (see `exporter.recipes.recorded`).
 from __future__ import annotations
 
 import json
-import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, replace
 from pathlib import Path
@@ -18,11 +18,6 @@ from exporter.common.errors import BadInput
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import DEFAULT_SKILL, ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SKILL_KEYS: dict[str, Field] = {field.name: field for field in fields(SkillSettings)}
 # What is said of one run and not of a model stays on the command line.

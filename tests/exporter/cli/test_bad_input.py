@@ -269,14 +269,6 @@ def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypat
     assert json.loads((files["out"] / "config.json").read_text())["unskill"]["skills"][0]["separates"] is False
 
 
-def test_help_does_not_import_torch() -> None:
-    code = "import sys; from exporter.cli.main import cli; cli.main(['export', '--help'], standalone_mode=False); "
-    code += "print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip().endswith("False")
-    assert "--forget" in result.stdout
-
-
 @pytest.mark.parametrize("arguments", [("export", "--help"), ("--version",)])
 def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
     """As behind `| head`: no traceback."""
