@@ -50,7 +50,10 @@ def layer_counts(changes: NeuronChanges) -> dict[str, dict[str, int]]:
 def changed(
     loaded: LoadedModel, changes: NeuronChanges, seed: int, draws: str = "sampled", compat: str | None = None
 ) -> Iterator[None]:
-    """While this lasts, the model changes these neurons. Not for what is written: `loaded.base` is untouched."""
+    """While this lasts, the model changes these neurons; afterwards, also after an error, it is as it was before.
+
+    Not for what is written: `loaded.base` is untouched.
+    """
     if not changes.layers:
         yield
         return
@@ -71,24 +74,25 @@ def changed(
         },
     )
     config: Any = loaded.model.config
-    config.unskill = {
-        "draws": draws,
-        "compat": compat,
-        "base_model": "closed",
-        "layers": layer_counts(changes),
-    }
-    core.__class__ = model_class
-    core.unskill_install(config, alone=False)
-    buffers = dict(core.named_buffers())
-    for name, tensor in neuron_buffers(changes, seed, compat).items():
-        buffers[name].copy_(tensor)
     try:
+        config.unskill = {
+            "draws": draws,
+            "compat": compat,
+            "base_model": "closed",
+            "layers": layer_counts(changes),
+        }
+        core.__class__ = model_class
+        core.unskill_install(config, alone=False)
+        buffers = dict(core.named_buffers())
+        for name, tensor in neuron_buffers(changes, seed, compat).items():
+            buffers[name].copy_(tensor)
         yield
     finally:
         core.__class__ = family.model
         for layer in changes.layers:
-            mlp = core.layers[layer].mlp
-            mlp.__class__ = family.mlp
-            for name in [name for name in mlp._buffers if name.startswith("unskill_")]:
-                del mlp._buffers[name]
+            core.layers[layer].mlp.__class__ = family.mlp
+        for module in (core, *(core.layers[layer].mlp for layer in changes.layers)):
+            for held in (vars(module), module._buffers):
+                for name in [name for name in held if name.startswith("unskill_")]:
+                    del held[name]
         del config.unskill

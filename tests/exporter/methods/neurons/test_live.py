@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from custom_modeling.runtime import InterventionMLP
 from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.models.files import find_base
@@ -75,15 +76,42 @@ def test_batched_alone_cached_and_padded_are_the_same(loaded: LoadedModel) -> No
             torch.testing.assert_close(by_mask[row], expected, rtol=0, atol=1e-4)
 
 
+def held(loaded: LoadedModel) -> dict[str, object]:
+    """Classes and names of everything on the model's modules, and its config."""
+    modules = {
+        name: (type(module), set(vars(module)), set(module._buffers), set(module._modules))
+        for name, module in loaded.model.named_modules()
+    }
+    return {**modules, "config": dict(vars(loaded.model.config)), "state": set(loaded.model.state_dict())}
+
+
 def test_nothing_is_left_behind(loaded: LoadedModel) -> None:
-    state, config = set(loaded.model.state_dict()), loaded.model.config.to_dict()
+    before, state = held(loaded), set(loaded.model.state_dict())
     with changed(loaded, selection(), seed=3, draws="expected"):
         assert {name.rsplit(".", 1)[1] for name in set(loaded.model.state_dict()) - state} == {
             "unskill_na_index",
             "unskill_na_params",
             "unskill_na_key",
         }
-    assert set(loaded.model.state_dict()) == state
-    assert loaded.model.config.to_dict() == config
-    assert type(loaded.model.base_model) is loaded.family.model
-    assert all(type(layer.mlp) is loaded.family.mlp for layer in loaded.model.base_model.layers)
+    assert held(loaded) == before
+
+
+def test_nothing_is_left_behind_where_it_cannot_be_installed(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, first = held(loaded), selection().adjusted
+    wrong = SelectedNeurons(first[2].index, first[2].params[:, :-1])  # one neuron without figures
+    with pytest.raises(RuntimeError), changed(loaded, NeuronChanges({**first, 2: wrong}), seed=3):
+        pass
+    assert held(loaded) == before
+    install = InterventionMLP.unskill_install
+
+    def fail_at_the_second(self: InterventionMLP, **counts: Any) -> None:
+        install(self, **counts)
+        if self is loaded.model.base_model.layers[2].mlp:
+            raise MemoryError
+
+    monkeypatch.setattr(InterventionMLP, "unskill_install", fail_at_the_second)
+    with pytest.raises(MemoryError), changed(loaded, selection(), seed=3):
+        pass
+    assert held(loaded) == before
