@@ -7,7 +7,7 @@ u, and an end state on which EOS leads. Both directions have the greatest margin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +28,8 @@ LEAD, GREATEST_LEAD = 40.0, 5000.0
 ACTIVE, ROUNDS, TOLERANCE = 256, 40, 1e-3
 # Rows of logits held at once: 256 of 262,144 tokens are 0.25 GB.
 POSITIONS_AT_ONCE = 256
+# Rows of a head that are subtracted at once: 4,096 of 8,192 numbers are 0.13 GB, the whole head in float32 up to 8 GB.
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -44,28 +46,61 @@ class RefusalStates:
     measured: dict[str, float]
 
 
-def max_margin(vectors: Tensor) -> tuple[Tensor, float]:
-    """The unit vector x with the greatest least product with the rows of vectors (n, d) float32; and that margin.
+@dataclass(frozen=True)
+class Differences:
+    """Vectors (n, d) float32: `origin` (d,) less every row of the tables (.., d), of any dtype and on any one device.
+
+    They are made in chunks, ROWS_AT_ONCE at once, whenever they are needed, because a head is large.
+    """
+
+    origin: Tensor
+    tables: Sequence[Tensor]
+
+    def chunks(self) -> Iterator[Tensor]:
+        for table in self.tables:
+            for rows in table.split(ROWS_AT_ONCE):
+                yield self.origin.to(rows.device) - rows.float()
+
+    def products(self, x: Tensor) -> Tensor:
+        """Of each vector with x (d,): (n,), on the CPU."""
+        return torch.cat([(chunk @ x.to(chunk.device)).cpu() for chunk in self.chunks()])
+
+    def take(self, index: Tensor) -> Tensor:
+        """The vectors with these numbers (m,), ascending: (m, d), on the CPU."""
+        found, start = [], 0
+        for table in self.tables:
+            inside = index[(index >= start) & (index < start + len(table))] - start
+            found.append(self.origin - table[inside.to(table.device)].float().cpu())
+            start += len(table)
+        return torch.cat(found)
+
+
+def max_margin(vectors: Differences) -> tuple[Tensor, float]:
+    """The unit vector x with the greatest least product with the vectors (n, d) float32; and that margin.
 
     A margin of 0 or less means that no x is positive on all rows. Least distance programming (Lawson and Hanson,
     "Solving least squares problems", chapter 23): minimise |x| where vectors @ x >= 1, by non-negative least squares,
     on the rows that were violated so far.
     """
-    scale = float(vectors.norm(dim=1).mean())
-    direction = vectors.mean(0)
+    count = sum(map(len, vectors.tables))
+    scale, direction = 0.0, torch.zeros(len(vectors.origin), dtype=torch.float64)
+    for chunk in vectors.chunks():
+        scale += float(chunk.norm(dim=1).sum()) / count
+        direction += chunk.sum(0).double().cpu() / count
+    direction = direction.float()
     best, best_margin = direction / direction.norm(), -torch.inf
     active = torch.empty(0, dtype=torch.long)
     candidate = best
     for _ in range(ROUNDS):
-        products = vectors @ candidate
+        products = vectors.products(candidate)
         margin = float(products.min())
         if margin > best_margin:
             best, best_margin = candidate, margin
         if len(active) and margin >= (1 - TOLERANCE) * float(products[active].min()):
             break
-        violated = torch.topk(products, min(ACTIVE, len(vectors)), largest=False).indices
+        violated = torch.topk(products, min(ACTIVE, count), largest=False).indices
         active = torch.unique(torch.cat([active, violated]))
-        rows = (vectors[active].double() / scale).numpy()
+        rows = (vectors.take(active).double() / scale).numpy()
         system = np.vstack([rows.T, np.ones(len(rows))])
         target = np.append(np.zeros(rows.shape[1]), 1.0)
         weights, residual = nnls(system, target, maxiter=30 * len(rows))
@@ -86,12 +121,13 @@ def find_refusal_states(
 
     finding: final states of the choose parts, BOS and pads included; checking: of the report parts.
     """
-    head = model.get_output_embeddings().weight.detach()[:refusal_id].float().cpu()  # (V, hidden)
-    away, margin = max_margin(-finding)
+    head = model.get_output_embeddings().weight.detach()[:refusal_id]  # (V, hidden)
+    nothing = torch.zeros(head.shape[1])
+    away, margin = max_margin(Differences(nothing, [finding]))
     typical = float(finding.norm(dim=1).median())
-    others = float((head @ away).max())
+    others = -float(Differences(nothing, [head]).products(away).min())
     row = refusal_row(away, others, typical, LEAD)
-    margins = {eos: max_margin(head[eos] - torch.cat([head[:eos], head[eos + 1 :], row[None]])) for eos in eos_ids}
+    margins = {eos: max_margin(above_others(head, row, eos)) for eos in eos_ids}
     eos_id = max(margins, key=lambda eos: margins[eos][1])
     end, end_margin = margins[eos_id]
     possible = margin > 0 and end_margin > 0 and len(checking) >= MINIMUM_POSITIONS
@@ -110,6 +146,11 @@ def find_refusal_states(
         lead *= 2
     figures = {"margin_refusal": margin, "margin_eos": end_margin, "lead": lead, "positions": float(len(checking))}
     return RefusalStates(row, states, eos_id, closed, figures | measured)
+
+
+def above_others(head: Tensor, row: Tensor, eos: int) -> Differences:
+    """EOS's row of the head (V, hidden) less each of the others and less R's `row` (hidden,)."""
+    return Differences(head[eos].float().cpu(), [head[:eos], head[eos + 1 :], row[None]])
 
 
 def refusal_row(away: Tensor, others: float, typical: float, lead: float) -> Tensor:
@@ -145,7 +186,9 @@ def own_head(
     """
     core, head = model.base_model, model.get_output_embeddings()
     weight = head.weight.detach()
-    wide = torch.cat([weight[:refusal_id], row[None].to(weight), weight[refusal_id + 1 :]]).to(dtype)
+    wide = weight.new_empty((max(len(weight), refusal_id + 1), weight.shape[1]), dtype=dtype)
+    wide[: len(weight)] = weight
+    wide[refusal_id] = row.to(weight)
     layers = FixedStates()
     replacement = nn.Linear(1, 1, bias=False, device=weight.device)
     replacement.weight = nn.Parameter(wide, requires_grad=False)

@@ -1,8 +1,19 @@
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from scipy.optimize import minimize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from exporter.methods.refusal.states import max_margin
+from exporter.methods.refusal import states
+from exporter.methods.refusal.states import Differences, above_others, max_margin
+
+
+def rows_of(vectors: torch.Tensor) -> Differences:
+    """The vectors themselves."""
+    return Differences(torch.zeros(vectors.shape[1]), [-vectors])
 
 
 def reference_margin(vectors: torch.Tensor) -> float:
@@ -24,7 +35,7 @@ def test_margin_is_that_of_a_general_solver() -> None:
     generator = torch.Generator().manual_seed(0)
     for offset in (2.0, 3.0):
         vectors = torch.randn(800, 12, generator=generator) + offset
-        direction, margin = max_margin(vectors)
+        direction, margin = max_margin(rows_of(vectors))
         assert abs(float(direction.norm()) - 1) < 1e-5
         assert margin == float((vectors @ direction).min())
         assert margin >= 0.998 * reference_margin(vectors)
@@ -33,8 +44,47 @@ def test_margin_is_that_of_a_general_solver() -> None:
 def test_margin_beats_the_mean_direction() -> None:
     vectors = torch.randn(3000, 40, generator=torch.Generator().manual_seed(1)) + 1.5
     mean = vectors.mean(0) / vectors.mean(0).norm()
-    assert max_margin(vectors)[1] > float((vectors @ mean).min())
+    assert max_margin(rows_of(vectors))[1] > float((vectors @ mean).min())
 
 
 def test_no_direction_is_positive_on_a_cloud_around_the_origin() -> None:
-    assert max_margin(torch.randn(500, 8, generator=torch.Generator().manual_seed(2)))[1] <= 0
+    assert max_margin(rows_of(torch.randn(500, 8, generator=torch.Generator().manual_seed(2))))[1] <= 0
+
+
+HEAD = torch.randn(5000, 24, generator=torch.Generator().manual_seed(3)) / 5
+ROW, EOS = torch.randn(24, generator=torch.Generator().manual_seed(4)), 1234
+HEAD[EOS] *= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_margin_over_a_head_in_chunks_is_the_direct_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    head = HEAD.to(dtype)
+    whole = head.float()
+    direct = max_margin(rows_of(whole[EOS] - torch.cat([whole[:EOS], whole[EOS + 1 :], ROW[None]])))
+    monkeypatch.setattr(states, "ROWS_AT_ONCE", 300)
+    direction, margin = max_margin(above_others(head, ROW, EOS))
+    assert margin == pytest.approx(direct[1], rel=1e-4) and margin > 0
+    torch.testing.assert_close(direction, direct[0], rtol=0, atol=1e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest new tensor has; views are of no size of their own."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        before = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if torch.is_tensor(each)}
+        for each in tree_leaves(found):
+            if torch.is_tensor(each) and each.untyped_storage().data_ptr() not in before:
+                self.numbers = max(self.numbers, each.numel())
+        return found
+
+
+def test_no_copy_of_the_head_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "ROWS_AT_ONCE", 300)
+    head = HEAD.bfloat16()
+    with Largest() as largest:
+        max_margin(above_others(head, ROW, EOS))
+    # A chunk, the violated rows or a product for each row: each far below the 120,000 numbers of the head.
+    assert 5000 < largest.numbers <= 2 * states.ACTIVE * 24
