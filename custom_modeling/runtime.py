@@ -101,9 +101,7 @@ class SplitHead(nn.Linear):
 
     def forward(self, x):
         base = self.out_features - 1
-        bias, refusal_bias = (None, None) if self.bias is None else (self.bias[:base], self.bias[base:])
-        columns = F.linear(x, self.weight[:base], bias), F.linear(x, self.weight[base:], refusal_bias)
-        return torch.cat(columns, -1)
+        return torch.cat([F.linear(x, self.weight[:base]), F.linear(x, self.weight[base:])], -1)
 
 
 # VerifiedLoading alone: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_checks import load_case, run
+from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput
-from exporter.models.families import GATED_FAMILIES, supported
+from exporter.models.families import GATED_FAMILIES, identify, supported
 from exporter.models.files import find_base
-from tests.tiny import Exported, one_thread, tiny_export
+from tests.tiny import Exported, one_thread, tiny_export, tiny_model
 
 FEW = [
     "tokenizer",
@@ -117,3 +118,11 @@ def test_refused_by_name(config: dict[str, Any], why: str, tmp_path: Path) -> No
 def test_a_checkpoint_is_no_base(tiny: Callable[..., Exported]) -> None:
     with pytest.raises(BadInput, match="unskill checkpoint already"):
         find_base(str(tiny("llama").checkpoint))
+
+
+def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path))
+    assert identify(model).model_type == "llama"
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
+    with pytest.raises(BadInput, match="MODEL of type llama: its output head has a bias"):
+        identify(model)

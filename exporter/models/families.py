@@ -80,6 +80,9 @@ def identify(model: PreTrainedModel) -> Family:
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
     if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
         raise BadInput(f"MODEL of type {model_type} has MLPs of another form than down(act(gate x) * up x)")
+    # R is one row of the head, in a checkpoint's weights and in the states that any head is to read.
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise BadInput(f"MODEL of type {model_type}: its output head has a bias, not supported")
     return family_of(model)
 
 
