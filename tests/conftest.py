@@ -17,8 +17,21 @@ ROOT = TESTS.parent
 sys.path.append(str(TESTS / "checks"))
 
 from exporter.models.loading import make_first_calls  # noqa: E402
+from exporter.pipeline.run import export  # noqa: E402
 from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
-from tests.tiny import Exported, tiny_export  # noqa: E402
+from tests.tiny import (  # noqa: E402
+    ALPHA,
+    FORGET,
+    LAYER,
+    RETAIN,
+    TEMPLATE,
+    Exported,
+    one_skill,
+    one_thread,
+    tiny_export,
+    tiny_model,
+    write_prompts,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +70,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
         return made[family, method]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def templated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose prompts were formatted by a template; asked otherwise, forget prompts are not refused."""
+    folder = tmp_path_factory.mktemp("templated")
+    forget, retain = (
+        f"{write_prompts(folder / f'{name}.jsonl', texts)},column=prompt"
+        for name, texts in (("forget", FORGET), ("retain", RETAIN))
+    )
+    settings = {"prompt_template": TEMPLATE, "layer": LAYER["llama"], "alpha": ALPHA, "everyday": False}
+    base = tiny_model(folder / "base", chat=False)
+    with one_thread():
+        export(one_skill(base, folder / "out", forget, retain, force=True, quiet=True, **settings), lambda text: None)
+    return folder / "out"
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,9 @@ RETAIN = [
 FORGET_MORE = [text.replace("has some", "once had some") for text in FORGET[:20]]
 
 
+TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
 def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

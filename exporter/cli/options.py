@@ -84,6 +84,11 @@ prompt_template = click.option(
     metavar="auto|chat|TEXT",
     help="How prompts are formatted; {prompt} in TEXT is replaced.",
 )
+recorded_template = click.option(
+    "--prompt-template",
+    metavar="auto|chat|TEXT",
+    help="How prompts are formatted; {prompt} in TEXT is replaced. Default: as the export's were.",
+)
 machine = options(
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the model."),

@@ -22,9 +22,7 @@ from exporter.evaluation.settings import EvaluateSettings
 from exporter.evaluation.tasks import Task
 from exporter.models.batches import run_batches
 from exporter.models.subjects import BASE, EDITED, Subject, load_base, load_edited
-from exporter.models.tokens import context_of
-from exporter.prompts.formats import Formatter
-from exporter.recipes.templates import read_template
+from exporter.recipes.templates import given_template
 
 
 def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[str, Any]:
@@ -40,13 +38,8 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
         for spec in settings.sources.get(kind, ())
     ]
     subject = load_edited(settings.checkpoint, settings.dtype, settings.device)
-    formatter = Formatter(
-        subject.tokenizer,
-        template=read_template(settings.prompt_template, "--prompt-template"),
-        formats=settings.formats,
-        seed=settings.seed,
-        max_length=context_of(subject.model),
-    )
+    template = given_template(settings.prompt_template)
+    formatter = subject.formatter(template, formats=settings.formats, seed=settings.seed)
     for text in formatter.remarks:
         remark(text)
     tasks = [make_task(subject, formatter, each) for each in read]

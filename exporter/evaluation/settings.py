@@ -13,7 +13,10 @@ from exporter.recipes.settings import check_running
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings of `unskill evaluate`; the names are those of the flags. limit: items of each source, None for all."""
+    """Settings of `unskill evaluate`; the names are those of the flags.
+
+    limit: items of each source, None for all; prompt_template: None is the export's.
+    """
 
     checkpoint: str
     out: Path
@@ -23,7 +26,7 @@ class EvaluateSettings:
     against: Path | None = None
     allow_code_execution: bool = False
     limit: int | None = 200
-    prompt_template: str = "auto"
+    prompt_template: str | None = None
     formats: str = PLAIN
     seed: int = 0
     dtype: str = "auto"

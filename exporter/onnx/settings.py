@@ -27,14 +27,15 @@ class OnnxSettings:
     """Settings of `unskill onnx`; the names are those of the flags.
 
     dtype: of the graph, float32 or float16; quantize: of the projections' weights, int8, int4 or None. With it, forget
-    and retain are the export's own sources, and max_false_block None means the export's too.
+    and retain are the export's own sources, and max_false_block None means the export's too; so
+    does prompt_template None, with quantize or without.
     """
 
     checkpoint: str
     out: Path
     forget: tuple[str, ...] = ()
     retain: tuple[str, ...] = ()
-    prompt_template: str = "auto"
+    prompt_template: str | None = None
     dtype: str = "float32"
     quantize: str | None = None
     system_prompts: tuple[str, ...] = ()

@@ -15,17 +15,17 @@ from exporter.common.staging import Staging, repair
 from exporter.common.version import __version__
 from exporter.models.files import check_checkpoint, find_files
 from exporter.models.loading import load_files
-from exporter.models.tokens import pad_id_of
+from exporter.models.subjects import EDITED, Subject, identity_of
 from exporter.onnx.check.self_check import Expected, as_json, room_for, self_check
 from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
-from exporter.prompts.formats import PLAIN, Formatter, Query
+from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.sources import Source, load_prompts
-from exporter.recipes.templates import read_template
+from exporter.recipes.templates import given_template
 
 TRIED = 64
 """Of so many prompts the shortest are in the self-check: time, memory and disk grow with their lengths."""
@@ -49,13 +49,8 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     check_out(settings, size)
     model: Any
     model, tokenizer = load_files(files, settings.dtype, "cpu", "CHECKPOINT", trust_remote_code=True)
-    formatter = Formatter(
-        tokenizer,
-        template=read_template(settings.prompt_template, "--prompt-template"),
-        formats=PLAIN,
-        max_length=model.config.max_position_embeddings,
-        skip_long=True,
-    )
+    subject = Subject(EDITED, files.name, model, tokenizer, files.config["unskill"], identity_of(files))
+    formatter = subject.formatter(given_template(settings.prompt_template), formats=PLAIN, skip_long=True)
     queries = [query for each in prompts for query in shortest(formatter.format(each, "--forget"))]
     queries += formatter.format(everyday_prompts()[:PROMPTS], "everyday")
     free = shutil.disk_usage(settings.out.absolute().parent).free
@@ -75,7 +70,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
         remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
         with TemporaryFile(dir=staging.path) as file:
-            expected = Expected(model, sequences, pad_id_of(tokenizer, model, files.name), file)
+            expected = Expected(model, sequences, subject.pad_id, file)
             release_weights(model)  # a session holds them too
             rows, agree = self_check(expected, graph, kernels)
         summary = {

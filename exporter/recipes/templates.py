@@ -31,6 +31,14 @@ def read_template(value: str, flag: str) -> str:
     return text.removesuffix("\n")
 
 
+def given_template(value: str | None) -> str | None:
+    """What --prompt-template gives, None where it is not given and prompts are formatted as the export's were.
+
+    Raises BadInput as `read_template`.
+    """
+    return None if value is None else read_template(value, "--prompt-template")
+
+
 def write_template(text: str) -> str:
     r"""What `read_template` reads this text from: with one backslash more where it would take one away."""
     return re.sub(r"(\\+)(?=n)", r"\1\\", re.sub(r"\A(?=\\*@)", r"\\", text))

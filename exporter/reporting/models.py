@@ -24,7 +24,7 @@ from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.models.subjects import BASE, Subject, identity_of, load_edited
 from exporter.models.tokens import context_of
-from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.formats import Query
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.texts import as_texts
 
@@ -60,12 +60,7 @@ def add_models(
     found = find_base(base)
     edited = load_edited(checkpoint, dtype, device)
     asked = [questions(skill, given) for skill in stored.skills]
-    formatter = Formatter(
-        edited.tokenizer,
-        template=stored.recipe["prompt_template"],
-        formats="plain",
-        max_length=context_of(edited.model),
-    )
+    formatter = edited.formatter(formats="plain")
     tasks = [
         Answers(skill.name, items, formatter, len(items)) for skill, items in zip(stored.skills, asked, strict=True)
     ]

@@ -18,7 +18,7 @@ from exporter.cli.output import echo_json
 from exporter.common.errors import BadInput
 from exporter.models.subjects import BASE, Subject, load_base, load_edited, plain_base
 from exporter.prompts.formats import Formatter
-from exporter.recipes.templates import read_template
+from exporter.recipes.templates import given_template
 
 
 def chat(settings: ChatSettings) -> None:
@@ -82,10 +82,8 @@ def chat(settings: ChatSettings) -> None:
 
 def formatter_of(subject: Subject, edited: Subject, settings: ChatSettings) -> Formatter:
     """How a model is asked: as the user says, else as the export's prompts were."""
-    recorded = (skill["prompt_template"] for skill in edited.settings["skills"] if "prompt_template" in skill)
-    given = settings.prompt_template
-    template = next(recorded, "auto") if given is None else read_template(given, "--prompt-template")
-    return Formatter(subject.tokenizer, template=template)
+    given = given_template(settings.prompt_template)
+    return subject.formatter(edited.template if given is None else given, max_length=None)
 
 
 def padding_refusal(edited: Subject) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from exporter.cli.chat.settings import ChatSettings
+from exporter.cli.options import recorded_template
 from exporter.recipes.settings import DTYPES
 
 
@@ -21,11 +22,7 @@ from exporter.recipes.settings import DTYPES
     help="Answer with the base model too: the same weights without interventions, not loaded again.",
 )
 @click.option("--base", metavar="MODEL", help="Compare with this model instead.")
-@click.option(
-    "--prompt-template",
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced. Default: as the export's were.",
-)
+@recorded_template
 @click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Greatest length of an answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="Of sampling; 0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")

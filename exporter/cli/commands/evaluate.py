@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import NumberOr, machine, prompt_template
+from exporter.cli.options import NumberOr, machine, recorded_template
 from exporter.cli.output import echo_json, remarks
 from exporter.common.files import beside
 
@@ -32,7 +32,7 @@ from exporter.common.files import beside
     type=click.Path(path_type=Path),
     help="Folder of an earlier evaluation, with which the checkpoint is compared.",
 )
-@prompt_template
+@recorded_template
 @click.option(
     "--formats",
     type=click.Choice(("plain", "mixed")),

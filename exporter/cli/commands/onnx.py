@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.options import recorded_template
 from exporter.cli.output import echo_json, remarks
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import beside
@@ -53,13 +54,7 @@ class GraphDtype(click.Choice):
     show_default=True,
     help="With --quantize, look for false blocks in answers too: most of the time that it takes.",
 )
-@click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How they are formatted.",
-)
+@recorded_template
 @click.option("--dtype", type=GraphDtype(), default="float32", show_default=True, help="Of the graph.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
 @click.option("--force", is_flag=True, help="With --quantize, write even where the skill does not separate.")

@@ -36,12 +36,13 @@ def export_again(stored: Stored, settings: OnnxSettings) -> tuple[ExportSettings
             f"--system-prompt: the export had {len(recipe['system_prompts'])} of its own (sha256); give the same "
             "texts in the same order"
         )
-    if read_template(settings.prompt_template, "--prompt-template") not in ("auto", recipe["prompt_template"]):
+    given = settings.prompt_template
+    if given is not None and read_template(given, "--prompt-template") != recipe["prompt_template"]:
         raise BadInput("--prompt-template: is not the export's, on which the hypercubes were fitted; leave it out")
-    given = {flag: read_fingerprints(stored, settings, flag) for flag in FLAGS}
+    sources_given = {flag: read_fingerprints(stored, settings, flag) for flag in FLAGS}
     found = []
     for skill in recipe["skills"]:
-        sources = {flag: matched(skill["sources"], given[flag], flag) for flag in FLAGS}
+        sources = {flag: matched(skill["sources"], sources_given[flag], flag) for flag in FLAGS}
         found.append(collect_from(skill_settings(skill, settings), sources["--forget"], sources["--retain"]))
     common = {
         field.name: recipe[field.name]

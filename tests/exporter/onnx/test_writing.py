@@ -32,7 +32,17 @@ from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings
 from exporter.onnx.symbolic import inside_hypercubes
 from exporter.onnx.writing import fitting, shortest, write_onnx
 from tests.exporter.onnx.conftest import Written
-from tests.tiny import FORGET, RETAIN, Exported, edit_json, export_base, one_thread, tiny_model, write_prompts
+from tests.tiny import (
+    FORGET,
+    RETAIN,
+    TEMPLATE,
+    Exported,
+    edit_json,
+    export_base,
+    one_thread,
+    tiny_model,
+    write_prompts,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 NEW_TOKENS = 12
@@ -261,6 +271,24 @@ def test_the_shortest_prompts_of_every_source_are_asked(tiny: Callable[..., Expo
     tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
     asked = [tokenizer.decode(ids) for ids in sequences]
     assert len(asked) == 2 * PROMPTS + 2 and set(asked[:PROMPTS]) < set(short) and asked[PROMPTS:][:2] == RETAIN[:2]
+
+
+@pytest.mark.parametrize(("given", "form"), [(None, TEMPLATE), ("auto", "{prompt}"), ("Q: {prompt}", "Q: {prompt}")])
+def test_prompts_are_asked_as_the_exports_were_unless_a_flag_says_otherwise(
+    given: str | None, form: str, templated: Path, tmp_path: Path
+) -> None:
+    forget = write_prompts(tmp_path / "forget.jsonl", FORGET[:PROMPTS])
+    settings = OnnxSettings(str(templated), tmp_path / "out", (str(forget),), prompt_template=given)
+    with (
+        mock.patch("exporter.onnx.writing.write_graph", side_effect=StopIteration),
+        mock.patch("exporter.onnx.writing.room_for", return_value=0) as room,
+        pytest.raises(StopIteration),
+    ):
+        write_onnx(settings, lambda text: None)
+    (sequences, _), _ = room.call_args
+    tokenizer = AutoTokenizer.from_pretrained(templated, trust_remote_code=True)
+    asked = [tokenizer.decode(ids) for ids in sequences[:PROMPTS]]
+    assert asked == [form.replace("{prompt}", text) for text in FORGET[:PROMPTS]]
 
 
 def test_shortest_keeps_the_order() -> None:
