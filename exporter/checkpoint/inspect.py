@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import errors
+
 from exporter.checkpoint.base.record import FOLDER as BASE_FOLDER
 from exporter.checkpoint.base.record import NAME as BASE_RECORD
 from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.sentences import rate_rows, warning_lines
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json, sibling
-from exporter.common.hub import download
+from exporter.common.hub import download, silent_library
 from exporter.models.files import INDEX, check_checkpoint
 
 SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
@@ -80,14 +82,12 @@ def local_sizes(folder: Path) -> dict[str, int]:
 
 def hub_sizes(checkpoint: str, revision: str) -> dict[str, int] | None:
     """Sizes of a Hub model's files; None offline, where only what was downloaded before is known."""
-    from huggingface_hub import HfApi
-
-    from exporter.common.hub import HUB_ERRORS, silent_library
+    from huggingface_hub import HfApi  # a third of a second, which a folder need not wait for
 
     try:
         with silent_library():
             siblings = HfApi().model_info(checkpoint, revision=revision, files_metadata=True).siblings or []
-    except HUB_ERRORS:
+    except (errors.HTTPError, OSError, ValueError):  # type: ignore[attr-defined]
         return None
     return {each.rfilename: each.size or 0 for each in siblings}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -178,17 +180,74 @@ def library_messages(remark: Callable[[str], None], token: str, quiet: bool) -> 
             enable_progress_bars()
 
 
-def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
-    """A Hub model's files of these names: their folder, and the commit. Raises BadInput where it cannot be reached."""
-    from huggingface_hub import snapshot_download
+@contextmanager
+def download_errors(where: str, kind: str, repo: str, revision: str | None) -> Iterator[None]:
+    """While this runs, what huggingface_hub raises of a download is one line that says what to do.
 
-    from exporter.common.hub import HUB_ERRORS, check_endpoint, silent_library
+    Args:
+        where: The line's beginning, what was asked for: "MODEL org/name".
+        kind: "model", in whose place there may be a folder, or "dataset", in whose place a file.
+        repo: Its id.
+        revision: That was asked for, if any.
 
+    Raises:
+        BadInput: A bad HF_ENDPOINT; there is no such repo or revision, it is gated, or the Hub cannot be reached.
+        RunFailed: The disk is full, or the cache cannot be written.
+    """
     check_endpoint()
+    no_file = f"no such {'folder' if kind == 'model' else 'file'}"
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
     try:
         with silent_library():
-            folder = Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    except HUB_ERRORS as error:
-        at = f" (revision {revision})" if revision else ""
-        raise BadInput(f"{what} {model} is neither a folder nor a Hub model that can be reached{at}") from error
+            yield
+    except errors.HFValidationError as error:
+        raise BadInput(f"{where}: {no_file}, and not the id of a {kind}") from error
+    except errors.GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{'' if kind == 'model' else 'datasets/'}{repo}"
+        raise BadInput(f"{where}: the {kind} is gated: accept its terms on {page}, then {log_in}") from error
+    except errors.RevisionNotFoundError as error:
+        raise BadInput(f"{where}: the {kind} has no revision '{revision}'") from error
+    except errors.RepositoryNotFoundError as error:
+        raise BadInput(f"{where}: {no_file}, and no such {kind} on the Hub; if it is private, {log_in}") from error
+    # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice. ValueError: an
+    # answer that is not JSON; RuntimeError: of hf_xet.
+    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # type: ignore[attr-defined]
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(
+                f"{where}: disk full while downloading to {constants.HF_HUB_CACHE}: make room there, or set "
+                "HF_HOME to a folder on another disk"
+            ) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise RunFailed(
+                f"{where}: cannot be downloaded to {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another "
+                "folder"
+            ) from error
+        if constants.HF_HUB_OFFLINE:
+            at = f" at revision '{revision}'" if revision else ""
+            raise BadInput(
+                f"{where}: {no_file}, and no such {kind} in the cache{at}: unset HF_HUB_OFFLINE to download it"
+            ) from error
+        raise BadInput(
+            f"{where}: {no_file}, and the Hub cannot be reached for a {kind} of this name ({first_line(error)}); "
+            "HF_HUB_OFFLINE=1 takes a cached one"
+        ) from error
+
+
+def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
+    """Download a Hub model's files of these names.
+
+    Args:
+        model: Its id.
+        what: The argument's name, for errors.
+        patterns: Names, or patterns of names.
+        revision: A branch, tag or commit; None for the main branch.
+
+    Returns:
+        The files' folder in the cache, and the commit.
+
+    Raises:
+        BadInput, RunFailed: As `download_errors`.
+    """
+    with download_errors(f"{what} {model}", "model", model, revision):
+        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
     return folder, folder.name

@@ -1,4 +1,4 @@
-"""The base model: its files, its tokenizer and the live module."""
+"""A model's files, in a folder or on the Hub."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import check_config
-
-if TYPE_CHECKING:
-    pass
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of a base that go along as they are: its licence binds the checkpoint too.
@@ -31,8 +28,9 @@ SMALL_FILES += (
     "tokenizer.model*",
     "spiece.model",
 )
-# Everything a checkpoint may take from its base; never weights in another format.
-HUB_FILES = (*SMALL_FILES, "*.json", "*.safetensors")
+# What is downloaded beside the weights. Of these only the files that the index names, as many repos have them in other
+# forms too: consolidated.safetensors, original/, pickles.
+HUB_FILES = (*SMALL_FILES, "*.json")
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,10 @@ def find_files(
     check(config, name)
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{what} {name} has no tokenizer.json: a fast tokenizer is needed")
+    if commit is not None:
+        wanted = indexed_shards(folder, name, what) if (folder / INDEX).is_file() else (WEIGHTS,)
+        if not all((folder / shard).is_file() for shard in wanted):
+            download(model, what, wanted, commit)
     return Base(folder, name, commit, config, find_shards(folder, name, what))
 
 
@@ -85,11 +87,7 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     if (folder / WEIGHTS).is_file():
         return (WEIGHTS,)
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX, name, what).get("weight_map")
-        found = weight_map.values() if isinstance(weight_map, dict) else ()
-        if not found or not all(isinstance(shard, str) and Path(shard).name == shard for shard in found):
-            raise BadInput(f"{what} {name}: {INDEX} does not say by weight_map in which file each weight is")
-        shards = tuple(sorted(set(found)))
+        shards = indexed_shards(folder, name, what)
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is not there")
@@ -98,6 +96,15 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     if pickles:
         raise BadInput(f"{what} {name} has pickle weights ({pickles[0]}), which are not read: save it as safetensors")
     raise BadInput(f"{what} {name} has no {WEIGHTS}")
+
+
+def indexed_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
+    """File names that the index names, sorted. Raises BadInput where it is not one."""
+    weight_map = read_json(folder / INDEX, name, what).get("weight_map")
+    found = weight_map.values() if isinstance(weight_map, dict) else ()
+    if not found or not all(isinstance(shard, str) and Path(shard).name == shard for shard in found):
+        raise BadInput(f"{what} {name}: {INDEX} does not say by weight_map in which file each weight is")
+    return tuple(sorted(set(found)))
 
 
 def check_checkpoint(config: dict[str, Any], name: str) -> None:

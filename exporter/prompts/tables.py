@@ -244,29 +244,15 @@ def _find_dataset(dataset_id: str, revision: str | None, where: str) -> tuple[st
 
     `datasets` itself would take the latest cached version then, whatever revision is asked for.
     """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
-    try:
+    from exporter.common.hub import download_errors
+
+    with download_errors(where, "dataset", dataset_id, revision):
         if constants.HF_HUB_OFFLINE:
             folder = Path(snapshot_download(dataset_id, repo_type="dataset", revision=revision, local_files_only=True))
             return folder.name, folder
         commit = HfApi().dataset_info(dataset_id, revision=revision, timeout=30).sha
-    except errors.HFValidationError as error:
-        raise BadInput(f"{where}: no such file, and not the id of a dataset") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise BadInput(f"{where}: no such file, and no such dataset in the cache (HF_HUB_OFFLINE is set)") from error
-    except errors.GatedRepoError as error:
-        raise BadInput(f"{where}: access to this dataset must be requested on the Hub, and HF_TOKEN set") from error
-    except errors.RevisionNotFoundError as error:
-        raise BadInput(f"{where}: the dataset has no revision '{revision}'") from error
-    except errors.RepositoryNotFoundError as error:
-        raise BadInput(f"{where}: no such file, and no such dataset on the Hub (or it is private)") from error
-    # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        raise BadInput(
-            f"{where}: no such file, and the Hub cannot be reached for a dataset of this name "
-            f"({first_line(error)}); HF_HUB_OFFLINE=1 takes a cached one"
-        ) from error
     if commit is None:
         raise BadInput(f"{where}: the Hub names no commit for this dataset")
     return commit, None

@@ -15,7 +15,7 @@ from exporter.common.errors import BadInput, RunFailed
 from exporter.common.files import human_size, nested, read_json, write_errors
 from exporter.common.hub import download
 from exporter.common.staging import Staging, check_target, repair
-from exporter.models.files import HUB_FILES, check_checkpoint
+from exporter.models.files import check_checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,14 @@ def restore(settings: RestoreSettings, remark: Callable[[str], None]) -> dict[st
     Raises BadInput for a checkpoint or folder that cannot be used; RunFailed where a file would come back otherwise
     than the base had it, or the disk is full. Nothing is written then.
     """
-    folder, name = Path(settings.checkpoint), Path(settings.checkpoint).resolve().name
+    folder, name, commit = Path(settings.checkpoint), Path(settings.checkpoint).resolve().name, None
     if not os.path.isdir(folder):
-        folder, name = download(settings.checkpoint, "CHECKPOINT", [*HUB_FILES, "reproduce/*"])[0], settings.checkpoint
+        name = settings.checkpoint
+        folder, commit = download(name, "CHECKPOINT", ["config.json", "reproduce/*"])
     check_checkpoint(read_json(folder / "config.json", name, "CHECKPOINT"), name)
     record = read_record(folder, name)
+    if commit is not None:
+        download(name, "CHECKPOINT", [file.path for file in record.files], commit)
     if nested(settings.out, folder):
         raise BadInput(f"{settings.out}: DIR and CHECKPOINT must be folders apart from each other")
     for line in repair(settings.out):

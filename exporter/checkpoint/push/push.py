@@ -7,16 +7,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from exporter.checkpoint.push.files import Upload, named, uploads
 from exporter.common.errors import BadInput, first_line
+from exporter.common.hub import HUB_ERRORS, NOT_KNOWN, Attempts, check_endpoint, library_messages, silent_library
 from exporter.common.text import Remark
 from exporter.common.version import __version__
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, HfApi
-    from huggingface_hub.hf_api import ModelInfo
 
 DEFAULT_BRANCH = "main"
 # Of the repo's own, as the Hub makes it; what a person may write before there is a model.
@@ -40,12 +41,9 @@ class PushSettings:
 
     def __post_init__(self) -> None:
         """Raises BadInput for settings that no push can have."""
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
         try:
             validate_repo_id(self.repo)
-        except HFValidationError as error:
+        except errors.HFValidationError as error:
             raise BadInput(f"{self.repo!r} is no name of a repo: {' '.join(str(error).split())}") from error
         if "/" not in self.repo:
             raise BadInput(f"{self.repo!r} is no name of a repo: give USER/NAME or ORGANISATION/NAME")
@@ -74,10 +72,6 @@ def find_token() -> str:
     Raises BadInput where there is none, or none that can be read or that a request can carry, or nothing may be sent
     at all. The token is in none of the messages, and the library logs nothing meanwhile.
     """
-    from huggingface_hub import constants, errors, get_token
-
-    from exporter.common.hub import HUB_ERRORS, check_endpoint, silent_library
-
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
     check_endpoint()
@@ -124,10 +118,6 @@ def push(settings: PushSettings, check: Callable[[Path, Remark], None], remark: 
 def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Remark) -> dict[str, Any]:
     """All that needs the network, in the order in which nothing is ever half there: a private repo, the commit, and
     only then the world."""
-    from huggingface_hub import HfApi
-
-    from exporter.common.hub import NOT_KNOWN, Attempts, library_messages
-
     api = HfApi(token=token)
     attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
     before = "no commit was made, and what was uploaded will not be uploaded again"
@@ -161,11 +151,9 @@ def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
 
     Raises BadInput where that branch would be made of what is not ours.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         main = api.model_info(settings.repo)
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         api.create_repo(settings.repo, private=True, exist_ok=True)
         main = api.model_info(settings.repo)
     revision = settings.revision
@@ -173,7 +161,7 @@ def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
         return main
     try:
         return api.model_info(settings.repo, revision=revision)
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         if revision.startswith("refs/"):
             raise
     check_kind(main, settings)
@@ -212,8 +200,6 @@ def make_commit(
 
     Not `upload_folder`: with hf_xet that makes several commits of a folder, and splits one that the Hub has rejected.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     return api.create_commit(
         settings.repo,
         [

@@ -173,7 +173,10 @@ def test_the_same_bytes_with_models_too(several: Several, reported: Reported) ->
 
 def test_another_base(several: Several, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", chat=False, hidden_size=48)
-    for base, message in ((other, "other: is not the model"), (tmp_path / "none", "neither a folder nor a Hub model")):
+    for base, message in (
+        (other, "other: is not the model"),
+        (tmp_path / "none", "no such folder"),
+    ):
         with pytest.raises(BadInput, match=re.escape(message)):
             report(
                 ReportSettings(str(several.checkpoint), tmp_path / "out", base=str(base), **several.sources),

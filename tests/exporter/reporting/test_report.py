@@ -373,7 +373,7 @@ def test_folders_that_are_not_to_be_replaced(several: Several, tmp_path: Path) -
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(BadInput, match=r"is not a report \(it has no report.json\)"):
         report(ReportSettings(str(folder), tmp_path / "mine", overwrite=True), lambda text: None)
-    with pytest.raises(BadInput, match="is neither a folder nor a Hub model"):
+    with pytest.raises(BadInput, match="no such folder, and not the id of a model"):
         report(ReportSettings(str(tmp_path / "none"), tmp_path / "out"), lambda text: None)
 
 

@@ -162,8 +162,9 @@ def test_a_folder_of_licences_is_left_out(tmp_path: Path) -> None:
 def test_checkpoint_on_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, checkpoint = pair
 
-    def download(model: str, what: str, patterns: list[str]) -> tuple[Path, str]:
-        for name, content in contents(checkpoint).items():
+    def download(model: str, what: str, patterns: list[str], revision: str | None = None) -> tuple[Path, str]:
+        there = contents(checkpoint) | {"consolidated.safetensors": b"not the checkpoint's"}
+        for name, content in there.items():
             if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):  # as huggingface_hub does
                 (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / "cache" / name).write_bytes(content)
@@ -172,6 +173,7 @@ def test_checkpoint_on_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypa
     monkeypatch.setattr(run, "download", download)
     assert back("somebody/model", tmp_path / "back")["checkpoint"] == "somebody/model"
     assert contents(tmp_path / "back") == contents(base)
+    assert not (tmp_path / "cache" / "consolidated.safetensors").exists()
 
 
 def flip(path: Path, at: int) -> None:

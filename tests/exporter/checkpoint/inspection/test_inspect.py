@@ -283,7 +283,7 @@ def test_summary_that_cannot_be_shown(copied: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"has no config\.json"):
         inspect(str(tmp_path))
-    with pytest.raises(BadInput, match="neither a folder nor a Hub model"):
+    with pytest.raises(BadInput, match="no such folder, and not the id of a model"):
         inspect(str(tmp_path / "none"))
 
 
