@@ -34,12 +34,34 @@ from tests.tiny import (  # noqa: E402
 )
 
 
+# What makes a model or starts a process, as fixtures and as names in a module.
+MODEL_FIXTURES = {"tiny", "real", "real_export", "gemma_export", "check"}
+MODEL_NAMES = {"tiny_model", "tiny_export", "Exported", "subprocess", "Popen"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take longest come first: in several processes, one of them would otherwise end long after all."""
+    """Mark the quick tests, and let files that take longest come first: in several processes, one of them would
+    otherwise end long after all."""
     marks: dict[Path, set[str]] = {}
     for item in items:
+        if is_quick(item):
+            item.add_marker("quick")
         marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
     items.sort(key=lambda item: [name not in marks[item.path] for name in ("real", "slow")])
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """No marker says otherwise, and neither the test's module nor one of its fixtures makes a model or a process."""
+    assert isinstance(item, pytest.Function)
+    fixtures = [each for found in item._fixtureinfo.name2fixturedefs.values() for each in found]
+    scopes = [vars(item.module), *(each.func.__globals__ for each in fixtures)]
+    return (
+        item.get_closest_marker("real") is None
+        and item.get_closest_marker("slow") is None
+        and MODEL_FIXTURES.isdisjoint(item.fixturenames)
+        and all(MODEL_NAMES.isdisjoint(scope) for scope in scopes if scope is not globals())
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
