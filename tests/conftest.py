@@ -33,10 +33,9 @@ from tests.tiny import (  # noqa: E402
     write_prompts,
 )
 
-
 # What makes a model or starts a process, as fixtures and as names in a module.
-MODEL_FIXTURES = {"tiny", "real", "real_export", "gemma_export", "check"}
-MODEL_NAMES = {"tiny_model", "tiny_export", "Exported", "subprocess", "Popen"}
+MODEL_FIXTURES = {"tiny", "templated", "real", "real_export", "gemma_export", "check"}
+MODEL_NAMES = {"tiny_model", "tiny_export", "Exported", "CliRunner", "subprocess", "Popen"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -23,6 +23,8 @@ from tests.tiny import FORGET, RETAIN, Exported
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install unskill[eval]")
 
+pytestmark = pytest.mark.slow
+
 # One token each for the tiny tokenizer; then several, which part at their second token.
 CHOICES = ["?", "!", " so many of them", " so few of them"]
 TASKS = {

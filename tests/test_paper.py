@@ -15,6 +15,8 @@ from examples.paper.__main__ import entry
 from examples.paper.experiment import read_experiment
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

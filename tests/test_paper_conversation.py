@@ -20,6 +20,8 @@ from tests import tiny as tiny_models
 from tests.paper_runs import found, invoke
 from tests.tiny import BETA, FORGET, RETAIN, Exported, export_base, tiny_model, write_prompts
 
+pytestmark = pytest.mark.slow
+
 TOKENS, ANSWER = 1500, 6
 RECIPE = f"""
 experiment = "conversation"

@@ -20,6 +20,8 @@ from exporter.models.subjects import Subject
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, LAYER, RETAIN, Exported
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 experiment = "everywhere"
 title = "tiny"

@@ -28,6 +28,8 @@ from exporter.prompts.sources import Prompt
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 experiment = "gaussian"
 title = "tiny"

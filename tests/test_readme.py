@@ -43,6 +43,7 @@ def test_make_targets_exist() -> None:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
     asked = [command for command in commands() if command[0] == "unskill"]
     assert {command[1] for command in asked} == set(cli.commands)

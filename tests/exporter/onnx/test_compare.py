@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.exporter.onnx.conftest import Written
 from tests.tiny import write_prompts
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "examples" / "onnx" / "compare"

@@ -21,6 +21,8 @@ from exporter.onnx.library import register
 from exporter.onnx.operators import DOMAIN
 from tests.exporter.onnx.conftest import Written
 
+pytestmark = pytest.mark.slow
+
 GRAPH = Path("onnx", "model.onnx")
 
 

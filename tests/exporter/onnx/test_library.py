@@ -35,6 +35,8 @@ from exporter.onnx.library import (
     register,
 )
 
+pytestmark = pytest.mark.slow
+
 HEADER = "UNSKILL_ORT_HEADER"
 
 

@@ -12,6 +12,8 @@ import torch
 
 from exporter.onnx.quantize.run import write_weights
 
+pytestmark = pytest.mark.slow
+
 # Pieces of a size that glibc keeps in its heap once it has freed a larger one; the last one holds the heap's top.
 SCRIPT = """
 from exporter.onnx.memory import return_freed_memory

@@ -34,6 +34,8 @@ from tests.operator_models import (
     session,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = json.loads((ROOT / "tests" / "custom_modeling" / "data" / "draws.json").read_text())["draws"]
 

@@ -44,6 +44,8 @@ from tests.tiny import (
     write_prompts,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 NEW_TOKENS = 12
 

@@ -19,6 +19,8 @@ from tests.damage import copy_of, edit, onnx_of, onnx_record, put, set_
 from tests.fresh_loading import FreshLoading
 from tests.tiny import Exported, one_thread
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pair(tiny: Callable[..., Exported], tmp_path_factory: pytest.TempPathFactory) -> Path:

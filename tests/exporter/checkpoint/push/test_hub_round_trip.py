@@ -14,6 +14,8 @@ from tests.exporter.checkpoint.push.pushing import Done, Site, names
 from tests.test_matrix import interpreter
 from tests.tiny import Exported
 
+pytestmark = pytest.mark.slow
+
 RELEASES = ("4.57.6", "5.23.0")
 
 

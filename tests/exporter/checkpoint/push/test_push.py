@@ -380,10 +380,10 @@ def test_names_of_repos(name: str) -> None:
 def test_push_after_an_export_fails(
     error: BaseException, raised: type[UnskillError], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(settings: PushSettings, remark: object) -> None:
+    def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("exporter.cli.commands.after_export_push.push", fail)
+    monkeypatch.setattr("exporter.checkpoint.push.push.push", fail)
     with pytest.raises(UnskillError, match=said) as caught:
         push_exported(PushSettings(Path("out"), "me/model"), print)
     assert caught.type is raised

@@ -18,6 +18,8 @@ from exporter.onnx.check.runners import Recorded, Session, Torch, opened_graph, 
 from exporter.onnx.check.self_check import SOME, Row, Step, agree, cases, compare, halfway, in_steps, whole
 from tests.exporter.onnx.conftest import Written
 
+pytestmark = pytest.mark.slow
+
 R = 3
 
 

@@ -39,6 +39,8 @@ from tests.exporter.onnx.quantize.quantizing import (
 )
 from tests.tiny import one_thread, tiny_model
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     ("ksd", "int8"),
     ("ksd", "int4"),

@@ -20,6 +20,8 @@ from exporter.onnx.settings import GRAPH, OnnxSettings
 from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
 from tests.tiny import Exported, one_thread, write_prompts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_bodies_and_kernels_agree(kind: str, made: Callable[[str], Made], library: Path, tmp_path: Path) -> None:
