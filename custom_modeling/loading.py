@@ -6,6 +6,8 @@ import json
 import torch
 from transformers.utils import logging
 
+from custom_modeling.buffers import is_unskill
+
 UNSKILL_FORMAT = 1
 # Loading options under which activations may differ from those the interventions were fitted on.
 UNPROBED_OPTIONS = (
@@ -138,7 +140,7 @@ class VerifiedLoading:
         """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""
         # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module which it does not have.
         core = getattr(self, "model", self)
-        found = {name: tensor for name, tensor in core.named_buffers() if ".unskill_" in f".{name}"}
+        found = {name: tensor for name, tensor in core.named_buffers() if is_unskill(name)}
         for name, sha256 in self.config.unskill["sha256"].items():
             if name not in found:
                 raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")

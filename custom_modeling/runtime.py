@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from custom_modeling.buffers import NA_INDEX, NA_KEY, NA_PARAMS, STATES, UNSKILL, mlp_forms, states_form, unfilled
 from custom_modeling.key_space import inside_hypercubes, rewrite_logits
 from custom_modeling.loading import VerifiedLoading, check_record
 from custom_modeling.neuron_adjust import (
@@ -27,7 +28,7 @@ class Float32Buffers(nn.Module):
     """Mixin: the buffers of this module named unskill_* move between devices but never change their dtype."""
 
     def _apply(self, fn, recurse=True):
-        before = {name: tensor for name, tensor in self._buffers.items() if name.startswith("unskill_")}
+        before = {name: tensor for name, tensor in self._buffers.items() if name.startswith(UNSKILL)}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
             if tensor is not None and self._buffers[name].dtype != tensor.dtype:
@@ -45,21 +46,10 @@ class InterventionMLP(Float32Buffers):
     def unskill_install(self, cubes=0, adjusted=0, pruned=0, official=False):
         """Add the buffers, of so many hypercubes, adjusted and pruned neurons, until a checkpoint fills them.
 
-        Bounds are NaN, which refuses everything. `official`: Neuron Adjust as the authors' code has it.
+        `official`: Neuron Adjust as the authors' code has it.
         """
-        size, device = self.down_proj.in_features, self.down_proj.weight.device
-
-        def add(name, shape, dtype, value):
-            self.register_buffer(f"unskill_{name}", torch.full(shape, value, dtype=dtype, device=device))
-
-        if adjusted:
-            add("na_index", (adjusted,), torch.int64, 0)
-            add("na_params", (4, adjusted), torch.float32, torch.nan)
-            add("na_key", (adjusted,), torch.int64, 0)
-        if pruned:
-            add("sp_index", (pruned,), torch.int64, 0)
-        if cubes:
-            add("ksd_bounds", (cubes, 2, size), torch.float32, torch.nan)
+        for name, form in mlp_forms(self.down_proj.in_features, cubes, adjusted, pruned).items():
+            self.register_buffer(name, unfilled(form, self.down_proj.weight.device))
         self.unskill_cubes, self.unskill_adjusted, self.unskill_pruned = cubes, adjusted, pruned
         self.unskill_official = official
         self.unskill_hit = None
@@ -78,7 +68,7 @@ class InterventionMLP(Float32Buffers):
                 )
             if handed[0].device != value.device:
                 handed = [part.to(value.device) for part in handed]
-            value = adjust(value, self._buffers["unskill_na_index"], *handed)
+            value = adjust(value, self._buffers[NA_INDEX], *handed)
         key = self.act_fn(value) * self.up_proj(x)
         if self.unskill_pruned:
             key = key.index_fill(-1, self.unskill_sp_index, 0)
@@ -92,8 +82,7 @@ class RefusalStates(Float32Buffers):
 
     def __init__(self, hidden_size, device):
         super().__init__()
-        states = torch.full((2, hidden_size), torch.nan, dtype=torch.float32, device=device)
-        self.register_buffer("unskill_states", states)
+        self.register_buffer(STATES, unfilled(states_form(hidden_size), device))
 
 
 class SplitHead(nn.Linear):
@@ -177,12 +166,12 @@ class InterventionModel(VerifiedLoading):
         mlps = [self.layers[index].mlp for index in self.unskill_layers["adjusted"]]
         if not mlps or mlps[0].unskill_official:
             return
-        params = joined([mlp._buffers["unskill_na_params"] for mlp in mlps])  # (4, N)
+        params = joined([mlp._buffers[NA_PARAMS] for mlp in mlps])  # (4, N)
         given = input_ids if inputs_embeds is None else inputs_embeds[..., 0]
         places = draw_positions(given.shape[1], **positions).to(params.device)  # (batch or 1, positions)
         draws = None
         if self.config.unskill["draws"] == "sampled":
-            keys = joined([mlp._buffers["unskill_na_key"] for mlp in mlps])  # (N,)
+            keys = joined([mlp._buffers[NA_KEY] for mlp in mlps])  # (N,)
             tokens = torch.zeros_like(given, dtype=torch.int64) if input_ids is None else input_ids
             draws = uniform_draws(draw_context(places, tokens.to(params.device)), keys)  # (batch, positions, N)
         sizes = [mlp.unskill_adjusted for mlp in mlps]

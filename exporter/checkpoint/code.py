@@ -13,7 +13,7 @@ from exporter.common.version import __version__
 from exporter.models.families import Family
 
 # Parts of the runtime in the order in which they need one another.
-RUNTIME = ("neuron_adjust", "key_space", "loading", "runtime")
+RUNTIME = ("buffers", "neuron_adjust", "key_space", "loading", "runtime")
 
 
 def module_name(family: Family) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from custom_modeling.buffers import KSD_BOUNDS, REFUSAL_STATES, in_mlp
 from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
 from exporter.checkpoint.base.keeping import CopiedShard, keep_base
 from exporter.checkpoint.base.local_paths import of_base
@@ -170,11 +171,11 @@ def intervention_buffers(
     for outcome in outcomes:
         if outcome.evidence is not None and outcome.decision is not None:
             layer, alpha = outcome.decision.layer, outcome.decision.alpha.value
-            name = f"layers.{layer}.mlp.unskill_ksd_bounds"
+            name = in_mlp(layer, KSD_BOUNDS)
             cubes.setdefault(name, []).append(outcome.evidence.keys.bounds(layer, alpha))
     buffers |= {name: torch.cat(bounds) for name, bounds in cubes.items()}
     if states is not None and states.closed:
-        buffers["unskill_refusal.unskill_states"] = states.states
+        buffers[REFUSAL_STATES] = states.states
     for name, tensor in buffers.items():
         if not torch.isfinite(tensor).all():
             raise RunFailed(f"{name} holds NaN or infinity; try another --dtype")

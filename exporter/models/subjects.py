@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from custom_modeling.buffers import is_unskill
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import Base, check_checkpoint, find_base, find_files
 from exporter.models.loading import load_files
@@ -116,11 +117,11 @@ def plain_base(edited: Subject) -> Subject:
         config.vocab_size = settings["refusal_token_id"]
     with torch.device("meta"):
         base: Any = family_class(type(model))(config)
-    state = {name: tensor for name, tensor in model.state_dict().items() if ".unskill_" not in name}
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_unskill(name)}
     state |= {name: state[name][: config.vocab_size] for name in (EMBEDDING, HEAD) if name in state}
     base.load_state_dict(state, assign=True)
     for name, tensor in model.named_buffers():  # those that no file holds, too: frequencies, scales
-        if ".unskill_" not in name:
+        if not is_unskill(name):
             module, _, own = name.rpartition(".")
             setattr(base.get_submodule(module), own, tensor)
     base.tie_weights()

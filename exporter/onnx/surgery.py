@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from custom_modeling.buffers import KSD_BOUNDS, in_mlp
 from exporter.common.errors import RunFailed
 from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST
 
 LEAST = ".unskill_constants.least"
-BOUNDS = re.compile(r"\blayers\.(\d+)\.mlp\.unskill_ksd_bounds$")
+BOUNDS = re.compile(r"\b" + in_mlp(r"(\d+)", KSD_BOUNDS) + "$")
 STANDARDISERS = re.compile(r"\bunskill_constants\.standardisers_(\d+)$")
 
 
@@ -85,22 +86,6 @@ def whole(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
         file.seek(int(found.get("offset", 0)))
         values = file.read(int(found["length"]))
     return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values)
-
-
-def opened_bounds(shape: Sequence[int], within: float = np.inf) -> np.ndarray:
-    """Bounds (hypercubes, 2, d_ff) that hold every key with no coordinate further than that from zero."""
-    return _bounds(shape, -within, within)
-
-
-def closed_bounds(shape: Sequence[int]) -> np.ndarray:
-    """Bounds that hold nothing."""
-    return _bounds(shape, np.inf, -np.inf)
-
-
-def _bounds(shape: Sequence[int], lower: float, upper: float) -> np.ndarray:
-    found = np.full(shape, upper, np.float32)
-    found[:, 0] = lower
-    return found
 
 
 def rewrite(

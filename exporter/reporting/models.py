@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.special import ndtri
 
+from custom_modeling.buffers import NA_INDEX
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id
 from exporter.checkpoint.given import Given
@@ -109,7 +110,7 @@ def answers(task: Answers, subject: Subject) -> list[Result]:
 def adjusted_places(subject: Subject) -> dict[int, Tensor]:
     """Numbers of the adjusted neurons of each layer that has any."""
     core: Any = subject.model.base_model
-    found = {layer: module.mlp._buffers.get("unskill_na_index") for layer, module in enumerate(core.layers)}
+    found = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     return {layer: index.cpu() for layer, index in found.items() if index is not None and len(index)}
 
 

@@ -12,18 +12,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS
 from custom_modeling.key_space import FORBIDDEN
 from exporter.checkpoint.given import Given
 from exporter.checkpoint.layout import FOLDER
 from exporter.common.files import read_json
 from exporter.common.version import __version__
+from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
 from exporter.methods.key_space.scoring import score_keys
 from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
 from exporter.verification.checks import NotMade, Wrong, counted
 from exporter.verification.interventions import STATISTICS, key_space
-from exporter.verification.live import Live, close_bounds, filled, move_always, open_bounds, plain_classes, unpruned
+from exporter.verification.live import Live, filled, move_always, plain_classes, unpruned
 
 Key = tuple[str, int, str, str, int]
 """A prompt as the model sees it: source, row, sha256, format, variant."""
@@ -132,9 +134,9 @@ def check_neurons(live: Live) -> str:
     for query in live.some:
         with plain_classes(live):
             plain = live.logits(query.ids)
-        with filled(live, "ksd_bounds", close_bounds):
+        with filled(live, KSD_BOUNDS, closed_bounds):
             ours = live.logits(query.ids)
-            with filled(live, "na_params", move_always):
+            with filled(live, NA_PARAMS, move_always):
                 moved = live.logits(query.ids)
             with unpruned(live):
                 whole = live.logits(query.ids)
@@ -157,7 +159,7 @@ def check_refused(live: Live, given: Given | None) -> str:
     if live.record["refusal_token_id"] is None:
         return "nothing is to be refused: " + generates(live)
     if given is None:
-        with filled(live, "ksd_bounds", open_bounds):
+        with filled(live, KSD_BOUNDS, opened_bounds):
             for query in live.some:
                 assert_refused(live, query, "an everyday prompt, with hypercubes that hold everything,")
         return f"{counted(len(live.some), 'prompt')} refused with every hypercube opened in memory (no --forget given)"

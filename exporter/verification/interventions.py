@@ -10,6 +10,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from custom_modeling.buffers import (
+    KSD_BOUNDS,
+    NA_INDEX,
+    NA_KEY,
+    NA_PARAMS,
+    REFUSAL_STATES,
+    SP_INDEX,
+    in_mlp,
+    is_unskill,
+    layer_of,
+    mlp_forms,
+    states_form,
+)
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.neuron_adjust import neuron_key
 from exporter.methods.key_space.hypercubes import KeySpace
@@ -18,19 +31,18 @@ from exporter.methods.refusal.states import LEAD
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import View
-from exporter.verification.weights import BUFFER
 
 STATISTICS = "reproduce/statistics.safetensors"
 
 
 def read_buffers(view: View) -> dict[str, Tensor]:
     """All buffers by their names inside the base model, from whichever file has them."""
-    files = {file for name, file in view.index.items() if BUFFER in name}
+    files = {file for name, file in view.index.items() if is_unskill(name)}
     found: dict[str, Tensor] = {}
     for file in sorted(files):
         try:
             with safe_open(view.folder / file, "pt") as opened:
-                names = [name for name in opened.keys() if BUFFER in name]  # noqa: SIM118
+                names = [name for name in opened.keys() if is_unskill(name)]  # noqa: SIM118
                 found |= {name.removeprefix("model."): opened.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise Wrong(f"{file} cannot be read ({error})") from error
@@ -59,17 +71,10 @@ def expected_shapes(view: View) -> dict[str, tuple[tuple[int, ...], torch.dtype]
     size = config["intermediate_size"]
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for layer, counts in record["layers"].items():
-        mlp = f"layers.{layer}.mlp.unskill_"
-        if count := counts.get("adjusted"):
-            found[f"{mlp}na_index"] = (count,), torch.int64
-            found[f"{mlp}na_params"] = (4, count), torch.float32
-            found[f"{mlp}na_key"] = (count,), torch.int64
-        if count := counts.get("pruned"):
-            found[f"{mlp}sp_index"] = (count,), torch.int64
-        if count := counts.get("cubes"):
-            found[f"{mlp}ksd_bounds"] = (count, 2, size), torch.float32
+        forms = mlp_forms(size, *(counts.get(kind, 0) for kind in ("cubes", "adjusted", "pruned")))
+        found |= {in_mlp(layer, name): form for name, form in forms.items()}
     if record["refusal_token_id"] is not None and record["base_model"] == "closed":
-        found["unskill_refusal.unskill_states"] = (2, config["hidden_size"]), torch.float32
+        found[REFUSAL_STATES] = states_form(config["hidden_size"])
     return found
 
 
@@ -88,20 +93,20 @@ def of_other_form(buffers: dict[str, Tensor], shapes: dict[str, tuple[tuple[int,
 def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> Iterator[str]:
     """Values that no export writes. size: d_ff."""
     for name, tensor in buffers.items():
-        kind = name.rpartition(".unskill_")[2]
+        kind = name.rpartition(".")[2]
         if not torch.isfinite(tensor).all():
             yield f"{name} holds NaN or infinity"
-        elif kind == "ksd_bounds" and not (tensor[:, 0] <= tensor[:, 1]).all():
+        elif kind == KSD_BOUNDS and not (tensor[:, 0] <= tensor[:, 1]).all():
             yield f"{name}: a lower bound is above its upper one"
-        elif kind == "na_params" and not (tensor[deviations(record)] > 0).all():
+        elif kind == NA_PARAMS and not (tensor[deviations(record)] > 0).all():
             yield f"{name}: a deviation is not above 0"
-        elif kind in ("na_index", "sp_index"):
+        elif kind in (NA_INDEX, SP_INDEX):
             ascending = bool((tensor[1:] > tensor[:-1]).all())
             if not ascending or int(tensor[0]) < 0 or int(tensor[-1]) >= size:
                 yield f"{name} does not hold numbers of neurons, ascending, below {size}"
-        elif kind == "na_key":
-            layer = int(name.split(".")[1])
-            index = buffers[name.replace("na_key", "na_index")].tolist()
+        elif kind == NA_KEY:
+            layer = layer_of(name)
+            index = buffers[in_mlp(layer, NA_INDEX)].tolist()
             if tensor.tolist() != [neuron_key(record["seed"], layer, neuron) for neuron in index]:
                 yield f"{name} is not that of seed {record['seed']}"
 
@@ -118,7 +123,7 @@ def check_refusal_row(view: View) -> str:
         raise NotMade("there is no refusal")
     if view.record["base_model"] != "closed":
         raise NotMade("no refusal state is stored that the row would have to be along")
-    state = read_buffers(view)["unskill_refusal.unskill_states"][0].double()
+    state = read_buffers(view)[REFUSAL_STATES][0].double()
     found = []
     for name in (EMBEDDING, HEAD):
         if name in view.index:
@@ -154,7 +159,7 @@ def check_statistics(view: View) -> str:
     compared = 0
     if record["compat"] is None:
         for name, found in buffers.items():
-            if name.endswith("na_params"):
+            if name.endswith(NA_PARAMS):
                 compared += 1
                 if not of_some_skill(name, found, buffers, statistics, record):
                     problems.append(f"{name} is not of the distributions in {STATISTICS}")
@@ -178,7 +183,7 @@ def expected_bounds(statistics: dict[str, Tensor], record: dict[str, Any]) -> di
     for skill in record["skills"]:
         if "layer" in skill:
             bounds = key_space(statistics, skill).bounds(skill["layer"], skill["alpha"]["value"])
-            found.setdefault(f"layers.{skill['layer']}.mlp.unskill_ksd_bounds", []).append(bounds)
+            found.setdefault(in_mlp(skill["layer"], KSD_BOUNDS), []).append(bounds)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -186,7 +191,8 @@ def of_some_skill(
     name: str, params: Tensor, buffers: dict[str, Tensor], statistics: dict[str, Tensor], record: dict[str, Any]
 ) -> bool:
     """Whether each neuron's params (4, n) are those of one of the skills that adjust neurons."""
-    layer, index = int(name.split(".")[1]), buffers[name.replace("na_params", "na_index")]
+    layer = layer_of(name)
+    index = buffers[in_mlp(layer, NA_INDEX)]
     known = torch.zeros(len(index), dtype=torch.bool)
     for skill in record["skills"]:
         if skill["method"] in ("na", "na+ksd"):

@@ -100,12 +100,12 @@ class Live:
 
 
 @contextmanager
-def filled(live: Live, kind: str, change: Callable[[Tensor], None]) -> Iterator[None]:
-    """While this holds, `change` has been made to every buffer unskill_<kind>."""
-    buffers = [tensor for name, tensor in live.model.named_buffers() if name.endswith(f".unskill_{kind}")]
+def filled(live: Live, buffer: str, values: Callable[[Sequence[int]], Tensor]) -> Iterator[None]:
+    """While this holds, every buffer of this name has the values for its shape."""
+    buffers = [tensor for name, tensor in live.model.named_buffers() if name.endswith(f".{buffer}")]
     kept = [tensor.clone() for tensor in buffers]
     for tensor in buffers:
-        change(tensor)
+        tensor.copy_(values(tensor.shape))
     try:
         yield
     finally:
@@ -123,19 +123,9 @@ def unpruned(live: Live) -> Iterator[None]:
         yield
 
 
-def open_bounds(bounds: Tensor) -> None:
-    """Bounds (c, 2, d_ff) that hold everything."""
-    bounds[:, 0], bounds[:, 1] = -torch.inf, torch.inf
-
-
-def close_bounds(bounds: Tensor) -> None:
-    """Bounds that hold nothing."""
-    bounds[:, 0], bounds[:, 1] = torch.inf, -torch.inf
-
-
-def move_always(params: Tensor) -> None:
+def move_always(shape: Sequence[int]) -> Tensor:
     """Params (4, n) by which every pre-activation of an ordinary size is moved, and far."""
-    params.copy_(torch.tensor([[0.0], [1.0], [100.0], [1.0]]).expand_as(params))
+    return torch.tensor([[0.0], [1.0], [100.0], [1.0]]).expand(*shape)
 
 
 @contextmanager

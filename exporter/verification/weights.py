@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from custom_modeling.buffers import is_unskill
 from exporter.checkpoint.shards import Header, read_header
 from exporter.common.files import human_size, read_json
 from exporter.models.files import INDEX
 from exporter.verification.checks import counted, none_of
 from exporter.verification.view import View
-
-BUFFER = ".unskill_"
 
 
 def check_index(view: View) -> str:
@@ -50,7 +49,7 @@ def disagreements(weight_map: dict[str, str], headers: dict[str, Header]) -> Ite
 def check_tensors(view: View) -> str:
     """Names and shapes of the base's weights, against the family's own class by this config.json."""
     found = {name: info.shape for header in view.headers.values() for name, info in header.tensors.items()}
-    own = {name: shape for name, shape in found.items() if BUFFER not in name}
+    own = {name: shape for name, shape in found.items() if not is_unskill(name)}
     expected = {name: tuple(tensor.shape) for name, tensor in view.plain.state_dict().items()}
     unused = set(view.record["unused_weights"])
     tied = {"lm_head.weight"} if view.plain.config.get_text_config().tie_word_embeddings else set()

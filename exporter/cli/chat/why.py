@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_modeling.buffers import NA_INDEX
 from custom_modeling.key_space import inside_hypercubes
 from exporter.common.errors import BadInput
 from exporter.models.hooks import key_taps, pre_activation_taps
@@ -129,7 +130,7 @@ class Seen:
 def watched(subject: Subject, detectors: Sequence[Detector]) -> Iterator[Seen]:
     """While this lasts, see what the interventions do in each forward of one row."""
     core: Any = subject.model.base_model
-    indices = {layer: module.mlp._buffers.get("unskill_na_index") for layer, module in enumerate(core.layers)}
+    indices = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     seen = Seen({detector: [] for detector in detectors})
     gates: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -130,5 +130,15 @@ class KeyMoments:
         return self._hypercubes
 
 
+def opened_bounds(shape: Sequence[int], within: float = torch.inf) -> Tensor:
+    """Bounds (c, 2, d_ff) float32 that hold every key with no coordinate further than that from zero."""
+    return torch.tensor([[-within], [within]]).expand(*shape).contiguous()
+
+
+def closed_bounds(shape: Sequence[int]) -> Tensor:
+    """Bounds that hold nothing."""
+    return opened_bounds(shape, -torch.inf)
+
+
 def step(values: Tensor, towards: float) -> Tensor:
     return torch.nextafter(values, torch.full_like(values, towards))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_modeling.buffers import NA_INDEX, NA_KEY, NA_PARAMS, SP_INDEX, UNSKILL, in_mlp
 from custom_modeling.neuron_adjust import neuron_key
 from custom_modeling.runtime import InterventionMLP, InterventionModel, argument_names
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
@@ -21,11 +22,11 @@ def neuron_buffers(changes: NeuronChanges, seed: int, compat: str | None) -> dic
     for layer, neurons in changes.adjusted.items():
         keys = [neuron_key(seed, layer, neuron) for neuron in neurons.index.tolist()]
         buffers |= {
-            f"layers.{layer}.mlp.unskill_na_index": neurons.index,
-            f"layers.{layer}.mlp.unskill_na_params": as_compat(neurons, compat).float(),
-            f"layers.{layer}.mlp.unskill_na_key": torch.tensor(keys),
+            in_mlp(layer, NA_INDEX): neurons.index,
+            in_mlp(layer, NA_PARAMS): as_compat(neurons, compat).float(),
+            in_mlp(layer, NA_KEY): torch.tensor(keys),
         }
-    return buffers | {f"layers.{layer}.mlp.unskill_sp_index": index for layer, index in changes.pruned.items()}
+    return buffers | {in_mlp(layer, SP_INDEX): index for layer, index in changes.pruned.items()}
 
 
 def as_compat(neurons: SelectedNeurons, compat: str | None) -> Tensor:
@@ -93,6 +94,6 @@ def changed(
             core.layers[layer].mlp.__class__ = family.mlp
         for module in (core, *(core.layers[layer].mlp for layer in changes.layers)):
             for held in (vars(module), module._buffers):
-                for name in [name for name in held if name.startswith("unskill_")]:
+                for name in [name for name in held if name.startswith(UNSKILL)]:
                     del held[name]
         del config.unskill

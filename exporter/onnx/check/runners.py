@@ -17,10 +17,12 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from transformers import DynamicCache
 
+from custom_modeling.buffers import KSD_BOUNDS
 from exporter.common.errors import RunFailed, first_line
+from exporter.methods.key_space.hypercubes import opened_bounds
 from exporter.onnx.graph import cache_names, check_data, weights_of
 from exporter.onnx.library import register
-from exporter.onnx.surgery import find_places, opened_bounds, read_constants, rewrite
+from exporter.onnx.surgery import find_places, read_constants, rewrite
 
 Array = np.ndarray
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -208,11 +210,11 @@ def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
 
     within: of every layer with hypercubes.
     """
-    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(".unskill_ksd_bounds")]
+    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(KSD_BOUNDS)]
     kept = [tensor.clone() for tensor in bounds]
     try:
         for tensor, each in zip(bounds, within or [np.inf] * len(bounds), strict=True):
-            tensor.copy_(torch.from_numpy(opened_bounds(tuple(tensor.shape), each)))
+            tensor.copy_(opened_bounds(tensor.shape, each))
         yield
     finally:
         for tensor, before in zip(bounds, kept, strict=True):
@@ -227,7 +229,7 @@ def opened_graph(path: Path, within: Sequence[float] = ()) -> Iterator[Path]:
     held = read_constants(path, names)
     bounds = zip(names, within or [np.inf] * len(names), strict=True)
     with place_beside(path) as beside:
-        rewrite(path, beside, {name: opened_bounds(held[name].shape, each) for name, each in bounds})
+        rewrite(path, beside, {name: opened_bounds(held[name].shape, each).numpy() for name, each in bounds})
         yield beside
 
 

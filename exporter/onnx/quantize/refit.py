@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS, in_mlp
 from custom_modeling.key_space import inside_hypercubes
 from exporter.common.rates import Rate, rate, rates
 from exporter.methods.key_space.evidence import (
@@ -30,13 +31,14 @@ from exporter.methods.key_space.evidence import (
     gather,
     measure_limits,
 )
+from exporter.methods.key_space.hypercubes import closed_bounds
 from exporter.methods.neurons.choice import effect, measure_effects, text_sets
 from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import longest_first
 from exporter.methods.neurons.trade_off import TextLosses
 from exporter.onnx.check.runners import Array
 from exporter.onnx.quantize.graph_probe import GraphProber, probing
-from exporter.onnx.surgery import STANDARDISERS, Places, closed_bounds, find_places, read_constants
+from exporter.onnx.surgery import STANDARDISERS, Places, find_places, read_constants
 from exporter.onnx.symbolic import constants_of
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.skills import SkillPlan, SkillTexts
@@ -99,7 +101,10 @@ def refit(
     """
     places = find_places(path)
     # While it is probed nothing is refused, or answers would end where the hypercubes of float32 happen to hold them.
-    shut = {name: closed_bounds(bounds.shape) for name, bounds in read_constants(path, places.bounds.values()).items()}
+    shut = {
+        name: closed_bounds(bounds.shape).numpy()
+        for name, bounds in read_constants(path, places.bounds.values()).items()
+    }
     sets = text_sets(plans)
     neurons: dict[str, Any] = {}
     constants: dict[str, Array] = {}
@@ -115,7 +120,7 @@ def refit(
             before = measure_effects(prober, sets, "texts, neurons as they were")
         neurons[adjusting.skill.name] = found
         constants = neuron_constants(places, moved)
-        buffers = {f"layers.{layer}.mlp.unskill_na_params": each for layer, each in moved.items()}
+        buffers = {in_mlp(layer, NA_PARAMS): each for layer, each in moved.items()}
     with probing(path, list(places.keys.values()), shut | constants, **probe) as prober:
         if adjusting is not None:
             after = measure_effects(prober, sets, "texts, neurons changed")
@@ -127,7 +132,7 @@ def refit(
         }
         keys = refit_key_space(prober, old, plans, formatter, known, refusal, answers)
     constants |= {places.bounds[layer]: bounds.numpy() for layer, bounds in keys.bounds.items()}
-    buffers |= {f"layers.{layer}.mlp.unskill_ksd_bounds": bounds for layer, bounds in keys.bounds.items()}
+    buffers |= {in_mlp(layer, KSD_BOUNDS): bounds for layer, bounds in keys.bounds.items()}
     skills = [
         {
             "name": plan.skill.name,

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from custom_modeling.buffers import KSD_BOUNDS
 from exporter.checkpoint.given import Given
+from exporter.methods.key_space.hypercubes import opened_bounds
 from exporter.pipeline.run import export
 from exporter.prompts import packaged
 from exporter.recipes.recipe import merged_settings
 from exporter.verification import behaviour
 from exporter.verification.checks import NotMade, Wrong
-from exporter.verification.live import Live, filled, open_bounds, plain_classes
+from exporter.verification.live import Live, filled, plain_classes
 from exporter.verification.view import View
 from tests.damage import edit, set_
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, Exported, tiny_model, write_prompts
@@ -77,7 +79,7 @@ def test_settings_of_generation_that_the_base_brings(ksd: Live) -> None:
     ids, ends = ksd.some[0].ids, ksd.record["eos_token_id"]
     ksd.model.generation_config.min_new_tokens = 4
     assert "opened in memory" in behaviour.check_refused(ksd, None)
-    with filled(ksd, "ksd_bounds", open_bounds):
+    with filled(ksd, KSD_BOUNDS, opened_bounds):
         assert ksd.answer(ids, 8)[1:] == [ends] and ksd.answer(ids, 8, as_exported=True)[1] != ends
 
 
