@@ -15,6 +15,7 @@ from exporter.evaluation.records import Result
 from exporter.evaluation.tasks import Task
 from exporter.models.batches import batched
 from exporter.models.subjects import Subject
+from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
 
 LETTERS = "ABCDEFGHIJ"
@@ -32,7 +33,7 @@ class Refusals(Task):
 
     def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
         inputs = subject.pad([self.ids[row] for row in rows], "left")
-        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        positions = positions_of(inputs)
         with torch.inference_mode():
             logits = subject.model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1).logits
         refused = subject.refused(logits[:, -1])

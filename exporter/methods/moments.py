@@ -11,6 +11,11 @@ from torch import Tensor
 DEVIATION_FLOOR = 1e-3
 
 
+def largest_deviation(vectors: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """s(k), the largest standardised deviation max_j |k_j - mu_j| / sd_j: (..., d) -> (...), in the dtype of all."""
+    return (vectors - mean).div_(deviation).abs_().amax(-1)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Mean and floored sample deviation per dimension: float64 (layers, d) each, over `count` vectors."""
@@ -20,8 +25,8 @@ class Gaussian:
     deviation: Tensor
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """The largest standardised deviation, max_j |k_j - mu_j| / sd_j: (..., layers, d) -> (..., layers) float64."""
-        return ((vectors.double() - self.mean) / self.deviation).abs().amax(-1)
+        """s(k) of each layer's key vector: (..., layers, d) -> (..., layers) float64."""
+        return largest_deviation(vectors.double(), self.mean, self.deviation)
 
 
 class Moments:

@@ -29,7 +29,8 @@ class Source:
 
     Attributes:
         location: Path of a local file, or id of a Hub dataset.
-        column: Column that holds the prompt, as text or as a list of chat messages (the last user message is taken).
+        column: Column that holds the prompt, as text or as a list of chat messages (the last user message is taken);
+            not beside a template.
         answer: Second column, for methods that look at whole texts.
         split: Split of a Hub dataset; default "train", or the only one.
         name: Configuration of a Hub dataset.
@@ -189,6 +190,8 @@ def load_prompts(source: Source, flag: str) -> list[Prompt]:
         BadInput: Anything that keeps a prompt from being read, or no prompts at all: one line that names the flag, the
             source and where possible the row.
     """
+    if source.column is not None and source.template is not None:
+        raise BadInput(f"{flag} {source.label}: template= names the columns it is filled with; leave out column=")
     table, where = open_source(source, flag)
     for name in filter(None, (source.column, source.answer)):
         if name not in table.columns:

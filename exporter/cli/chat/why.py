@@ -13,6 +13,7 @@ from torch import Tensor
 from custom_modeling.buffers import NA_INDEX
 from custom_modeling.key_space import inside_hypercubes
 from exporter.common.errors import BadInput
+from exporter.methods.moments import largest_deviation
 from exporter.models.hooks import key_taps, pre_activation_taps
 from exporter.models.subjects import Subject
 
@@ -34,8 +35,10 @@ class Detector:
         """
         lower, upper = self.bounds.double().unbind(1)
         deviation = (upper - lower) / (2 * self.alpha)
-        away = (key.double() - (lower + upper) / 2).abs() / deviation  # (c, d_ff)
-        return float(away.nan_to_num(nan=0.0).amax(-1).amin())
+        centre = (lower + upper) / 2  # (c, d_ff)
+        known = torch.where(key.isnan(), centre, key.double())
+        score = largest_deviation(known, centre, deviation).amin()
+        return float(score.clamp(max=torch.finfo(score.dtype).max))  # JSON knows no infinity
 
     def blocks(self, key: Tensor) -> bool:
         return bool(inside_hypercubes(key, self.bounds))

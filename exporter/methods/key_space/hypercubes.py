@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporter.methods.moments import Gaussian, Moments
+from exporter.methods.moments import Gaussian, Moments, largest_deviation
 from exporter.prompts.formats import Query
 
 # Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
@@ -37,7 +37,7 @@ class KeySpace:
     def scorer(self, device: torch.device) -> LayerScorer:
         return LayerScorer(
             torch.stack([gaussian.mean for gaussian in self.gaussians], 1).to(device, torch.float32),
-            torch.stack([1 / gaussian.deviation for gaussian in self.gaussians], 1).to(device, torch.float32),
+            torch.stack([gaussian.deviation for gaussian in self.gaussians], 1).to(device, torch.float32),
         )
 
     def bounds(self, layer: int, alpha: float) -> Tensor:
@@ -58,17 +58,17 @@ class KeySpace:
 
 @dataclass(frozen=True)
 class LayerScorer:
-    """Scores of one layer's keys in float32, for the many keys of an answer. mean, scale: (layers, c, d_ff)."""
+    """Scores of one layer's keys in float32, for the many keys of an answer. mean, deviation: (layers, c, d_ff)."""
 
     mean: Tensor
-    scale: Tensor
+    deviation: Tensor
 
     def __call__(self, layer: int, keys: Tensor) -> Tensor:
         """(n, d_ff) -> (n,) float64, to a relative 1e-6."""
         keys = keys.float()
         cubes = [
-            (keys - mean).mul_(scale).abs_().amax(-1)
-            for mean, scale in zip(self.mean[layer], self.scale[layer], strict=True)
+            largest_deviation(keys, mean, deviation)
+            for mean, deviation in zip(self.mean[layer], self.deviation[layer], strict=True)
         ]
         return torch.stack(cubes).amin(0).double()
 

@@ -18,6 +18,7 @@ from exporter.common.errors import RunFailed
 from exporter.methods.moments import Gaussian
 from exporter.models.hooks import mlp_taps
 from exporter.models.prober import Prober
+from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
 
 # A backward pass holds what a forward pass has computed.
@@ -96,7 +97,7 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
 
             key.register_hook(gradient)
 
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        positions = positions_of(inputs)
         unmoved = (positions == 0).unsqueeze(-1)  # first tokens, and pads before them
         embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_(True)
         with torch.enable_grad(), mlp_taps(model, receive):

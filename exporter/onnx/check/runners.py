@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from custom_modeling.buffers import KSD_BOUNDS
 from exporter.common.errors import RunFailed, first_line
 from exporter.methods.key_space.hypercubes import opened_bounds
+from exporter.models.tokens import positions_of
 from exporter.onnx.graph import cache_names, check_data, weights_of
 from exporter.onnx.library import register
 from exporter.onnx.surgery import find_places, read_constants, rewrite
@@ -61,9 +62,9 @@ class Judged(Runner, Protocol):
     edge: Array
 
 
-def positions_of(mask: Array, count: int) -> Array:
+def position_ids(mask: Array, count: int) -> Array:
     """Position ids (batch, count) as a left-padded batch has them."""
-    return (mask.cumsum(-1) - 1).clip(min=0)[:, -count:]
+    return positions_of({"attention_mask": torch.from_numpy(mask)})[:, -count:].numpy()
 
 
 class Session:
@@ -105,7 +106,7 @@ class Session:
             past = [np.zeros((len(ids), self._heads, 0, self._size), self._dtype)] * len(self._names)
         if mask is None:
             mask = np.ones((len(ids), past[0].shape[2] + ids.shape[1]), np.int64)
-        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
+        fed = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask, ids.shape[1])}
         try:
             found: list[Array] = self._session.run(None, fed | dict(zip(self._names, past, strict=True)))
         except REFUSALS as error:
@@ -135,7 +136,7 @@ class Torch:
             output = self._model(
                 input_ids=torch.from_numpy(ids),
                 attention_mask=torch.from_numpy(mask),
-                position_ids=torch.from_numpy(positions_of(mask, ids.shape[1])),
+                position_ids=torch.from_numpy(position_ids(mask, ids.shape[1])),
                 past_key_values=past,
                 use_cache=True,
             )

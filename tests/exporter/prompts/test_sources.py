@@ -168,6 +168,13 @@ def test_template_is_literal_and_single_pass(tmp_path: Path) -> None:
     assert "{a}, {b}, {n}, {t}" in error_of(path, template="no column")
 
 
+def test_a_column_beside_a_template_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"a": "A", "b": "B"}')
+    assert error_of(path, template="<{a}>", column="b").endswith(
+        "a.jsonl: template= names the columns it is filled with; leave out column="
+    )
+
+
 def test_bad_cells_name_the_row(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", '{"q": "x"}\n{"q": 7}\n')
     assert "row 2" in error_of(path, column="q")
