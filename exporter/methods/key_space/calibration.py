@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta
+from scipy.stats import beta, binom
 from torch import Tensor
 
 from exporter.common.errors import BadInput
@@ -65,23 +65,17 @@ class Alpha:
 def rank_for(n: int, target: float, confidence: float = CONFIDENCE) -> int | None:
     """The least k such that the k-th smallest of n scores covers `target` of the source with `confidence`.
 
-    The coverage of the k-th order statistic is Beta(k, n - k + 1) distributed, whatever the scores' distribution.
-    None where even the largest score does not do.
+    It covers the target where fewer than k of n scores are below the source's quantile at `target`, and their number
+    is binomial whatever the scores' distribution. None where even the largest score does not do.
     """
-    for k in range(1, n + 1):
-        if covers(k, n, target, confidence):
-            return k
-    return None
-
-
-def covers(k: int, n: int, target: float, confidence: float = CONFIDENCE) -> bool:
-    """Whether the k-th smallest of n scores covers `target` of the source with `confidence`."""
-    return bool(beta.sf(target, k, n - k + 1) >= confidence)
+    k = int(binom.ppf(confidence, n, target)) + 1
+    return k if k <= n else None
 
 
 def scores_for(target: float) -> int:
     """The least number of scores of which the largest covers `target` with CONFIDENCE."""
-    return 1 + bisect_left(range(1, MOST_SCORES), True, key=lambda n: covers(n, n, target))
+    # Not by logarithms: these are one too many where a whole number is meant, as 2 for a target of 0.1.
+    return 1 + bisect_left(range(1, MOST_SCORES), True, key=lambda n: beta.sf(target, n, 1) >= CONFIDENCE)
 
 
 def calibrate(scores: Tensor, target: float) -> Alpha:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import beta, binom
 from torch import Tensor
 
 from exporter.common.errors import BadInput
@@ -57,6 +57,14 @@ def test_rank_is_the_least_that_a_binomial_count_confirms(n: int, target: float)
         return
     assert binom.cdf(k - 1, n, target) >= 0.9 - 1e-12
     assert k == 1 or binom.cdf(k - 2, n, target) < 0.9
+
+
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.9**0.5, 0.95, 0.999])
+def test_rank_is_the_least_by_the_coverage_of_order_statistics(target: float) -> None:
+    # The coverage of the k-th smallest of n is Beta(k, n - k + 1) distributed.
+    for n in (0, 1, 2, 3, 44, 45, 46, 300):
+        enough = [k for k in range(1, n + 1) if beta.sf(target, k, n - k + 1) >= 0.9]
+        assert rank_for(n, target) == (min(enough) if enough else None)
 
 
 def test_expected_share_is_the_mean_coverage() -> None:
