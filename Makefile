@@ -16,6 +16,7 @@ BASE  := build/base/SmolLM2-135M-Instruct
 GEMMA := build/base/gemma-3-270m
 TORCH := torch==2.13.0
 NODE  := build/node
+FLOOR := build/floor
 GENAI := build/genai
 ORT   := build/ort-1.20.1
 
@@ -35,7 +36,7 @@ ALONE := $(PY) -m pytest
 export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
-.PHONY: help venv base gemma demo quick test test-all evidence matrix consumers node lint types bench clean
+.PHONY: help venv base gemma demo quick test test-all evidence matrix floor consumers node lint types bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +57,7 @@ test: $(READY) base $(DATA) ## quick, tiny models, and one export of SmolLM2 wit
 	$(PAIR) -m "not slow and not real"
 	$(ALONE) -m "real and not slow"
 
-test-all: $(READY) base gemma $(DATA) matrix consumers ## all tests but those of make evidence, also on older releases of transformers
+test-all: $(READY) base gemma $(DATA) matrix consumers floor ## all tests but those of make evidence, also on older releases of transformers
 	$(PAIR) --cov -m "not real and not evidence"
 	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence"
 
@@ -64,6 +65,8 @@ evidence: $(READY) base gemma $(DATA) matrix consumers ## what takes hours: more
 	$(ALONE) -m evidence
 
 matrix: $(VERSIONS:%=$(MATRIX)/tf-%/.installed) ## one environment without unskill per release of transformers
+
+floor: $(FLOOR)/.installed ## the oldest releases that unskill asks for, to be laid over .venv
 
 consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX folders: npm packages, two environments
 
@@ -112,6 +115,10 @@ $(MATRIX)/tf-%/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) transformers==$* accelerate
+	touch $@
+
+$(FLOOR)/.installed: tests/floor.txt | $(READY)
+	$(PY) $(PIP) install $(PIP_ARGS) --no-deps --upgrade --target $(@D) -r $<
 	touch $@
 
 $(NODE)/.installed: examples/onnx/package.json examples/onnx/.npmrc
