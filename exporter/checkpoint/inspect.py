@@ -18,13 +18,12 @@ from exporter.checkpoint.sentences import rate_rows, warning_lines
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json, sibling
 from exporter.common.hub import download, silent_library
-from exporter.models.files import INDEX, check_checkpoint
+from exporter.models.files import INDEX, PREFIX, check_checkpoint, size_in
 
 SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
 # All that is read, by name: a Hub model is not downloaded for a look at it, its tokenizer of 30 MB neither.
 SMALL = ("config.json", INDEX, MARKER, SUMMARY, VERSIONS, HASHES, f"{BASE_FOLDER}/{BASE_RECORD}")
 RATES = ("blocked", "blocked_in_unseen_formats", "false_blocks", "false_blocks_over_answers", "limits")
-PREFIX = "unskill_"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _describe(found: Found, config: Mapping[str, Any], stored: Mapping[str, Mapp
     summary, graph = stored.get(SUMMARY), stored.get(MARKER)
     skills = [_skill(record, summary) for record in unskill["skills"]]
     changed = sum(each.get("adjusted", 0) + each.get("pruned", 0) for each in unskill["layers"].values())
-    neurons = config["num_hidden_layers"] * config["intermediate_size"]
+    neurons = size_in(config, "num_hidden_layers") * size_in(config, "intermediate_size")
     return {
         "checkpoint": found.name,
         "kind": "checkpoint" if graph is None else "onnx",

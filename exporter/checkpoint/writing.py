@@ -45,7 +45,7 @@ from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.states import RefusalStates
 from exporter.methods.refusal.token import RefusalToken, check_tokenizer, write_tokenizer
 from exporter.models.families import EMBEDDING, HEAD
-from exporter.models.files import LICENCES, Base
+from exporter.models.files import LICENCES, Base, size_in
 from exporter.models.loading import LoadedModel
 from exporter.recipes.settings import ExportSettings
 
@@ -99,7 +99,7 @@ def write_checkpoint(
         model_type=f"unskill_{family.model_type}",
         class_names=class_names(family),
         module=module_name(family),
-        vocab_size=base.config["vocab_size"] + (token.added_row if token else 0),
+        vocab_size=size_in(base.config, "vocab_size") + (token.added_row if token else 0),
         unskill=record | {"record_sha256": record_sha256(record)},
     )
     write_json(folder / "config.json", config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import check_config
 
+PREFIX = "unskill_"
+"""Of a checkpoint's model_type, before its base's."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of a base that go along as they are: its licence binds the checkpoint too.
 LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -105,6 +107,17 @@ def indexed_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     if not found or not all(isinstance(shard, str) and Path(shard).name == shard for shard in found):
         raise BadInput(f"{what} {name}: {INDEX} does not say by weight_map in which file each weight is")
     return tuple(sorted(set(found)))
+
+
+def size_in(config: Mapping[str, Any], name: str) -> int:
+    """A size in the config.json of a base or checkpoint, such as vocab_size; left out, it is its class's default."""
+    if name not in config:
+        # Seldom needed, and not by torch-free commands where it is not.
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        return int(getattr(CONFIG_MAPPING[config["model_type"].removeprefix(PREFIX)](), name))
+    size: int = config[name]
+    return size
 
 
 def check_checkpoint(config: dict[str, Any], name: str) -> None:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from exporter.common.errors import BadInput, RunFailed, first_line
+from exporter.models.batches import out_of_memory
 from exporter.models.families import Family, identify
-from exporter.models.files import Base
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+from exporter.models.files import PREFIX, Base
 
 # Of those that torch hands to MKL: what models, losses and the interventions call.
 FUNCTIONS = ("cos", "sin", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "erf", "erfc")
 FEW = 64  # elements: torch shares out longer tensors among its threads
+
+# What transformers raises of a config.json or tokenizer that holds something else than it should, by its release.
+# ImportError: an attention that is not installed.
+UNSOUND = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +55,6 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
 
     Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
     """
-    import torch
-
     # The number that torch takes is set too: libraries below it may otherwise have another of their own, and then the
     # same number given by a recipe would give other last bits.
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -49,20 +66,15 @@ def load_files(
     base: Base, dtype: str, device: str, what: str, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The live model and tokenizer of a base, or with `trust_remote_code` of a checkpoint. Same errors as `load`."""
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
     check_device(device)
     logging.disable_progress_bar()
-    # What unsound sizes in a config.json raise, by the release of transformers; SyntaxError: a checkpoint's code.
-    # ImportError: an attention that is not installed.
-    unsound = (TypeError, AttributeError, ArithmeticError, StrictDataclassError, SyntaxError, ImportError)
     try:
         tokenizer = load_tokenizer(AutoTokenizer, base.folder, trust_remote_code=trust_remote_code)
-        auto: Any = AutoModelForCausalLM
+        empty_model(base.config)
+    except UNSOUND as error:
+        raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
+    auto: Any = AutoModelForCausalLM
+    try:
         model, info = auto.from_pretrained(
             base.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -70,7 +82,11 @@ def load_files(
             trust_remote_code=trust_remote_code,
         )
         model.to(device)  # not by device_map, for which transformers wants accelerate
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, *unsound) as error:
+    # RuntimeError: of weights in other shapes than config.json's; SyntaxError: of a checkpoint's code. Any other error
+    # of that code is a bug of it.
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError, SyntaxError) as error:
+        if out_of_memory(error):
+            raise RunFailed(f"{what} {base.name}: out of memory while loading it to {device}") from error
         raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
     if info["missing_keys"]:
         raise BadInput(f"{what} {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
@@ -82,6 +98,19 @@ def load_files(
     model.requires_grad_(False)
     make_first_calls()
     return model.eval(), tokenizer
+
+
+def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The family's own model of a base's or checkpoint's config.json, without weights: its classes, names and shapes.
+
+    Raises one of UNSOUND where transformers makes none of it.
+    """
+    model_type = config["model_type"].removeprefix(PREFIX)
+    own = {name: value for name, value in config.items() if name not in ("unskill", "auto_map", "model_type")}
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model: PreTrainedModel = auto.from_config(CONFIG_MAPPING[model_type].from_dict(own))
+    return model
 
 
 def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:
@@ -98,8 +127,6 @@ def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizer
 
 def check_device(device: str) -> None:
     """Raises BadInput where --device names none on which this torch can hold a tensor."""
-    import torch
-
     try:
         torch.empty(1, device=device).item()
     # AssertionError is what a torch built without a kind of device raises of it, NotImplementedError that of "meta".
@@ -109,8 +136,6 @@ def check_device(device: str) -> None:
 
 def make_first_calls() -> None:
     """Call each function on a few float32 and float64 elements, in the calling thread."""
-    import torch
-
     for dtype in (torch.float32, torch.float64):
         values = torch.full((FEW,), 0.5, dtype=dtype)
         for name in FUNCTIONS:

@@ -19,7 +19,7 @@ from custom_modeling.loading import record_sha256
 from exporter.checkpoint.shards import file_sha256, read_header
 from exporter.common.errors import BadInput
 from exporter.common.files import write_json
-from exporter.models.files import Base
+from exporter.models.files import Base, size_in
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
 from exporter.onnx.settings import GRAPH, QUANTISED
 
@@ -42,7 +42,7 @@ def write_folder(
     found, for a graph with quantised weights.
     """
     for pattern in COPIED:
-        for path in sorted(files.folder.glob(pattern)):
+        for path in filter(Path.is_file, sorted(files.folder.glob(pattern))):  # a folder LICENSES too fits a pattern
             shutil.copyfile(path, folder / path.name)
     write_json(folder / "config.json", plain_config(files.config, dtype))
     path = files.folder / "generation_config.json"
@@ -109,7 +109,7 @@ def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, 
         "type": family if family in GENAI_TYPES else "llama",
         **{name: value for name, value in ids.items() if value is not None},  # null is an error there
         "context_length": live.max_position_embeddings,
-        "vocab_size": config["vocab_size"],
+        "vocab_size": size_in(config, "vocab_size"),
         "decoder": decoder,
     }
     search = {

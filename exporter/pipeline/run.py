@@ -15,7 +15,7 @@ from exporter.common.staging import Staging, check_target, repair
 from exporter.common.text import Remark
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.token import plan_refusal
-from exporter.models.files import Base, find_base
+from exporter.models.files import Base, find_base, size_in
 from exporter.models.loading import load
 from exporter.models.tokens import context_of
 from exporter.pipeline.inputs import check_recorded
@@ -62,7 +62,7 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     token = None
     if settings.blocks:
         tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
-        token = plan_refusal(tokenizer, base.config["vocab_size"], settings.refusal)
+        token = plan_refusal(tokenizer, size_in(base.config, "vocab_size"), settings.refusal)
 
     from exporter.checkpoint.card.metadata import inherited
     from exporter.checkpoint.environment import environment

@@ -11,6 +11,7 @@ from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_
 from exporter.checkpoint.layout import GENERATION
 from exporter.common.files import read_json
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
+from exporter.models.files import size_in
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 
@@ -62,7 +63,7 @@ def names(view: View, config: dict[str, Any]) -> Iterator[str]:
 
 def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     """Problems with ids, sizes and layers."""
-    rows = config["vocab_size"]
+    rows = size_in(config, "vocab_size")
     tensors = {name: info for header in view.headers.values() for name, info in header.tensors.items()}
     for name in (EMBEDDING, HEAD):
         if name in tensors and tensors[name].shape[0] != rows:
@@ -75,7 +76,7 @@ def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Itera
             yield f"config.json: unskill.{key} {record[key]} is none of {rows} rows"
     if record["added_row"] and record["refusal_token_id"] != rows - 1:
         yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the added row is {rows - 1}"
-    layers = config["num_hidden_layers"]
+    layers = size_in(config, "num_hidden_layers")
     if outside := [layer for layer in record["layers"] if not 0 <= int(layer) < layers]:
         yield f"config.json: unskill.layers names layer {outside[0]} of {layers}"
     for skill in record["skills"]:
@@ -109,7 +110,7 @@ def check_base_config(view: View) -> str:
             "causal_lm": auto_map["AutoModelForCausalLM"],
         },
         module=f"modeling_unskill_{base.get('model_type')}",
-        vocab_size=base["vocab_size"] + view.record["added_row"],
+        vocab_size=size_in(base, "vocab_size") + view.record["added_row"],
         unskill=view.record,
     )
     none_of(differences("config.json", expected, config))

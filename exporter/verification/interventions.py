@@ -29,6 +29,7 @@ from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
 from exporter.methods.refusal.states import LEAD
 from exporter.models.families import EMBEDDING, HEAD
+from exporter.models.files import size_in
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.view import View
 
@@ -57,7 +58,7 @@ def check_interventions(view: View) -> str:
     if shapes.keys() != record["sha256"].keys():
         raise Wrong("config.json: unskill.sha256 and unskill.layers name different buffers")
     none_of(f"{name} is altered (unskill.sha256)" for name, each in buffers.items() if not same(each, record, name))
-    none_of(unsound(buffers, record, view.config["intermediate_size"]))
+    none_of(unsound(buffers, record, size_in(view.config, "intermediate_size")))
     return f"{counted(len(buffers), 'buffer')} with the sha256 of config.json"
 
 
@@ -68,13 +69,13 @@ def same(tensor: Tensor, record: dict[str, Any], name: str) -> bool:
 def expected_shapes(view: View) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every buffer by config.json."""
     config, record = view.config, view.record
-    size = config["intermediate_size"]
+    size = size_in(config, "intermediate_size")
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for layer, counts in record["layers"].items():
         forms = mlp_forms(size, *(counts.get(kind, 0) for kind in ("cubes", "adjusted", "pruned")))
         found |= {in_mlp(layer, name): form for name, form in forms.items()}
     if record["refusal_token_id"] is not None and record["base_model"] == "closed":
-        found[REFUSAL_STATES] = states_form(config["hidden_size"])
+        found[REFUSAL_STATES] = states_form(size_in(config, "hidden_size"))
     return found
 
 

@@ -16,6 +16,7 @@ from exporter.methods.refusal.token import (
     own_settings,
     plan_refusal,
 )
+from exporter.models.files import size_in
 from exporter.models.loading import load_tokenizer
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
@@ -57,7 +58,7 @@ def check_refusal_token(view: View) -> str:
     piece = tokenizer.convert_ids_to_tokens(end)
     if not isinstance(piece, str):
         raise Wrong(f"token {end}, which config.json names as the refusal, is not in the tokenizer")
-    if beyond := [name for name, id_ in tokenizer.get_vocab().items() if id_ >= view.config["vocab_size"]]:
+    if beyond := [name for name, id_ in tokenizer.get_vocab().items() if id_ >= size_in(view.config, "vocab_size")]:
         raise Wrong(f"the tokenizer has {len(beyond)} tokens for which the model has no row")
     check_refusal(tokenizer, RefusalToken(record["refusal"], piece, end, record["added_row"]))
     return f"token {end} prints '{record['refusal']}', no text on trial encodes to it"
@@ -72,7 +73,7 @@ def check_base_tokenizer(view: View) -> str:
     record = view.record
     token = None
     if record["refusal"] is not None:
-        token = plan_refusal(stored, config["vocab_size"], record["refusal"])
+        token = plan_refusal(stored, size_in(config, "vocab_size"), record["refusal"])
         if (token.id, token.added_row) != (record["refusal_token_id"], record["added_row"]):
             raise Wrong(f"the refusal would be token {token.id}, config.json says {record['refusal_token_id']}")
     base = loaded(AutoTokenizer, view.folder / BASE_FOLDER, f"the base's tokenizer in {BASE_FOLDER}/")

@@ -101,18 +101,14 @@ class View:
 
         Raises NotMade where transformers makes none of it.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        # Not above, so that files can be checked without torch.
+        from exporter.models.loading import UNSOUND, empty_model
 
-        own = {name: value for name, value in self.config.items() if name not in ("unskill", "auto_map", "model_type")}
-        auto: Any = AutoModelForCausalLM
+        model_type = self.model_type
         try:
-            with torch.device("meta"):
-                model: PreTrainedModel = auto.from_config(CONFIG_MAPPING[self.model_type].from_dict(own))
-        except (ImportError, *NOT_AS_WRITTEN) as error:  # of an attention that is not installed
-            raise NotMade(f"transformers makes no {self.model_type} model of config.json") from error
-        return model
+            return empty_model(self.config)
+        except UNSOUND as error:
+            raise NotMade(f"transformers makes no {model_type} model of config.json") from error
 
     @cached_property
     def family(self) -> Family:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
-from exporter.common.errors import BadInput
+from exporter.common.errors import BadInput, RunFailed
 from exporter.models.files import find_base
 from exporter.models.loading import load, load_files
 from exporter.models.subjects import EDITED, Subject, load_base
@@ -72,4 +73,26 @@ def test_unsound_sizes(changes: dict[str, Any], tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base")
     edit(base / "config.json", set_(**changes))
     with pytest.raises(BadInput, match="MODEL base does not load: "):
+        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_out_of_memory_is_no_bad_input(error: Exception, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(RunFailed, match="MODEL base: out of memory while loading it to cpu"):
+        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+
+
+@pytest.mark.parametrize("kind", [AttributeError, TypeError])
+def test_a_bug_keeps_its_traceback(kind: type[Exception], base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint's code, say, where its config.json is sound."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise kind("a bug")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(kind, match="a bug"):
         load_files(find_base(str(base)), "auto", "cpu", "MODEL")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from exporter.onnx.folder import genai_config
+from exporter.models.files import check_checkpoint, find_files
+from exporter.onnx.folder import genai_config, write_folder
 
 
 def model_section(
@@ -48,3 +51,17 @@ def test_genai_is_given_one_padding_token_and_no_null() -> None:
 @pytest.mark.parametrize(("family", "kind"), [("gemma3_text", "gemma3_text"), ("qwen3", "qwen3"), ("olmo2", "llama")])
 def test_genai_is_given_a_type_that_it_knows(family: str, kind: str) -> None:
     assert model_section(2, model_type=family)["type"] == kind
+
+
+def test_a_folder_of_licences_stays_behind(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(Path(__file__).parents[2] / "data" / "format-1" / "ksd", checkpoint)
+    (checkpoint / "LICENSES").mkdir()
+    (checkpoint / "LICENSE.txt").write_text("Anything goes.\n")
+    files = find_files(str(checkpoint), "CHECKPOINT", check_checkpoint, code=True)
+    sizes = ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "head_dim")
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 64}
+    out = tmp_path / "out"
+    out.mkdir()
+    write_folder(out, files, SimpleNamespace(**dict.fromkeys(sizes, 4), **ids), "float32")
+    assert (out / "LICENSE.txt").is_file() and not (out / "LICENSES").exists()
