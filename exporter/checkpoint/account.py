@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from exporter.checkpoint.summary import SkillSummary, Summary
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
@@ -38,10 +39,10 @@ SCORED = {
 
 @dataclass(frozen=True)
 class StoredSkill:
-    """One skill: its object in the summary, prompts by part, and statistics, (n, layers) or (layers, d_ff) float64."""
+    """One skill: its summary, prompts by part, and statistics, (n, layers) or (layers, d_ff) float64."""
 
     name: str
-    summary: Mapping[str, Any]
+    summary: SkillSummary
     prompts: Mapping[str, Records]
     tensors: Mapping[str, Floats]
 
@@ -55,7 +56,7 @@ class Stored:
     name: str
     unskill: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: Summary
     skills: tuple[StoredSkill, ...]
 
 
@@ -70,7 +71,8 @@ def read_stored(checkpoint: str) -> Stored:
     if not reproduce.is_dir():
         raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
     hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
-    summary, prompts = (_unaltered(reproduce / f"{file}.json", hashes, name) for file in ("summary", "prompts"))
+    content, prompts = (_unaltered(reproduce / f"{file}.json", hashes, name) for file in ("summary", "prompts"))
+    summary = Summary.from_json(content)
     recipe = _settings(reproduce / "recipe.toml", summary, hashes, name)
     path = reproduce / "statistics.safetensors"
     if not path.is_file():
@@ -80,10 +82,10 @@ def read_stored(checkpoint: str) -> Stored:
     except (SafetensorError, OSError, ValueError) as error:
         raise BadInput(f"CHECKPOINT {name}: {path.name} cannot be read ({error})") from error
     skills = []
-    for each in summary["skills"]:
-        prefix = f"{each['name']}."
+    for each in summary.skills:
+        prefix = f"{each.name}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        skills.append(StoredSkill(each["name"], each, prompts[each["name"]], own))
+        skills.append(StoredSkill(each.name, each, prompts[each.name], own))
         _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
     return Stored(name, config["unskill"], recipe, summary, tuple(skills))
 
@@ -100,7 +102,7 @@ def _check_hash(path: Path, hashes: Mapping[str, Any], name: str) -> None:
         raise BadInput(f"CHECKPOINT {name}: reproduce/{path.name} is not as the export wrote it (hashes.json)")
 
 
-def _settings(path: Path, summary: Mapping[str, Any], hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _settings(path: Path, summary: Summary, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the recipe says, with what the summary knows of its sources."""
     if not path.is_file():
         raise BadInput(f"CHECKPOINT {name} has no {path.name}: an older unskill made it, export it again")
@@ -110,20 +112,20 @@ def _settings(path: Path, summary: Mapping[str, Any], hashes: Mapping[str, Any],
     settings = asdict(merged_settings(values, {"out": path.parent}))
     del settings["out"]
     settings["system_prompts"] = list(recorded.system_prompts)
-    for skill, found in zip(settings["skills"], summary["skills"], strict=True):
-        skill["sources"] = found["sources"]
+    for skill, found in zip(settings["skills"], summary.skills, strict=True):
+        skill["sources"] = [source.model_dump() for source in found.sources]
     return settings
 
 
 def _check(skill: StoredSkill, where: str) -> None:
     """Raises BadInput where a statistic that figures need is missing, not finite, or of other prompts or layers."""
     wanted: dict[str, tuple[int | None, ...]] = {}
-    found = skill.summary["key_space"]
-    if found:
-        layers = len(found["layers"])
+    found = skill.summary.key_space
+    if found is not None:
+        layers = len(found.layers)
         wanted |= {name: (len(skill.prompts[part]), layers) for name, part in SCORED.items()}
-        wanted |= {f"ksd.{name}.deviation": (layers, None) for name in found["hypercubes"]}
-    if skill.summary["neurons"]:
+        wanted |= {f"ksd.{name}.deviation": (layers, None) for name in found.hypercubes}
+    if skill.summary.neurons is not None:
         sides = ("forget", "retain")
         wanted |= {f"na.{side}.{what}": (None, None) for side in sides for what in ("mean", "deviation")}
     for name, shape in wanted.items():

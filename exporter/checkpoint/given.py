@@ -72,10 +72,10 @@ def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:
 def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
     """The source as it is given, or with the options of the export where it has none: one for each way of reading."""
     source = Source.parse(spec, flag)
-    records = [each for skill in stored.skills for each in skill.summary["sources"] if each["flag"] == flag]
-    options = [each["options"] for each in records if plain(each["label"]) == source.label]
+    records = [each for skill in stored.skills for each in skill.summary.sources if each.flag == flag]
+    options: list[Mapping[str, Any]] = [each.options for each in records if plain(each.label) == source.label]
     if not options:
-        names = ", ".join(dict.fromkeys(plain(each["label"]) for each in records)) or "none"
+        names = ", ".join(dict.fromkeys(plain(each.label) for each in records)) or "none"
         raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
     if source.options:
         return [source]

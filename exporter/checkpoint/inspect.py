@@ -15,6 +15,7 @@ from exporter.checkpoint.base.record import FOLDER as BASE_FOLDER
 from exporter.checkpoint.base.record import NAME as BASE_RECORD
 from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.sentences import rate_rows, warning_lines
+from exporter.checkpoint.summary import MeasuredRates, Summary
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json, sibling
 from exporter.common.hub import download, silent_library
@@ -23,7 +24,6 @@ from exporter.models.files import INDEX, PREFIX, check_checkpoint, size_in
 SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
 # All that is read, by name: a Hub model is not downloaded for a look at it, its tokenizer of 30 MB neither.
 SMALL = ("config.json", INDEX, MARKER, SUMMARY, VERSIONS, HASHES, f"{BASE_FOLDER}/{BASE_RECORD}")
-RATES = ("blocked", "blocked_in_unseen_formats", "false_blocks", "false_blocks_over_answers", "limits")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def hub_sizes(checkpoint: str, revision: str) -> dict[str, int] | None:
 
 def _describe(found: Found, config: Mapping[str, Any], stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     unskill = config["unskill"]
-    summary, graph = stored.get(SUMMARY), stored.get(MARKER)
+    summary = Summary.from_json(stored[SUMMARY]) if SUMMARY in stored else None
+    graph = stored.get(MARKER)
     skills = [_skill(record, summary) for record in unskill["skills"]]
     changed = sum(each.get("adjusted", 0) + each.get("pruned", 0) for each in unskill["layers"].values())
     neurons = size_in(config, "num_hidden_layers") * size_in(config, "intermediate_size")
@@ -103,8 +104,8 @@ def _describe(found: Found, config: Mapping[str, Any], stored: Mapping[str, Mapp
         "unskill": unskill.get("version"),
         "format": unskill["format"],
         "base": {
-            "name": summary["model"] if summary else None,
-            "revision": summary["revision"] if summary else None,
+            "name": summary.model if summary else None,
+            "revision": summary.revision if summary else None,
             "family": config["model_type"].removeprefix(PREFIX),
         },
         "dtype": unskill["dtype"],
@@ -135,29 +136,29 @@ def _describe(found: Found, config: Mapping[str, Any], stored: Mapping[str, Mapp
     }
 
 
-def _skill(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> dict[str, Any]:
+def _skill(record: Mapping[str, Any], summary: Summary | None) -> dict[str, Any]:
     """One skill: config.json's record, completed from the summary where there is one.
 
     What is in both is the record's: that of a quantised graph has been fitted anew.
     """
-    known = summary["skills"] if summary else []
-    told: Mapping[str, Any] = next((each for each in known if each["name"] == record["name"]), {})
+    known = summary.skills if summary else ()
+    told = next((each for each in known if each.name == record["name"]), None)
     neurons, key_space = None, None
     if "score" in record:
-        more = told.get("neurons") or {}
+        more = told.neurons.model_dump() if told and told.neurons else {}
         neurons = {"score": record["score"], "beta": record["beta"], "borne": record["borne"]}
-        neurons |= {"neurons": more.get("neurons"), "layers": more.get("layers"), "texts": more.get("texts")}
-        neurons |= {"max_retain_loss": more.get("max_retain_loss")}
+        neurons |= {name: more.get(name) for name in ("neurons", "layers", "texts", "max_retain_loss")}
     if "alpha" in record:
-        more = told.get("key_space") or {}
-        rates = {key: record.get(key, more.get(key, {})) for key in RATES}
+        stored = told.key_space if told else None
+        rates = stored.model_dump(include=set(MeasuredRates.model_fields)) if stored else {}
+        rates |= {key: record[key] for key in MeasuredRates.model_fields if key in record}
         key_space = {
             "layer": record["layer"],
             "alpha": record["alpha"],
             "separates": record["separates"],
-            "fault": more.get("fault"),
+            "fault": stored.fault if stored else None,
             "formats": record["formats"],
-            "rates": rate_rows(rates),
+            "rates": rate_rows(MeasuredRates.model_validate(rates)),
         }
     return {
         "name": record["name"],
@@ -165,7 +166,7 @@ def _skill(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> dict
         "works": record.get("borne", True) and record.get("separates", True),
         "neurons": neurons,
         "key_space": key_space,
-        "sources": told.get("sources"),
+        "sources": [source.model_dump() for source in told.sources] if told else None,
     }
 
 

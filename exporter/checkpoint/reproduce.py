@@ -10,6 +10,7 @@ from exporter.checkpoint.environment import environment
 from exporter.checkpoint.layout import FOLDER, HASHES, RECIPE
 from exporter.checkpoint.recipe import recipe_toml
 from exporter.checkpoint.shards import file_sha256, write_tensors
+from exporter.checkpoint.summary import Summary
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.models.files import Base
@@ -25,7 +26,7 @@ def write_reproduce(
     base: Base,
     settings: ExportSettings,
     outcomes: Sequence[SkillOutcome],
-    summary: dict[str, Any],
+    summary: Summary,
     hashes: dict[str, str],
     halved: bool,
 ) -> None:
@@ -40,7 +41,7 @@ def write_reproduce(
     recipe = recipe_toml(settings, [outcome.plan.prompts for outcome in outcomes], base, versions["threads"])
     (target / RECIPE).write_text(recipe, encoding="utf-8")
     write_json(target / "versions.json", versions)
-    write_json(target / "summary.json", summary)
+    write_json(target / "summary.json", summary.to_json())
     write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
     tensors = {
         f"{outcome.skill.name}.{name}": tensor.contiguous()

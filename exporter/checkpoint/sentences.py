@@ -1,11 +1,12 @@
-"""The summary of an export: one JSON object with everything that was measured."""
+"""The summary of an export in sentences and rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a summary is read without any of these
+from exporter.checkpoint.summary import AlphaSummary, MeasuredRates, NeuronSummary, Summary
+
+if TYPE_CHECKING:  # torch
     from exporter.methods.neurons.trade_off import Trial
 
 
@@ -18,39 +19,36 @@ def trial_line(trial: Trial) -> str:
     )
 
 
-def promise(summary: Mapping[str, Any], skill: Mapping[str, Any]) -> str:
-    """What may be said of one skill's hypercubes."""
-    found = skill["key_space"]
-    alpha = found["alpha"]
-    text = f"Key Space Detection at layer {found['layer']}, alpha {alpha['value']:.3f}. "
-    if not found["separates"]:
-        text += f"NOT SEPARATED: {found['fault']}. "
-    if alpha["promise"] is None:
+def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> str:
+    """What may be said of one skill's hypercubes. fault: why they do not separate, None where they do; dtype: of the
+    model that they were fitted on."""
+    text = f"Key Space Detection at layer {layer}, alpha {alpha.value:.3f}. "
+    if fault is not None:
+        text += f"NOT SEPARATED: {fault}. "
+    if alpha.promise is None:
         return text + "Alpha was given, so nothing is promised about further prompts."
     return text + (
-        f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration prompts, "
-        f"at least {alpha['promise']:.1%} of further prompts from the same source and formats are blocked "
-        f"({summary['dtype']}). No promise for other wordings."
+        f"With {alpha.confidence:.0%} confidence in the draw of the {alpha.calibrated_on} calibration prompts, "
+        f"at least {alpha.promise:.1%} of further prompts from the same source and formats are blocked "
+        f"({dtype}). No promise for other wordings."
     )
 
 
-def warning_lines(summary: Mapping[str, Any]) -> list[str]:
+def warning_lines(summary: Summary) -> list[str]:
     """What the export warns of, a sentence each, with the skill that it is about where there are several."""
-    several = len(summary["skills"]) > 1
-    # Early checkpoints have no warnings in their summary.
-    found = summary.get("warnings", [])
-    return [f"{each['skill']}: {each['message']}" if several and each["skill"] else each["message"] for each in found]
+    several = len(summary.skills) > 1
+    return [f"{each.skill}: {each.message}" if several and each.skill else each.message for each in summary.warnings]
 
 
-def neurons_line(skill: Mapping[str, Any]) -> str:
+def neurons_line(found: NeuronSummary, method: str) -> str:
     """What was done to one skill's neurons, and what that does to texts of the report part."""
-    found = skill["neurons"]
-    name = "Selective Pruning" if skill["method"] == "sp" else "Neuron Adjust"
-    text = f"{name} of {found['neurons']} neurons: the top {found['beta']:g} % by {found['score']}. "
-    if not found["borne"]:
-        limit = f"--max-retain-loss {found['max_retain_loss']}"
-        text += f"NOT WITHIN BUDGET: retain or everyday texts lose more than {limit}. "
-    ratios = [f"{name} x{each['perplexity_ratio']:.3f}" for name, each in found["texts"].items()]
+    name = "Selective Pruning" if method == "sp" else "Neuron Adjust"
+    text = f"{name} of {found.neurons} neurons: the top {found.beta:g} % by {found.score}. "
+    if not found.borne:
+        text += (
+            f"NOT WITHIN BUDGET: retain or everyday texts lose more than --max-retain-loss {found.max_retain_loss}. "
+        )
+    ratios = [f"{name} x{each.perplexity_ratio:.3f}" for name, each in found.texts.items()]
     return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."
 
 
@@ -60,17 +58,19 @@ RATES = (
     ("false blocks", "false_blocks"),
     ("false blocks over answers", "false_blocks_over_answers"),
 )
-"""What is counted on the report part, in words and by its key in the summary."""
+"""What is counted on the report part, in words and by its field of `MeasuredRates`."""
 
 
-def rate_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rate_rows(found: MeasuredRates) -> list[dict[str, Any]]:
     """Everything that was counted on the report part, with exact 95 % intervals."""
     rows: list[dict[str, Any]] = []
     for what, key in RATES:
-        for source, formats in found[key].items():
-            rows += [{"what": what, "source": source, "format": name} | rate for name, rate in formats.items()]
+        for source, formats in getattr(found, key).items():
+            rows += [
+                {"what": what, "source": source, "format": name} | rate.model_dump() for name, rate in formats.items()
+            ]
     rows += [
-        {"what": "known limit", "source": "forget set", "format": name} | rate
-        for name, rate in found["limits"].items()
+        {"what": "known limit", "source": "forget set", "format": name} | rate.model_dump()
+        for name, rate in found.limits.items()
     ]
     return rows

@@ -36,6 +36,7 @@ from exporter.checkpoint.shards import (
     shard_names,
     write_tensors,
 )
+from exporter.checkpoint.summary import SkillSummary, Summary
 from exporter.common.errors import RunFailed
 from exporter.common.files import read_json, write_json
 from exporter.common.version import __version__
@@ -58,7 +59,7 @@ def write_checkpoint(
     states: RefusalStates | None,
     outcomes: Sequence[SkillOutcome],
     changes: NeuronChanges,
-    summary: dict[str, Any],
+    summary: Summary,
     draw: Callable[[Path], list[Figure]] | None,
     halved: bool = False,
 ) -> None:
@@ -85,10 +86,10 @@ def write_checkpoint(
         "added_row": token.added_row if token else False,
         # Without hypercubes there is nothing that only a head could refuse.
         "base_model": "closed" if states is None or states.closed else "raises",
-        "dtype": summary["dtype"],
+        "dtype": summary.dtype,
         "layers": layer_settings(outcomes, changes),
         "skills": [
-            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary["skills"], strict=True)
+            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary.skills, strict=True)
         ],
         "unused_weights": unused_weights(loaded),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
@@ -126,7 +127,7 @@ def kept_json(base: Base, name: str) -> dict[str, Any]:
     return content
 
 
-def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[str, Any]) -> dict[str, Any]:
+def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: SkillSummary) -> dict[str, Any]:
     """One skill in config.json."""
     record: dict[str, Any] = {"name": outcome.skill.name, "method": outcome.skill.method}
     if outcome.neurons is not None:
@@ -135,15 +136,15 @@ def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: dict[st
             "beta": outcome.neurons.beta,
             "borne": outcome.neurons.within_budget,
         }
-    if outcome.decision is not None:
+    if outcome.decision is not None and found.key_space is not None:
+        rates = found.key_space.model_dump(include={"blocked", "false_blocks_over_answers"})
         record |= {
             "layer": outcome.decision.layer,
             "alpha": asdict(outcome.decision.alpha),
             "separates": outcome.decision.separates,
-            "formats": found["key_space"]["hypercubes"],
+            "formats": list(found.key_space.hypercubes),
             "prompt_template": settings.prompt_template,
-            "blocked": found["key_space"]["blocked"],
-            "false_blocks_over_answers": found["key_space"]["false_blocks_over_answers"],
+            **rates,
         }
     return record
 

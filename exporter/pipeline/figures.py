@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.account import Stored, StoredSkill
+from exporter.checkpoint.card.figure import Figure
+from exporter.checkpoint.reproduce import prompt_records, statistics
+from exporter.checkpoint.summary import Summary
+from exporter.methods.outcome import SkillOutcome
+from exporter.reporting.collect import matrix_figure
+from exporter.reporting.key_space import key_space_figures
+from exporter.reporting.neurons import trade_off_figures
+from exporter.reporting.page.render import render_png
 from exporter.reporting.run import EXTRA
-
-if TYPE_CHECKING:
-    from exporter.checkpoint.card.figure import Figure
-    from exporter.methods.outcome import SkillOutcome
 
 FOLDER = "figures"
 KINDS = ("matrix", "alpha", "layers", "trade_off")
@@ -25,27 +29,20 @@ def can_draw() -> bool:
     return all(find_spec(name) for name in EXTRA)
 
 
-def draw_figures(folder: Path, outcomes: Sequence[SkillOutcome], summary: dict[str, Any]) -> list[Figure]:
+def draw_figures(folder: Path, outcomes: Sequence[SkillOutcome], summary: Summary) -> list[Figure]:
     """Write folder/figures/*.png, and return what they show: no text of any prompt."""
-    from exporter.checkpoint.account import Stored, StoredSkill
-    from exporter.checkpoint.reproduce import prompt_records, statistics
-    from exporter.reporting.collect import matrix_figure
-    from exporter.reporting.key_space import key_space_figures
-    from exporter.reporting.neurons import trade_off_figures
-    from exporter.reporting.page.render import render_png
-
     skills = []
-    for outcome, found in zip(outcomes, summary["skills"], strict=True):
+    for outcome, found in zip(outcomes, summary.skills, strict=True):
         tensors = {name: tensor.numpy() for name, tensor in statistics(outcome).items()}
-        skills.append(StoredSkill(found["name"], found, prompt_records(outcome), tensors))
+        skills.append(StoredSkill(found.name, found, prompt_records(outcome), tensors))
     names = [skill.name for skill in skills]
     matrix = matrix_figure(Stored("", {}, {}, summary, tuple(skills)))
     figures = [matrix] if matrix else []
     for number, skill in enumerate(skills, start=1):
-        if skill.summary["key_space"]:
+        if skill.summary.key_space is not None:
             figures += key_space_figures(skill, number, names)
         # One trial alone is no curve.
-        if skill.summary["neurons"] and len(skill.summary["neurons"]["trials"]) > 1:
+        if skill.summary.neurons is not None and len(skill.summary.neurons.trials) > 1:
             figures += trade_off_figures(skill, number)
     chosen = [figure for figure in figures if figure.kind in KINDS]
     (folder / FOLDER).mkdir()

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.checkpoint.base.keeping import kept_size
+from exporter.checkpoint.summary import Summary
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import nested, read_json, write_errors
 from exporter.common.staging import Staging, check_target, repair
@@ -39,8 +40,8 @@ EXTRA_BYTES = 64 * 2**20
 STATES_POSITIONS = 3000
 
 
-def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
-    """Run the export and return its summary, a JSON object (see `exporter.checkpoint.sentences`).
+def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> Summary:
+    """Run the export and return its summary.
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
 
@@ -108,7 +109,7 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     draw = partial(draw_figures, outcomes=outcomes, summary=summary) if settings.figures and can_draw() else None
     failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
     if failed and not settings.force:
-        raise Rejected(message(outcomes), summary)
+        raise Rejected(message(outcomes), summary.to_json())
     with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
         write_checkpoint(
             staging.path, loaded, settings, token, states, outcomes, changes, summary, draw, halved=first.halved

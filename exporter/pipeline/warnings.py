@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from scipy.stats import hypergeom
 
+from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
 from exporter.methods.key_space.framing import FrameCheck, frame_figures
 from exporter.prompts.frames import Pieces
@@ -20,7 +21,7 @@ from exporter.prompts.splits import forget_prompts_for
 
 if TYPE_CHECKING:
     from exporter.methods.key_space.evidence import Decision
-    from exporter.methods.neurons.choice import TextEffect
+    from exporter.methods.neurons.choice import TextEffect, TextSet
     from exporter.methods.neurons.scores import NeuronChanges
     from exporter.methods.outcome import SkillOutcome
     from exporter.prompts.skills import SkillPrompts
@@ -34,16 +35,6 @@ SHARED_MUCH = 0.25
 """Share of a skill's neurons that another one may change too."""
 BY_CHANCE = 0.01
 """Random sets of neurons share that many with a probability below this: no chance."""
-
-
-@dataclass(frozen=True)
-class Caution:
-    """One warning. `skill`: None where it is about several; `message`: one sentence, without any text of a prompt."""
-
-    code: str
-    skill: str | None
-    message: str
-    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,47 +56,47 @@ class SharedNeurons:
     def share(self) -> float:
         return self.shared / self.smaller if self.smaller else 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "skills": list(self.skills),
-            "shared": self.shared,
-            "smaller": self.smaller,
-            "share": self.share,
-            "by_chance": self.by_chance,
-            "layers": {
-                str(layer): {"shared": shared, "smaller": smaller, "share": shared / smaller if smaller else 0.0}
+    def summary(self) -> SharedSummary:
+        return SharedSummary(
+            skills=self.skills,
+            shared=self.shared,
+            smaller=self.smaller,
+            share=self.share,
+            by_chance=self.by_chance,
+            layers={
+                str(layer): SharedLayer(shared=shared, smaller=smaller, share=shared / smaller if smaller else 0.0)
                 for layer, (shared, smaller) in self.layers.items()
             },
-        }
+        )
 
 
-def of_prompts(skills: Sequence[SkillPrompts]) -> list[Caution]:
+def of_prompts(skills: Sequence[SkillPrompts]) -> list[ExportWarning]:
     """What can be said before the model is loaded: prompts of two sets that are nearly the same."""
     found = []
     for each in skills:
         found.append(overlap(each.skill.name, each.forget, each.retain))
     for one, other in combinations(skills, 2):
         found.append(shared_prompts((one.skill.name, other.skill.name), one.forget, other.forget))
-    return [caution for caution in found if caution is not None]
+    return [warning for warning in found if warning is not None]
 
 
 def of_outcomes(
-    outcomes: Sequence[SkillOutcome], effects: Mapping[str, TextEffect], shared: Sequence[SharedNeurons]
-) -> list[Caution]:
-    """What can be said of what was found. effects: of the report part's texts, by skill and side (see `text_sets`)."""
-    found: list[Caution | None] = []
+    outcomes: Sequence[SkillOutcome], effects: Mapping[TextSet, TextEffect], shared: Sequence[SharedNeurons]
+) -> list[ExportWarning]:
+    """What can be said of what was found. effects: of the report part's texts, by skill and side."""
+    found: list[ExportWarning | None] = []
     for outcome in outcomes:
         skill, prompts = outcome.skill, sum(map(len, vars(outcome.plan.forget).values()))
         if outcome.decision is not None:
             found.append(small_calibration(skill, outcome.decision, prompts))
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.neurons is not None:
-            found.append(forgets_little(skill, effects[f"{skill.name}: forget"]))
+            found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(each) for each in shared]
-    return [caution for caution in found if caution is not None]
+    return [warning for warning in found if warning is not None]
 
 
-def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> Caution | None:
+def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> ExportWarning | None:
     """Retain and everyday prompts that are nearly forget prompts."""
     matches = compare(forget, retain)
     if not matches:
@@ -116,28 +107,30 @@ def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> C
     todo = ["take one of each two out"] if len(everyday) < len(pairs) else []
     # The packaged file is not the user's to edit.
     todo += [f"leave such everyday prompts out with --everyday-without {','.join(kinds)}"] if kinds else []
-    return Caution(
-        "overlap",
-        skill,
-        f"{len(pairs)} of the {len(retain)} retain and everyday prompts are nearly forget prompts (but for case, "
+    return ExportWarning(
+        code="overlap",
+        skill=skill,
+        message=f"{len(pairs)} of the {len(retain)} retain and everyday prompts are nearly forget prompts (but for "
+        f"case, "
         f"punctuation, numbers or a word), such as {examples(pairs)}: {', and '.join(todo)}",
-        {"pairs": len(pairs), "retain": len(retain), "everyday": len(everyday), "examples": rows(pairs)},
+        figures={"pairs": len(pairs), "retain": len(retain), "everyday": len(everyday), "examples": rows(pairs)},
     )
 
 
-def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequence[Prompt]) -> Caution | None:
+def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequence[Prompt]) -> ExportWarning | None:
     """Forget prompts of two skills that are the same or nearly so."""
     matches = compare(ones, others)
     if not matches:
         return None
     pairs = [(ones[match.one], others[match.other]) for match in matches]
-    return Caution(
-        "skills-overlap",
-        None,
-        f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget prompts of "
+    return ExportWarning(
+        code="skills-overlap",
+        skill=None,
+        message=f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget "
+        f"prompts of "
         f"{skills[0]}, such as {examples(pairs)}: each of both skills is to leave the other's prompts alone, so give "
         "a prompt to one of them",
-        {"skills": list(skills), "pairs": len(pairs), "prompts": len(others), "examples": rows(pairs)},
+        figures={"skills": list(skills), "pairs": len(pairs), "prompts": len(others), "examples": rows(pairs)},
     )
 
 
@@ -152,20 +145,21 @@ def rows(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[dict[str, Any]]]:
     return [[{"source": each.source, "row": each.row} for each in pair] for pair in pairs[:EXAMPLES]]
 
 
-def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) -> Caution | None:
+def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) -> ExportWarning | None:
     """Where fewer forget prompts calibrate alpha than the asked block rate needs. prompts: all of the skill's."""
     alpha, target = decision.alpha, skill.target_block_rate
     if alpha.promise is None or alpha.promise >= target:
         return None
     scores = scores_for(target)
     needed = forget_prompts_for(scores)
-    return Caution(
-        "calibration",
-        skill.name,
-        f"alpha promises {alpha.promise:.1%} of further prompts, less than --target-block-rate {target}, because "
+    return ExportWarning(
+        code="calibration",
+        skill=skill.name,
+        message=f"alpha promises {alpha.promise:.1%} of further prompts, less than --target-block-rate {target}, "
+        f"because "
         f"{alpha.calibrated_on} prompts calibrate it and {scores} are needed: give {needed} different forget prompts "
         f"instead of {prompts}",
-        {
+        figures={
             "promise": alpha.promise,
             "target_block_rate": target,
             "calibrated_on": alpha.calibrated_on,
@@ -176,7 +170,7 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
     )
 
 
-def frame_alone(skill: SkillSettings, check: FrameCheck) -> Caution | None:
+def frame_alone(skill: SkillSettings, check: FrameCheck) -> ExportWarning | None:
     """Where harmless prompts are inside the hypercube once they begin and end as forget prompts do.
 
     Only where that is more, with its whole interval, than --max-false-block and than the same prompts as they are:
@@ -185,16 +179,17 @@ def frame_alone(skill: SkillSettings, check: FrameCheck) -> Caution | None:
     framed, bare, found = check.framed, check.bare, check.found
     if not framed.total or framed.low <= max(skill.max_false_block, bare.rate):
         return None
-    return Caution(
-        "frame",
-        skill.name,
-        f"the hypercube may know the frame of the prompts rather than the skill: {found.having} of {found.prompts} "
+    return ExportWarning(
+        code="frame",
+        skill=skill.name,
+        message=f"the hypercube may know the frame of the prompts rather than the skill: {found.having} of "
+        f"{found.prompts} "
         f"forget prompts of {' and '.join(found.sources)} {describe(found.frame.start, found.frame.end)}, as do "
         f"{check.retain_having} of {check.retain} retain and everyday prompts, and {framed.hits} of {framed.total} "
         f"others ({100 * framed.low:.1f} - {100 * framed.high:.1f} %) are inside once they are put into that frame, "
         f"{bare.hits} as they are (--max-false-block {skill.max_false_block}): give retain prompts the same frame, as "
         "by template=, or forget prompts several",
-        frame_figures(check),
+        figures=frame_figures(check),
     )
 
 
@@ -212,7 +207,7 @@ def size(side: Pieces) -> str:
     return what if count == 1 else f"{count} {what}s"
 
 
-def forgets_little(skill: SkillSettings, effect: TextEffect) -> Caution | None:
+def forgets_little(skill: SkillSettings, effect: TextEffect) -> ExportWarning | None:
     """Where held-out forget texts are hardly less likely than before. effect: of the report part."""
     ratio = math.exp(effect.rise)
     if ratio >= FORGETS_LITTLE:
@@ -222,12 +217,13 @@ def forgets_little(skill: SkillSettings, effect: TextEffect) -> Caution | None:
     else:
         todo = "allow a greater --max-retain-loss, give more varied retain texts"
         todo += ", or take --no-everyday" if skill.everyday else ""
-    return Caution(
-        "forgets-little",
-        skill.name,
-        f"the changed neurons forget next to nothing: the perplexity of {effect.texts} held-out forget texts is "
+    return ExportWarning(
+        code="forgets-little",
+        skill=skill.name,
+        message=f"the changed neurons forget next to nothing: the perplexity of {effect.texts} held-out forget "
+        f"texts is "
         f"x{ratio:.3f} of the base model's, less than x{FORGETS_LITTLE}: {todo}",
-        {"perplexity_ratio": ratio, "texts": effect.texts, "least": FORGETS_LITTLE},
+        figures={"perplexity_ratio": ratio, "texts": effect.texts, "least": FORGETS_LITTLE},
     )
 
 
@@ -261,15 +257,16 @@ def by_layer(changes: NeuronChanges) -> dict[int, set[int]]:
     return found
 
 
-def many_shared(found: SharedNeurons) -> Caution | None:
+def many_shared(found: SharedNeurons) -> ExportWarning | None:
     if found.share < SHARED_MUCH or found.chance >= BY_CHANCE:
         return None
     one, other = found.skills
-    return Caution(
-        "shared-neurons",
-        None,
-        f"{one} and {other} share {found.shared} neurons, {found.share:.0%} of the smaller set's {found.smaller} (by "
+    return ExportWarning(
+        code="shared-neurons",
+        skill=None,
+        message=f"{one} and {other} share {found.shared} neurons, {found.share:.0%} of the smaller set's "
+        f"{found.smaller} (by "
         f"chance {found.by_chance:.1f}), each of which is moved only for the skill whose texts it parts more, or is "
         "zero where one prunes it: see above whether the texts of both lose enough, or make them one skill",
-        {key: value for key, value in found.as_json().items() if key != "layers"},
+        figures=found.summary().model_dump(mode="json", exclude={"layers"}),
     )

@@ -25,16 +25,16 @@ def collect(stored: Stored) -> dict[str, Any]:
     return {
         "unskill": __version__,
         "checkpoint": stored.name,
-        "written_by": summary["unskill"],
-        "model": summary["model"],
-        "revision": summary["revision"],
-        "dtype": summary["dtype"],
-        "seed": summary["seed"],
-        "draws": summary["draws"],
-        "compat": summary["compat"],
-        "formats": summary["formats"],
+        "written_by": summary.unskill,
+        "model": summary.model,
+        "revision": summary.revision,
+        "dtype": summary.dtype,
+        "seed": summary.seed,
+        "draws": summary.draws,
+        "compat": summary.compat,
+        "formats": list(summary.formats),
         "refusal": stored.unskill.get("refusal"),
-        "neurons_changed": summary["neurons_changed"],
+        "neurons_changed": summary.neurons_changed,
         "warnings": warning_lines(summary),
         "matrix": matrix.as_json() if matrix else None,
         "skills": [skill_numbers(stored, skill, number, names) for number, skill in enumerate(stored.skills, start=1)],
@@ -46,45 +46,44 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
     figures: list[Figure] = []
     numbers: dict[str, Any] = {
         "name": skill.name,
-        "method": found["method"],
-        "works": found["works"],
-        "parts": found["parts"],
-        "sources": [{name: each[name] for name in ("flag", "label", "prompts")} for each in found["sources"]],
+        "method": found.method,
+        "works": found.works,
+        "parts": found.parts,
+        "sources": [each.model_dump(include={"flag", "label", "prompts"}) for each in found.sources],
         "key_space": None,
         "neurons": None,
     }
-    if found["key_space"]:
+    if (cubes := found.key_space) is not None:
         figures += key_space_figures(skill, number, names)
         numbers["key_space"] = {
-            "promise": promise(stored.summary, found),
-            "layer": found["key_space"]["layer"],
-            "alpha": found["key_space"]["alpha"],
-            "rates": rate_rows(found["key_space"]),
+            "promise": promise(cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype),
+            "layer": cubes.layer,
+            "alpha": cubes.alpha.model_dump(),
+            "rates": rate_rows(cubes),
             "nearest": nearest(skill),
         }
-    if found["neurons"]:
+    if found.neurons is not None:
         figures += neuron_figures(skill, number)
-        numbers["neurons"] = {"line": neurons_line(found), "texts": effect_rows(found["neurons"])}
+        numbers["neurons"] = {"line": neurons_line(found.neurons, found.method), "texts": effect_rows(found.neurons)}
     return numbers | {"figures": [figure.as_json() for figure in figures]}
 
 
 def matrix_figure(stored: Stored) -> Figure | None:
     """Which skill's hypercubes hold which skill's prompts; None with one skill, or none that is refused."""
-    blocking = [skill for skill in stored.skills if skill.summary["key_space"]]
+    blocking = [(skill, skill.summary.key_space) for skill in stored.skills if skill.summary.key_space is not None]
     if len(stored.skills) < 2 or not blocking:
         return None
     rows: list[Row] = []
-    for column in blocking:
-        found = column.summary["key_space"]
+    for column, found in blocking:
         for row in stored.skills:
             if row is column:
-                own = [formats["all"] for formats in found["blocked"].values()]
-                counts = sum(each["hits"] for each in own), sum(each["total"] for each in own)
+                own = [formats["all"] for formats in found.blocked.values()]
+                counts = sum(each.hits for each in own), sum(each.total for each in own)
                 rows.append(cell(row.name, column.name, *counts))
-            elif other := found["false_blocks"].get(f"skill {row.name}"):
-                rows.append(cell(row.name, column.name, other["all"]["hits"], other["all"]["total"]))
-        if everyday := found["false_blocks"].get(EVERYDAY):
-            rows.append(cell("everyday prompts", column.name, everyday["all"]["hits"], everyday["all"]["total"]))
+            elif other := found.false_blocks.get(f"skill {row.name}"):
+                rows.append(cell(row.name, column.name, other["all"].hits, other["all"].total))
+        if everyday := found.false_blocks.get(EVERYDAY):
+            rows.append(cell("everyday prompts", column.name, everyday["all"].hits, everyday["all"].total))
     caption = (
         "Share of each row's prompts whose last token is inside the hypercubes of each column's skill, and their "
         "number. Report part: prompts that nothing was fitted or chosen on. All but the diagonal should be 0; an "

@@ -10,6 +10,7 @@ from scipy.stats import kstest, t
 
 from exporter.checkpoint.account import Floats, Records, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id, prompts
+from exporter.checkpoint.summary import KeySpaceSummary
 from exporter.common.rates import rate
 from exporter.prompts.formats import PLAIN
 from exporter.prompts.packaged import EVERYDAY
@@ -25,9 +26,9 @@ REPORT = "Report part: prompts that nothing was fitted or chosen on."
 
 def key_space_figures(skill: StoredSkill, number: int, names: list[str]) -> list[Figure]:
     """All figures of one skill's hypercubes. names: of all skills, by which the others' prompts are known."""
-    found = skill.summary["key_space"]
+    found = cubes_of(skill)
     series = scores_by_series(skill, names)
-    chosen = {"value": found["layer"], "label": f"layer {found['layer']}, taken"}
+    chosen = {"value": found.layer, "label": f"layer {found.layer}, taken"}
     return [
         alpha_figure(skill, number, series),
         layer_figure(skill, number, series, chosen),
@@ -56,8 +57,8 @@ def scores_by_series(skill: StoredSkill, names: list[str]) -> dict[str, Floats]:
 
 
 def alpha_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats]) -> Figure:
-    found = skill.summary["key_space"]
-    layer, alpha = found["layer"], found["alpha"]["value"]
+    found = cubes_of(skill)
+    layer, alpha = found.layer, found.alpha.value
     everything = [alpha, *(value for scores in series.values() for value in scores[:, layer])]
     low, high = min(everything) / 1.1, max(everything) * 1.1
     rows: list[Row] = []
@@ -95,10 +96,10 @@ def counted(series: Mapping[str, Floats]) -> str:
 def layer_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
     rows: list[Row] = []
     for name, scores in series.items():
-        for layer in skill.summary["key_space"]["layers"]:
-            hits = int((scores[:, layer["layer"]] <= layer["alpha"]).sum())
+        for layer in cubes_of(skill).layers:
+            hits = int((scores[:, layer.layer] <= layer.alpha).sum())
             found = rate(hits, len(scores))
-            about = {"series": name, "layer": layer["layer"], "alpha": layer["alpha"], "share": hits / len(scores)}
+            about = {"series": name, "layer": layer.layer, "alpha": layer.alpha, "share": hits / len(scores)}
             rows.append(about | asdict(found))
     caption = (
         "Share of prompts inside the hypercubes at each layer, each layer with the alpha that it would get. "
@@ -134,14 +135,14 @@ def lower_share(ours: Floats, theirs: Floats) -> float:
 
 
 def volume_figure(skill: StoredSkill, number: int, chosen: Row) -> Figure:
-    found = skill.summary["key_space"]
-    alphas = np.array([row["alpha"] for row in found["layers"]])
+    found = cubes_of(skill)
+    alphas = np.array([row.alpha for row in found.layers])
     rows: list[Row] = []
-    for name in found["hypercubes"]:
+    for name in found.hypercubes:
         sides = np.log10(2 * alphas[:, None] * skill.tensors[f"ksd.{name}.deviation"])
         for layer, value in enumerate(sides.mean(1).tolist()):
             rows.append({"series": f"{name} prompts", "layer": layer, "log10_side": value})
-    dimensions = skill.tensors[f"ksd.{found['hypercubes'][0]}.deviation"].shape[1]
+    dimensions = skill.tensors[f"ksd.{found.hypercubes[0]}.deviation"].shape[1]
     caption = (
         "Volume of the hypercubes: log10 of the side length 2 · alpha · deviation, in units of the key vector, mean "
         f"over its {dimensions} dimensions (so log10 of the volume divided by {dimensions}), with the alpha that each "
@@ -155,7 +156,7 @@ def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figur
     tensors, records = skill.tensors, skill.prompts
     scores = np.concatenate([tensors["scores.forget.calibrate"], tensors["scores.forget.report"]])
     drawn = [*records["forget.calibrate"], *records["forget.report"]]
-    hypercubes = skill.summary["key_space"]["hypercubes"]
+    hypercubes = list(cubes_of(skill).hypercubes)
     dimensions = tensors[f"ksd.{hypercubes[0]}.deviation"].shape[1]
     fitted = fit_counts(records["forget.fit"], drawn, hypercubes)
     if min(fitted) < 3 or not len(scores):
@@ -228,8 +229,8 @@ def expected_median(fitted: Floats, dimensions: int) -> float:
 
 def nearest(skill: StoredSkill) -> dict[str, list[Row]]:
     """The prompts of the report part nearest to the boundary, "inside" and "outside", nearest first."""
-    found = skill.summary["key_space"]
-    layer, alpha = found["layer"], found["alpha"]["value"]
+    found = cubes_of(skill)
+    layer, alpha = found.layer, found.alpha.value
     rows: list[Row] = []
     for side, name, part in (
         ("forget", "scores.forget.report", "forget.report"),
@@ -243,3 +244,9 @@ def nearest(skill: StoredSkill) -> dict[str, list[Row]]:
         "inside": [row for row in ordered if row["score"] <= alpha][:NEAREST],
         "outside": [row for row in ordered if row["score"] > alpha][:NEAREST],
     }
+
+
+def cubes_of(skill: StoredSkill) -> KeySpaceSummary:
+    """What was found of the hypercubes of a skill that has some."""
+    assert skill.summary.key_space is not None
+    return skill.summary.key_space

@@ -57,7 +57,7 @@ def add_models(
 
     Raises BadInput where the base is not what the checkpoint was made of, or one of them does not load.
     """
-    dtype = stored.summary["dtype"]
+    dtype = stored.summary.dtype
     found = find_base(base)
     edited = load_edited(checkpoint, dtype, device)
     asked = [questions(skill, given) for skill in stored.skills]
@@ -123,7 +123,7 @@ def neuron_gaussian(
     skill: StoredSkill, number: int, loaded: LoadedModel, given: Given, places: Mapping[int, Tensor], prober: Prober
 ) -> Figure | None:
     """How far the adjusted neurons' pre-activations are from the Gaussians that they are moved between."""
-    if skill.summary["method"] not in ("na", "na+ksd"):
+    if skill.summary.method not in ("na", "na+ksd"):
         return None
     rows: list[Row] = []
     counts = []

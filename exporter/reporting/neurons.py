@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from exporter.checkpoint.account import StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id
+from exporter.checkpoint.summary import NeuronSummary
 from exporter.methods.neurons.choice import CHOOSE_FORGET, CHOOSE_RETAIN
 
 
@@ -17,18 +16,22 @@ def neuron_figures(skill: StoredSkill, number: int) -> list[Figure]:
 
 def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
     """What was tried: forgetting and its cost over beta."""
-    found = skill.summary["neurons"]
-    trials = [{"series": trial["score"], **{name: trial[name] for name in TRIAL}} for trial in found["trials"]]
-    forget = [{**trial, "ratio": math.exp(trial["forget_rise"])} for trial in trials]
-    upper = [{**trial, "ratio": math.exp(trial["upper"])} for trial in trials]
-    taken = {"value": found["beta"], "label": f"{found['beta']:g} %, taken"}
-    limit = {"value": math.exp(found["max_retain_loss"]), "label": "limit", "across": True}
+    found = neurons_of(skill)
+    forget, upper = (
+        [
+            {"series": trial.score, **trial.model_dump(exclude={"score"}), "ratio": math.exp(getattr(trial, rise))}
+            for trial in found.trials
+        ]
+        for rise in ("forget_rise", "upper")
+    )
+    taken = {"value": found.beta, "label": f"{found.beta:g} %, taken"}
+    limit = {"value": math.exp(found.max_retain_loss), "label": "limit", "across": True}
     texts = {side: len(skill.prompts[f"texts.{side}.choose"]) for side in ("forget", "retain", "everyday")}
     of = (
         f"Choose part: {min(texts['forget'], CHOOSE_FORGET)} forget, {min(texts['retain'], CHOOSE_RETAIN)} retain and "
         f"{min(texts['everyday'], CHOOSE_RETAIN)} everyday texts, by which score and beta were chosen; one mark for "
         "each trial. Beta is the share of the model's neurons that are changed; taken were "
-        f"{found['beta']:g} % by {found['score']}."
+        f"{found.beta:g} % by {found.score}."
     )
     return [
         Figure(
@@ -44,7 +47,7 @@ def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
             "trade_off",
             "Neurons: what other texts lose over beta",
             "Perplexity of retain or everyday texts against the base model, whichever lose more: upper end of the "
-            f"90 % interval over texts. The limit is --max-retain-loss, {found['max_retain_loss']:g} nats per token. "
+            f"90 % interval over texts. The limit is --max-retain-loss, {found.max_retain_loss:g} nats per token. "
             f"{of}",
             upper,
             [taken, limit],
@@ -52,36 +55,39 @@ def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
     ]
 
 
-TRIAL = ("beta", "forget_rise", "retain_rise", "everyday_rise", "upper")
-
-
 def place_figure(skill: StoredSkill, number: int) -> Figure:
     """In which layers the neurons are."""
-    found = skill.summary["neurons"]
+    found = neurons_of(skill)
     layers, width = skill.tensors["na.forget.mean"].shape
     rows: list[Row] = []
     for layer in range(layers):
-        count = found["layers"].get(str(layer), 0)
+        count = found.layers.get(str(layer), 0)
         rows.append({"layer": layer, "neurons": count, "share": count / width})
-    what = "zeroed" if skill.summary["method"] == "sp" else "adjusted"
+    what = "zeroed" if skill.summary.method == "sp" else "adjusted"
     caption = (
-        f"{found['neurons']} of {layers * width} neurons are {what}: the top {found['beta']:g} % by {found['score']}. "
+        f"{found.neurons} of {layers * width} neurons are {what}: the top {found.beta:g} % by {found.score}. "
         f"Each layer has {width}."
     )
     return Figure(figure_id(number, "neurons"), "neurons", f"Where the {what} neurons are", caption, rows)
 
 
-def effect_rows(found: Mapping[str, Any]) -> list[Row]:
+def effect_rows(found: NeuronSummary) -> list[Row]:
     """Perplexity of the report part's texts before and after, all skills' neurons changed."""
     return [
         {
             "texts": name,
-            "of": each["texts"],
-            "tokens": each["tokens"],
-            "base": math.exp(each["base_loss"]),
-            "changed": math.exp(each["base_loss"] + each["rise"]),
-            "ratio": each["perplexity_ratio"],
-            "upper": math.exp(each["upper"]),
+            "of": each.texts,
+            "tokens": each.tokens,
+            "base": math.exp(each.base_loss),
+            "changed": math.exp(each.base_loss + each.rise),
+            "ratio": each.perplexity_ratio,
+            "upper": math.exp(each.upper),
         }
-        for name, each in found["texts"].items()
+        for name, each in found.texts.items()
     ]
+
+
+def neurons_of(skill: StoredSkill) -> NeuronSummary:
+    """What was found of the neurons of a skill that changes some."""
+    assert skill.summary.neurons is not None
+    return skill.summary.neurons

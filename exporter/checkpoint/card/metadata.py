@@ -7,13 +7,14 @@ registered benchmarks, by which its leaderboards are made: a share of refused pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from exporter.checkpoint.card.text import plain
+from exporter.checkpoint.summary import SkillSummary, SourceSummary, Summary
 from exporter.models.files import Base
 from exporter.prompts.packaged import EVERYDAY
 
@@ -64,10 +65,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.split("/")[-1].lower()).strip("-.") or "base"
 
 
-def card_metadata(base: Base, summary: Mapping[str, Any]) -> ModelCardData:
-    skills = summary["skills"]
-    methods = [tag for skill in skills for tag in METHOD_TAGS[skill["method"]]]
-    datasets = [each["label"] for skill in skills for each in skill["sources"] if is_dataset(each)]
+def card_metadata(base: Base, summary: Summary) -> ModelCardData:
+    skills = summary.skills
+    methods = [tag for skill in skills for tag in METHOD_TAGS[skill.method]]
+    datasets = [each.label for skill in skills for each in skill.sources if is_dataset(each)]
     known: dict[str, Any] = inherited(base)[0]
     if base.revision is not None:
         known |= {"base_model": base.name, "base_model_relation": "finetune"}
@@ -83,62 +84,62 @@ def card_metadata(base: Base, summary: Mapping[str, Any]) -> ModelCardData:
     )
 
 
-def title(base: str, skills: Iterable[Mapping[str, Any]]) -> str:
+def title(base: str, skills: Sequence[SkillSummary]) -> str:
     """What the checkpoint is called: the base without its skills, by name where they have any."""
-    names = [skill["name"] for skill in skills]
+    names = [skill.name for skill in skills]
     what = "one skill" if names == ["skill"] else ", ".join(names)
     return f"{base.split('/')[-1]} without {what}"
 
 
-def is_dataset(source: Mapping[str, Any]) -> bool:
-    return len(source["fingerprint"]) == COMMIT_DIGITS
+def is_dataset(source: SourceSummary) -> bool:
+    return len(source.fingerprint) == COMMIT_DIGITS
 
 
-def eval_results(summary: Mapping[str, Any]) -> Iterable[EvalResult]:
+def eval_results(summary: Summary) -> Iterable[EvalResult]:
     """Shares on the report parts, 0 to 1, and perplexities against the base's, by what they are of."""
-    for skill in summary["skills"]:
-        whose = f"{plain(skill['name'])}: "
-        if skill["key_space"]:
-            for key, metric, what in (
-                ("blocked", "refusal_rate", "refused, held-out prompts of the skill"),
-                ("false_blocks_over_answers", "false_refusal_rate", "refused in error, held-out other prompts"),
+    for skill in summary.skills:
+        whose, cubes = f"{plain(skill.name)}: ", skill.key_space
+        if cubes is not None:
+            for rates, metric, what in (
+                (cubes.blocked, "refusal_rate", "refused, held-out prompts of the skill"),
+                (cubes.false_blocks_over_answers, "false_refusal_rate", "refused in error, held-out other prompts"),
             ):
-                for source, formats in skill["key_space"][key].items():
+                for source, formats in rates.items():
                     found = formats["all"]
-                    if found["total"]:
-                        name = f"{whose}{what} ({found['hits']} of {found['total']})"
-                        value = round(found["hits"] / found["total"], 4)
+                    if found.total:
+                        name = f"{whose}{what} ({found.hits} of {found.total})"
+                        value = round(found.hits / found.total, 4)
                         yield result(dataset(skill, source), metric, name, value)
-        if skill["neurons"]:
-            for side, found in skill["neurons"]["texts"].items():
+        if skill.neurons is not None:
+            for side, effect in skill.neurons.texts.items():
                 name = f"{whose}perplexity of held-out {side} texts, times the base's"
-                value = round(found["perplexity_ratio"], 4)
+                value = round(effect.perplexity_ratio, 4)
                 yield result(dataset(skill, side), "perplexity_ratio", name, value)
 
 
-def result(where: Mapping[str, Any], metric: str, name: str, value: float) -> EvalResult:
+def result(where: dict[str, Any], metric: str, name: str, value: float) -> EvalResult:
     return EvalResult(
         task_type=TASK, task_name="Text Generation", metric_type=metric, metric_name=name, metric_value=value, **where
     )
 
 
-def dataset(skill: Mapping[str, Any], source: str) -> dict[str, Any]:
+def dataset(skill: SkillSummary, source: str) -> dict[str, Any]:
     """How `model-index` names a source by its label, or the texts of a side ("forget" or "retain")."""
     if source == EVERYDAY:
         return {"dataset_type": "unskill-everyday", "dataset_name": "everyday prompts of unskill"}
-    sources = [each for each in skill["sources"] if source in (each["label"], each["flag"].removeprefix("--"))]
-    name = ", ".join(each["label"] for each in sources) or source
+    sources = [each for each in skill.sources if source in (each.label, each.flag.removeprefix("--"))]
+    name = ", ".join(each.label for each in sources) or source
     only = sources[0] if len(sources) == 1 else None
     if only is None or not is_dataset(only):
         # The name twice: results are told apart by type, configuration and revision.
-        revision = only["fingerprint"] if only else None
+        revision = only.fingerprint if only else None
         named = {"dataset_name": plain(name), "dataset_config": plain(name)}
         return {"dataset_type": "custom", "dataset_revision": revision, **named}
-    options = only["options"]
+    options = only.options
     return {
-        "dataset_type": re.sub(r" #\d+$", "", only["label"]),
+        "dataset_type": re.sub(r" #\d+$", "", only.label),
         "dataset_name": plain(name),
         "dataset_config": options.get("name"),
         "dataset_split": options.get("split"),
-        "dataset_revision": only["fingerprint"],
+        "dataset_revision": only.fingerprint,
     }

@@ -16,6 +16,7 @@ import jinja2
 from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown
 from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
+from exporter.checkpoint.summary import SkillSummary, SourceRates, StoredRate, Summary
 from exporter.common.rates import rate
 from exporter.models.files import Base
 from exporter.recipes.settings import ExportSettings
@@ -32,7 +33,7 @@ METHODS = {
 
 
 def render_card(
-    base: Base, settings: ExportSettings, summary: dict[str, Any], code: Path, figures: Sequence[Figure] = ()
+    base: Base, settings: ExportSettings, summary: Summary, code: Path, figures: Sequence[Figure] = ()
 ) -> str:
     """README.md of a checkpoint, with the base's licence where its card names one.
 
@@ -44,11 +45,11 @@ def render_card(
     return environment.from_string(template).render(
         card_data=data.to_yaml(),
         here=PLACEHOLDER,
-        title=title(base.name, summary["skills"]),
+        title=title(base.name, summary.skills),
         base=base,
         settings=settings,
         summary=summary,
-        refused=refused(summary["skills"]),
+        refused=refused(summary.skills),
         code=code.name,
         code_sha256=hashlib.sha256(code.read_bytes()).hexdigest(),
         figures=lambda prefix: [figure for figure in figures if figure.id.startswith(prefix)],
@@ -80,36 +81,36 @@ def licence(data: Mapping[str, Any]) -> str | None:
     return text
 
 
-def refused(skills: Sequence[Mapping[str, Any]]) -> str:
+def refused(skills: Sequence[SkillSummary]) -> str:
     """The skills whose prompts are refused, in words."""
     if len(skills) == 1:
         return "the skill"
-    *some, last = [markdown(skill["name"]) for skill in skills if skill["key_space"]] or [""]
+    *some, last = [markdown(skill.name) for skill in skills if skill.key_space] or [""]
     return f"{', '.join(some)} and {last}" if some else last
 
 
-def total(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def total(found: SourceRates) -> StoredRate:
     """A rate over all sources together."""
     parts = [formats["all"] for formats in found.values()]
-    return rate(sum(each["hits"] for each in parts), sum(each["total"] for each in parts)).as_json()
+    return StoredRate.of(rate(sum(each.hits for each in parts), sum(each.total for each in parts)))
 
 
-def share(found: Mapping[str, Any]) -> str:
+def share(found: StoredRate) -> str:
     """A rate with its interval: 39 of 40 (97.5 %; 86.8 - 99.9 %)."""
-    if not found["total"]:
+    if found.rate is None:
         return "none measured"
-    low, high = (100 * found[end] for end in ("low", "high"))
-    return f"{found['hits']} of {found['total']} ({100 * found['rate']:.1f} %; {low:.1f} - {high:.1f} %)"
+    interval = f"{100 * found.low:.1f} - {100 * found.high:.1f} %"
+    return f"{found.hits} of {found.total} ({100 * found.rate:.1f} %; {interval})"
 
 
-def sources(skill: Mapping[str, Any], flag: str) -> str:
+def sources(skill: SkillSummary, flag: str) -> str:
     """A skill's sources of one flag as Markdown, those of the Hub as links."""
     found = []
-    for each in skill["sources"]:
-        if each["flag"] == flag:
-            name = markdown(each["label"])
+    for each in skill.sources:
+        if each.flag == flag:
+            name = markdown(each.label)
             if is_dataset(each):
-                where = each["label"].split(" #")[0]
-                name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each['fingerprint']})"
-            found.append(f"{name} ({each['prompts']})")
+                where = each.label.split(" #")[0]
+                name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each.fingerprint})"
+            found.append(f"{name} ({each.prompts})")
     return ", ".join(found)

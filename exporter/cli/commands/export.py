@@ -148,23 +148,24 @@ def export_command(
         raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
     remark = remarks(settings.quiet)
     try:
-        summary = export(settings, remark, recorded) | {"out": str(settings.out)}
+        summary = export(settings, remark, recorded)
     except Rejected as error:
         show(error.summary, as_json)
         raise
+    told = summary.to_json() | {"out": str(settings.out)}
     try:
         if graph is not None:
-            write_exported(graph, summary, remark)
+            write_exported(graph, told, remark)
         if pushing is not None:
-            summary["push"] = push_exported(pushing, remark)
+            told["push"] = push_exported(pushing, remark)
     finally:
-        show(summary, as_json)  # whatever came after it, the checkpoint is there
-        if "onnx" in summary and not as_json:
+        show(told, as_json)  # whatever came after it, the checkpoint is there
+        if "onnx" in told and not as_json:
             from exporter.cli.tables.onnx import show_check
 
-            show_check(summary["onnx"], as_json)
+            show_check(told["onnx"], as_json)
     if pushing is not None and not as_json:
-        show_push(summary["push"])
+        show_push(told["push"])
 
 
 def settings_of(
@@ -197,20 +198,21 @@ def settings_of(
     return merged_settings({**(defaults or {}), **values}, given), recorded_in(values, given)
 
 
-def show(summary: dict[str, Any], as_json: bool) -> None:
+def show(told: dict[str, Any], as_json: bool) -> None:
+    """Print the summary, as JSON with what else there is to tell: "out", where a checkpoint was written."""
     if as_json:
-        echo_json(summary)
+        echo_json(told)
         return
     from rich.console import Console
 
+    from exporter.checkpoint.summary import Summary
     from exporter.cli.tables.export import print_summary
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    print_summary(summary, console)
-    if "out" in summary:
+    print_summary(Summary.from_json(told), console)
+    if "out" in told:
         click.echo(
-            f'\nWrote {summary["out"]}: AutoModelForCausalLM.from_pretrained("{summary["out"]}", '
-            "trust_remote_code=True)"
+            f'\nWrote {told["out"]}: AutoModelForCausalLM.from_pretrained("{told["out"]}", trust_remote_code=True)'
         )
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.checkpoint.sentences import promise
+from exporter.checkpoint.summary import AlphaSummary
 from exporter.common.text import printable
 
 SHOWN = "all"
@@ -100,8 +101,9 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
             limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
             yield "NOT WITHIN BUDGET", f"retain or everyday texts lose more than --max-retain-loss{limit}"
     if key_space:
-        told = key_space | {"fault": key_space["fault"] or "it did not keep the limits of the export"}
-        yield "hypercubes", promise(found, {"key_space": told})
+        fault = None if key_space["separates"] else key_space["fault"] or "it did not keep the limits of the export"
+        alpha = AlphaSummary.model_validate(key_space["alpha"])
+        yield "hypercubes", promise(key_space["layer"], alpha, fault, found["dtype"])
         yield "formats", ", ".join(key_space["formats"])
     for source in skill["sources"] or ():
         options = "".join(f",{key}={value}" for key, value in source["options"].items())

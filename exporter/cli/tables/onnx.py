@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.checkpoint.sentences import rate_rows
+from exporter.checkpoint.summary import MeasuredRates
 from exporter.cli.output import echo_json
 from exporter.common.files import human_size
 
@@ -76,7 +77,9 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], console: Co
     table = Table(title=f"{skill['name']}: inside a hypercube, report part", title_justify="left")
     for name in ("what", "source", "format", "hits", "of", "95 % interval"):
         table.add_column(name)
-    for row in rate_rows({**found, "false_blocks_over_answers": found["false_blocks_over_answers"] or {}}):
+    answers = found["false_blocks_over_answers"] or {}
+    measured = MeasuredRates.model_validate({**found, "false_blocks_over_answers": answers})
+    for row in rate_rows(measured):
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         table.add_row(row["what"], row["source"], row["format"], str(row["hits"]), str(row["total"]), interval)
     console.print(table)

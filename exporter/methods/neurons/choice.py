@@ -35,6 +35,9 @@ CHOOSE_FORGET, CHOOSE_RETAIN = 24, 120
 # Texts of the fit part that attributions are taken over, on each side.
 ATTRIBUTE = 60
 
+TextSet = tuple[str, str]
+"""A skill's name and a side of its texts: "forget", "retain" or "everyday"."""
+
 
 @dataclass(frozen=True)
 class NeuronChoice:
@@ -158,20 +161,24 @@ class Selector:
         return attribute(self._prober, some, self._forget.gaussian, self._retain.gaussian, what)
 
 
-def text_sets(plans: Sequence[SkillPlan]) -> dict[str, Sequence[Query]]:
-    """Texts of the report parts, by what they are: of every skill that changes neurons, and the everyday prompts."""
-    sets: dict[str, Sequence[Query]] = {}
+def text_sets(plans: Sequence[SkillPlan]) -> dict[TextSet, Sequence[Query]]:
+    """Texts of the report parts of every skill that changes neurons; no "everyday" where there are none."""
+    sets: dict[TextSet, Sequence[Query]] = {}
     for plan in plans:
         if plan.texts is not None:
-            sets[f"{plan.skill.name}: forget"] = plan.texts.forget["report"]
-            sets[f"{plan.skill.name}: retain"] = plan.texts.retain["report"]
+            sets[plan.skill.name, "forget"] = plan.texts.forget["report"]
+            sets[plan.skill.name, "retain"] = plan.texts.retain["report"]
             if plan.texts.everyday["report"]:
-                sets[f"{plan.skill.name}: everyday"] = plan.texts.everyday["report"]
+                sets[plan.skill.name, "everyday"] = plan.texts.everyday["report"]
     return sets
 
 
-def measure_effects(prober: KeyProber, sets: Mapping[str, Sequence[Query]], what: str) -> dict[str, TextLosses]:
-    return {name: text_losses(prober, texts, f"{what}: {name}") for name, texts in sets.items()}
+def measure_effects(
+    prober: KeyProber, sets: Mapping[TextSet, Sequence[Query]], what: str
+) -> dict[TextSet, TextLosses]:
+    return {
+        (skill, side): text_losses(prober, texts, f"{what}: {skill}: {side}") for (skill, side), texts in sets.items()
+    }
 
 
 def effect(base: TextLosses, after: TextLosses, seed: int) -> TextEffect:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS, in_mlp
 from custom_modeling.key_space import inside_hypercubes
+from exporter.checkpoint.summary import KeySpaceSummary
 from exporter.common.rates import Rate, rate, rates
 from exporter.methods.key_space.evidence import (
     ANSWER_TOKENS,
@@ -32,7 +33,7 @@ from exporter.methods.key_space.evidence import (
     measure_limits,
 )
 from exporter.methods.key_space.hypercubes import closed_bounds
-from exporter.methods.neurons.choice import effect, measure_effects, text_sets
+from exporter.methods.neurons.choice import TextSet, effect, measure_effects, text_sets
 from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import longest_first
 from exporter.methods.neurons.trade_off import TextLosses
@@ -83,7 +84,7 @@ def refit(
     plans: Sequence[SkillPlan],
     formatter: Formatter,
     adjusted: Adjusted,
-    known: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, KeySpaceSummary],
     *,
     seed: int,
     refusal: str,
@@ -109,7 +110,7 @@ def refit(
     neurons: dict[str, Any] = {}
     constants: dict[str, Array] = {}
     buffers: dict[str, Tensor] = {}
-    before: Mapping[str, TextLosses] = {}
+    before: Mapping[TextSet, TextLosses] = {}
     adjusting = next((plan for plan in plans if plan.skill.adjusts), None)
     if adjusting is not None:
         assert adjusting.texts is not None and places.least is not None
@@ -125,7 +126,8 @@ def refit(
         if adjusting is not None:
             after = measure_effects(prober, sets, "texts, neurons changed")
             neurons[adjusting.skill.name]["texts"] = {
-                name: asdict(effect(losses, after[name], seed)) for name, losses in before.items()
+                f"{skill}: {side}": asdict(effect(losses, after[skill, side], seed))
+                for (skill, side), losses in before.items()
             }
         old = {
             layer: torch.from_numpy(read_constants(path, [name])[name].copy()) for layer, name in places.bounds.items()
@@ -201,14 +203,14 @@ def refit_key_space(
     old: Mapping[int, Tensor],
     plans: Sequence[SkillPlan],
     formatter: Formatter,
-    known: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, KeySpaceSummary],
     refusal: str,
     answers: bool,
 ) -> KeyRefit:
     """Fit, calibrate and report every skill's hypercubes, at the layer that the export chose.
 
     prober: its taps are the keys of the layers of `old`, in their order, and its hypercubes hold nothing; old: the
-    bounds that were fitted in float32, by layer; known: by skill, its "layer" and "alpha" in the export's summary.
+    bounds that were fitted in float32, by layer; known: by skill, what the export found.
     """
     blocking = [plan for plan in plans if plan.skill.blocks]
     if not blocking:
@@ -219,7 +221,7 @@ def refit_key_space(
     cubes: dict[int, list[Tensor]] = {}
     found = KeyRefit()
     for plan, own in zip(blocking, evidence, strict=True):
-        layer = int(known[plan.skill.name]["layer"])
+        layer = known[plan.skill.name].layer
         place = layers.index(layer)
         # The layer is its place among the tapped ones, whose keys are all that there is.
         decision = decide(own, replace(plan.skill, layer=place), kinds_known=True)
@@ -232,7 +234,7 @@ def refit_key_space(
         found.skills[plan.skill.name] = {
             "layer": layer,
             "hypercubes": list(own.keys.formats),
-            "alpha_before": known[plan.skill.name]["alpha"],
+            "alpha_before": known[plan.skill.name].alpha.model_dump(),
             "separates": decision.separates,
             "fault": fault,
             **figures(decision, plan, rate(sum(before), len(before)), limits, answers),

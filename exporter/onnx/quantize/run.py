@@ -76,7 +76,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
                 plans,
                 formatter,
                 adjusted,
-                {each["name"]: each["key_space"] for each in stored.summary["skills"]},
+                {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None},
                 seed=export.seed,
                 refusal=export.refusal,
                 bos_id=tokenizer.bos_token_id,

@@ -29,7 +29,7 @@ def run(base: Path, out: Path, **changes: Any) -> dict[str, Any]:
     sources = write_prompts(folder / "f.jsonl", FORGET), write_prompts(folder / "r.jsonl", RETAIN)
     chosen = {"everyday": False, "force": True, "quiet": True, "prompt_template": "{prompt}", "beta": 5.0}
     with one_thread():
-        return export(one_skill(base, out, *sources, **{**chosen, **changes}), lambda text: None)
+        return export(one_skill(base, out, *sources, **{**chosen, **changes}), lambda text: None).to_json()
 
 
 def interventions(out: Path) -> dict[str, torch.Tensor]:
@@ -182,7 +182,7 @@ def test_several_skills_in_one_checkpoint(base: Path, tmp_path: Path) -> None:
     ]
     common = {"force": True, "quiet": True, "prompt_template": "{prompt}", "model": str(base)}
     with one_thread():
-        summary = export(merged_settings(recipe, {**common, "out": tmp_path / "out"}), lambda text: None)
+        summary = export(merged_settings(recipe, {**common, "out": tmp_path / "out"}), lambda text: None).to_json()
     settings = json.loads((tmp_path / "out" / "config.json").read_text())["unskill"]
     assert [skill["name"] for skill in settings["skills"]] == ["sums", "songs", "letters"]
     assert settings["layers"]["1"]["cubes"] == 2
@@ -201,3 +201,19 @@ def test_several_skills_in_one_checkpoint(base: Path, tmp_path: Path) -> None:
     assert set(found["sums"]["key_space"]["false_blocks"]) == {"r.jsonl", "skill songs"}
     assert set(found["songs"]["key_space"]["false_blocks"]) == {"f.jsonl", "skill letters"}
     assert found["letters"]["key_space"] is None
+
+
+def test_texts_of_a_skill_whose_name_begins_with_another(base: Path, tmp_path: Path) -> None:
+    forget, retain, third = (
+        str(write_prompts(tmp_path / f"{name}.jsonl", texts))
+        for name, texts in (("f", FORGET), ("r", RETAIN), ("t", THIRD))
+    )
+    common = {"method": "sp", "beta": 1.0, "retain": (retain,), "everyday": False}
+    skills = [{"name": "maths", "forget": (forget,)}, {"name": "maths: hard", "forget": (third,)}]
+    given = {"force": True, "quiet": True, "figures": False, "model": str(base), "out": tmp_path / "out"}
+    with one_thread():
+        summary = export(merged_settings({**common, "skill": skills}, given), lambda text: None)
+    for skill in summary.skills:
+        assert skill.neurons is not None and set(skill.neurons.texts) == {"forget", "retain"}
+    ours, theirs = (skill.neurons.texts["forget"].base_loss for skill in summary.skills if skill.neurons)
+    assert ours != theirs

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from exporter.checkpoint.summary import SharedLayer, Summary
 from exporter.cli.main import cli
 from exporter.cli.tables.export import print_summary
 from exporter.common.rates import rate
@@ -60,7 +61,7 @@ def run(base: Path, out: Path, forget: list[str], retain: list[str], **changes: 
     sources = write_prompts(out.parent / "f.jsonl", forget), write_prompts(out.parent / "r.jsonl", retain)
     chosen = {"everyday": False, "force": True, "quiet": True, "prompt_template": "{prompt}"}
     with one_thread():
-        return export(one_skill(base, out, *sources, **{**chosen, **changes}), lambda text: None)
+        return export(one_skill(base, out, *sources, **{**chosen, **changes}), lambda text: None).to_json()
 
 
 def codes(summary: dict[str, Any]) -> list[str]:
@@ -229,7 +230,7 @@ def test_shared_neurons_by_layer() -> None:
     found = shared(one, other)
     assert dict(found.layers) == {0: (1, 2), 2: (5, 5), 3: (0, 0)}
     assert (found.shared, found.smaller, found.by_chance) == (6, 12, 30 * 12 / 400)
-    assert found.as_json()["layers"]["2"] == {"shared": 5, "smaller": 5, "share": 1.0}
+    assert found.summary().layers["2"] == SharedLayer(shared=5, smaller=5, share=1.0)
     caution = many_shared(found)
     assert caution is not None and "sums and news share 6 neurons, 50% of the smaller set's 12" in caution.message
 
@@ -265,7 +266,7 @@ def test_two_skills_of_one_data_set(base: Path, tmp_path: Path) -> None:
     given = {"model": str(base), "out": tmp_path / "out", "everyday": False, "force": True, "quiet": True}
     told: list[str] = []
     with one_thread():
-        summary = export(merged_settings({"skill": skills}, given), told.append)
+        summary = export(merged_settings({"skill": skills}, given), told.append).to_json()
     (found,) = summary["shared_neurons"]
     each = [skill["neurons"]["layers"] for skill in summary["skills"]]
     assert found["skills"] == ["[sums]", "again"] and found["smaller"] == int(0.05 * 192)
@@ -286,7 +287,7 @@ def test_two_skills_of_one_data_set(base: Path, tmp_path: Path) -> None:
 
 def printed(summary: dict[str, Any]) -> str:
     stream = io.StringIO()
-    print_summary(summary, Console(file=stream, width=100))
+    print_summary(Summary.from_json(summary), Console(file=stream, width=100))
     return stream.getvalue()
 
 

@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from exporter.checkpoint.card.metadata import inherited
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown, named_card, plain
+from exporter.checkpoint.summary import Summary
 from exporter.models.files import Base
 from exporter.pipeline import figures as card_figures
 from exporter.pipeline.run import export
@@ -73,9 +74,12 @@ def render(made: Path, summary: dict[str, Any]) -> Callable[..., str]:
             source["label"] = labels[source["label"]]
         for key in ("blocked", "blocked_in_unseen_formats", "false_blocks", "false_blocks_over_answers"):
             only["key_space"][key] = {labels[name]: rate for name, rate in only["key_space"][key].items()}
-        changed["warnings"] = [{"skill": skill, "message": f"{forget} is like {retain}"}]
+        changed["warnings"] = [{"code": "overlap", "skill": skill, "message": f"{forget} is like {retain}"}]
         return render_card(
-            Base(made.parent / "base", base, None, {}, ()), replace(SETTINGS, refusal=refusal), changed, code
+            Base(made.parent / "base", base, None, {}, ()),
+            replace(SETTINGS, refusal=refusal),
+            Summary.from_json(changed),
+            code,
         )
 
     return rendered
@@ -194,7 +198,7 @@ def test_a_base_and_a_dataset_of_the_hub(made: Path, summary: dict[str, Any]) ->
             source |= {"label": "openai/gsm8k", "fingerprint": "c" * 40, "options": {"name": "main", "split": "train"}}
     skill["key_space"]["blocked"] = {"openai/gsm8k": skill["key_space"]["blocked"]["forget.jsonl"]}
     base = Base(made.parent / "base", "some/model", "b" * 40, {}, ())
-    card = render_card(base, SETTINGS, changed, next(made.glob("modeling_*.py")))
+    card = render_card(base, SETTINGS, Summary.from_json(changed), next(made.glob("modeling_*.py")))
     data = ModelCard(card).data
     assert (data["base_model"], data["base_model_relation"]) == ("some/model", "finetune")
     assert data["datasets"] == ["openai/gsm8k"] and data.model_name == "model without maths"
@@ -257,7 +261,7 @@ def test_what_the_card_says_of_the_code(made: Path) -> None:
 
 def test_what_the_card_says_of_hashes(made: Path, summary: dict[str, Any]) -> None:
     base, code = Base(made.parent / "base", "base", None, {}, ()), next(made.glob("modeling_*.py"))
-    without = render_card(base, replace(SETTINGS, fingerprints=False), summary, code)
+    without = render_card(base, replace(SETTINGS, fingerprints=False), Summary.from_json(summary), code)
     for text in ("all other files", "sha256 of all files"):
         assert f"{text} but the base's weights" in without
         assert text in (made / "README.md").read_text()

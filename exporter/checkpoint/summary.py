@@ -1,0 +1,238 @@
+"""The summary of an export, `reproduce/summary.json`: everything that was measured, without paths or prompt texts.
+
+Rates are of the report parts, with exact 95 % (Clopper-Pearson) intervals, unless a field's name begins with
+`choose_`. Read without torch; keys that a later version adds are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+if TYPE_CHECKING:  # scipy
+    from exporter.common.rates import Rate
+
+
+class Part(BaseModel):
+    """A part of the summary: one object of the JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class StoredRate(Part):
+    """Share of prompts with a hit. `rate`: None where nothing was counted; `low`, `high`: of the interval."""
+
+    hits: int
+    total: int
+    low: float
+    high: float
+    rate: float | None
+
+    @classmethod
+    def of(cls, found: Rate) -> StoredRate:
+        return cls.model_validate(found.as_json())
+
+
+SourceRates = dict[str, dict[str, StoredRate]]
+"""Rates by source and, of each source, by format; "all" formats together among them."""
+
+
+class SourceSummary(Part):
+    """A --forget or --retain source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`: number."""
+
+    flag: str
+    label: str
+    options: dict[str, str | int]
+    fingerprint: str
+    prompts: int
+
+
+class TrialSummary(Part):
+    """One trial of neurons; see `exporter.methods.neurons.trade_off.Trial`."""
+
+    score: str
+    beta: float
+    forget_rise: float
+    retain_rise: float
+    everyday_rise: float | None
+    upper: float
+
+
+class TextEffectSummary(Part):
+    """What changed neurons do to texts; see `exporter.methods.neurons.choice.TextEffect`."""
+
+    texts: int
+    tokens: int
+    base_loss: float
+    rise: float
+    upper: float
+    perplexity_ratio: float
+
+
+class NeuronSummary(Part):
+    """What Neuron Adjust or Selective Pruning found for one skill.
+
+    `tokens`: probed, by side; `neurons`: number changed, `layers`: by layer; `texts`: by side ("forget", "retain" and,
+    where there are any, "everyday"), with the neurons of all skills changed, against the base; `borne`: whether the
+    rise of the retain loss is within budget.
+    """
+
+    score: str
+    beta: float
+    borne: bool
+    max_retain_loss: float
+    tokens: dict[str, int]
+    neurons: int
+    layers: dict[str, int]
+    trials: tuple[TrialSummary, ...]
+    texts: dict[str, TextEffectSummary]
+
+
+class AlphaSummary(Part):
+    """See `exporter.methods.key_space.calibration.Alpha`."""
+
+    value: float
+    calibrated_on: int
+    promise: float | None
+    confidence: float | None
+
+
+class FrameSummary(Part):
+    """A frame of forget prompts; see `exporter.methods.key_space.framing.frame_figures`."""
+
+    sources: tuple[str, ...]
+    start_characters: int
+    end_characters: int
+    forget_having: int
+    forget: int
+    retain_having: int
+    retain: int
+    framed: StoredRate
+    bare: StoredRate
+
+
+class LayerSummary(Part):
+    """One layer of the table by which the layer was chosen; see `exporter.methods.key_space.evidence.LayerRow`."""
+
+    layer: int
+    choose_alpha: float
+    choose_false_blocks_over_answers: int
+    choose_harmless: int
+    choose_unseen_alpha: float
+    choose_unseen_false_blocks: int
+    margin: float
+    alpha: float
+    blocked: StoredRate
+    everyday: StoredRate
+    retain: StoredRate
+    over_answers: StoredRate
+
+
+class MeasuredRates(Part):
+    """What was counted of one skill's hypercubes.
+
+    `blocked_in_unseen_formats`: by hypercubes that were fitted without the system prompt or exchange of the prompt in
+    question; `false_blocks`: at the prompt's last token; `false_blocks_over_answers`: at any position from there on
+    through the greedy answer of the model without hypercubes; where there are several skills, the others' prompts are
+    among them as "skill NAME". `limits`: still blocked, by known limit.
+    """
+
+    blocked: SourceRates = {}
+    blocked_in_unseen_formats: SourceRates = {}
+    false_blocks: SourceRates = {}
+    false_blocks_over_answers: SourceRates = {}
+    limits: dict[str, StoredRate] = {}
+
+
+class KeySpaceSummary(MeasuredRates):
+    """What Key Space Detection found for one skill. `hypercubes`: their formats; `fault`: why it does not separate."""
+
+    hypercubes: tuple[str, ...]
+    layer: int
+    alpha: AlphaSummary
+    separates: bool
+    fault: str | None
+    max_false_block: float
+    target_block_rate: float
+    everyday_kinds_over_answers: dict[str, StoredRate]
+    frames: tuple[FrameSummary, ...]
+    layers: tuple[LayerSummary, ...]
+
+
+class SkillSummary(Part):
+    """One skill. `works`: within the limits that were asked for; `parts`: numbers of prompts by side and part."""
+
+    name: str
+    method: str
+    works: bool
+    sources: tuple[SourceSummary, ...]
+    parts: dict[str, dict[str, int]]
+    neurons: NeuronSummary | None
+    key_space: KeySpaceSummary | None
+
+
+class BaseModelClass(Part):
+    """The base-model class: whether it refuses too, and (further keys) what was measured of its refusal states."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    closed: bool
+
+
+class SharedLayer(Part):
+    """Neurons of one layer that two skills both change, the smaller of both numbers there, and the share of it."""
+
+    shared: int
+    smaller: int
+    share: float
+
+
+class SharedSummary(SharedLayer):
+    """The same of all layers, and by layer. `by_chance`: of random sets of these sizes."""
+
+    skills: tuple[str, str]
+    by_chance: float
+    layers: dict[str, SharedLayer]
+
+
+class ExportWarning(Part):
+    """One warning. `skill`: None where it is about several; `message`: one sentence, without any text of a prompt."""
+
+    code: str
+    skill: str | None
+    message: str
+    figures: dict[str, Any] = {}
+
+
+class Summary(Part):
+    """Everything measured. `unskill`: version that wrote it; `base_model_class`: None where nothing is refused."""
+
+    unskill: str
+    model: str
+    revision: str | None
+    dtype: str
+    seed: int
+    draws: str
+    compat: str | None
+    formats: tuple[str, ...]
+    neurons_changed: int
+    base_model_class: BaseModelClass | None
+    skills: tuple[SkillSummary, ...]
+    # Early checkpoints have neither.
+    shared_neurons: tuple[SharedSummary, ...] = ()
+    warnings: tuple[ExportWarning, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: Any) -> Summary:
+        """What summary.json holds. Raises ValueError, in one line, where it is none of an export's."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `from_json` reads."""
+        return self.model_dump(mode="json")
