@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from custom_modeling.buffers import is_unskill
 from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.models.batches import out_of_memory
-from exporter.models.families import Family, identify
+from exporter.models.families import EMBEDDING, HEAD, Family, identify
 from exporter.models.files import PREFIX, Base
 
 # Of those that torch hands to MKL: what models, losses and the interventions call.
@@ -111,6 +113,31 @@ def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(CONFIG_MAPPING[model_type].from_dict(own))
     return model
+
+
+def plain_model(model: Any, settings: Mapping[str, Any]) -> Any:
+    """The base model of a checkpoint's model, whose weights it shares, less R's row.
+
+    Where R took a padding row of the base, the row stays and says what R's says: whoever compares or writes leaves R
+    out. All other logits are the base's own, bit by bit.
+
+    settings: config.json's unskill object.
+    """
+    config = model.config.to_dict()
+    if settings["added_row"]:
+        config["vocab_size"] = settings["refusal_token_id"]
+    base: Any = empty_model(config)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_unskill(name)}
+    state |= {name: state[name][: config["vocab_size"]] for name in (EMBEDDING, HEAD) if name in state}
+    base.load_state_dict(state, assign=True)
+    for name, tensor in model.named_buffers():  # those that no file holds, too: frequencies, scales
+        if not is_unskill(name):
+            module, _, own = name.rpartition(".")
+            setattr(base.get_submodule(module), own, tensor)
+    base.tie_weights()
+    base.generation_config = copy.deepcopy(model.generation_config)
+    base.requires_grad_(False)
+    return base.eval()
 
 
 def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,11 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from custom_modeling.buffers import is_unskill
-from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import Base, check_checkpoint, find_base, find_files
-from exporter.models.loading import load_files
-from exporter.models.tokens import context_of, pad_id_of, padded
+from exporter.models.loading import load_files, plain_model
+from exporter.models.tokens import blocked, context_of, pad_id_of, padded
 from exporter.prompts.formats import Formatter
 
 BASE, EDITED = "base", "edited"
@@ -69,13 +66,10 @@ class Subject:
         return padded(ids, self.pad_id, side, self.device)
 
     def refused(self, logits: Tensor) -> Tensor:
-        """Which rows of logits (..., vocabulary) are those of a blocked position: (...) bool, on the CPU.
-
-        There R's logit is 0; everywhere else the checkpoint lowers it by 10,000, or sets it to -50 after R itself.
-        """
+        """Which rows of logits (..., vocabulary) are those of a blocked position: (...) bool, on the CPU."""
         if self.refusal_id is None:
             return torch.zeros(logits.shape[:-1], dtype=torch.bool)
-        return (logits[..., self.refusal_id] > -25).cpu()
+        return blocked(logits[..., self.refusal_id]).cpu()
 
 
 def load_edited(name: str, dtype: str, device: str) -> Subject:
@@ -103,33 +97,6 @@ def identity_of(files: Base) -> str:
 
 
 def plain_base(edited: Subject) -> Subject:
-    """The base model of a checkpoint; its weights are the checkpoint's in memory, less R's row.
-
-    Where R took a padding row of the base, the row stays and says what R's says: whoever compares or writes leaves R
-    out. All other logits are the base's own, bit by bit.
-    """
-    model, settings = edited.model, edited.settings
-    config = copy.deepcopy(model.config)
-    config.__class__ = family_class(type(config))
-    config.model_type = type(config).model_type
-    del config.unskill
-    if settings["added_row"]:
-        config.vocab_size = settings["refusal_token_id"]
-    with torch.device("meta"):
-        base: Any = family_class(type(model))(config)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not is_unskill(name)}
-    state |= {name: state[name][: config.vocab_size] for name in (EMBEDDING, HEAD) if name in state}
-    base.load_state_dict(state, assign=True)
-    for name, tensor in model.named_buffers():  # those that no file holds, too: frequencies, scales
-        if not is_unskill(name):
-            module, _, own = name.rpartition(".")
-            setattr(base.get_submodule(module), own, tensor)
-    base.tie_weights()
-    base.generation_config = copy.deepcopy(model.generation_config)
-    base.requires_grad_(False)
-    return Subject(BASE, f"base of {edited.name}", base.eval(), edited.tokenizer, {}, edited.identity)
-
-
-def family_class(own: type) -> Any:
-    """The class of transformers that a class of a checkpoint's modeling file extends."""
-    return next(each for each in own.__mro__ if each.__module__.startswith("transformers.models."))
+    """The base model of a checkpoint, as `plain_model` gives it."""
+    base = plain_model(edited.model, edited.settings)
+    return Subject(BASE, f"base of {edited.name}", base, edited.tokenizer, {}, edited.identity)

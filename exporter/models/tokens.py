@@ -34,6 +34,14 @@ def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.d
     return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
+def blocked(logits: Any) -> Any:
+    """Where R's logits, a tensor or an array, are those of a blocked position: of the same shape, bool.
+
+    There R's logit is 0; everywhere else the checkpoint lowers it by 10,000, or sets it to -50 after R itself.
+    """
+    return logits > -25
+
+
 def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
     """Ids that end an answer: the generation config's, else the config's. Raises BadInput where there are none."""
     for config in (model.generation_config, model.config):

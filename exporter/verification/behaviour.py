@@ -25,7 +25,7 @@ from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, sys
 from exporter.prompts.sources import Prompt
 from exporter.verification.checks import NotMade, Wrong, counted
 from exporter.verification.interventions import STATISTICS, key_space
-from exporter.verification.live import Live, filled, move_always, plain_classes, unpruned
+from exporter.verification.live import Live, filled, move_always, unpruned
 
 Key = tuple[str, int, str, str, int]
 """A prompt as the model sees it: source, row, sha256, format, variant."""
@@ -107,8 +107,7 @@ def check_identity(live: Live) -> str:
     refusal, positions = live.record["refusal_token_id"], 0
     for query in live.some:
         ours = live.logits(query.ids)
-        with plain_classes(live):
-            theirs = live.logits(query.ids)
+        theirs = live.plain.logits(query.ids)
         free = ours[:, refusal] == torch.tensor(FORBIDDEN).to(ours)
         ours, theirs = (without(each[free], refusal, ours.shape[1]) for each in (ours, theirs))
         if not torch.equal(ours, theirs):
@@ -132,8 +131,7 @@ def check_neurons(live: Live) -> str:
         raise NotMade("no neurons are changed")
     refusal, changed, positions, prunes = live.record["refusal_token_id"], 0, 0, False
     for query in live.some:
-        with plain_classes(live):
-            plain = live.logits(query.ids)
+        plain = live.plain.logits(query.ids)
         with filled(live, KSD_BOUNDS, closed_bounds):
             ours = live.logits(query.ids)
             with filled(live, NA_PARAMS, move_always):

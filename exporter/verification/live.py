@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from exporter.models.files import Base, check_checkpoint, find_files
-from exporter.models.loading import LoadedModel, load_files
+from exporter.models.loading import LoadedModel, load_files, plain_model
 from exporter.models.prober import Prober
 from exporter.models.tokens import eos_ids, pad_id_of
 from exporter.prompts.formats import Formatter, Query
@@ -61,6 +61,11 @@ class Live:
             max_length=self.view.config.get("max_position_embeddings"),
             skip_long=True,
         )
+
+    @cached_property
+    def plain(self) -> Live:
+        """The same weights in the family's own classes: no intervention, and no R where its row was added."""
+        return replace(self, model=plain_model(self.model, self.record))
 
     @cached_property
     def some(self) -> list[Query]:
@@ -126,26 +131,3 @@ def unpruned(live: Live) -> Iterator[None]:
 def move_always(shape: Sequence[int]) -> Tensor:
     """Params (4, n) by which every pre-activation of an ordinary size is moved, and far."""
     return torch.tensor([[0.0], [1.0], [100.0], [1.0]]).expand(*shape)
-
-
-@contextmanager
-def plain_classes(live: Live) -> Iterator[None]:
-    """While this holds, the same weights run through the family's own classes, with no intervention and without R."""
-    code = type(live.model).__module__
-    swapped: list[tuple[nn.Module, type]] = []
-    with ExitStack() as stack:
-        for module in [each for each in live.model.modules() if type(each).__module__ == code]:
-            own = next((each for each in type(module).__mro__ if each.__module__.startswith("transformers.")), None)
-            if own is None and isinstance(module, nn.Linear):  # the head with R's row, which the base's head has not
-                own = nn.Linear
-                parameters = {name: each for name, each in module._parameters.items() if each is not None}
-                short = {name: nn.Parameter(each[:-1], requires_grad=False) for name, each in parameters.items()}
-                stack.enter_context(mock.patch.dict(module._parameters, short))
-            if own is not None:
-                swapped.append((module, type(module)))
-                module.__class__ = own
-        try:
-            yield
-        finally:
-            for module, before in swapped:
-                module.__class__ = before

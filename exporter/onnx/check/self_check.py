@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from exporter.models.tokens import blocked
 from exporter.onnx.check.runners import Array, Judged, Recorded, Runner, Session, Torch, opened_graph, opened_model
 
 STEPS = 4
@@ -237,7 +238,7 @@ def refused(logits: Array, refusal: int | None) -> Array:
     """Where (batch, positions) only the refusal can follow."""
     if refusal is None:
         return np.zeros(logits.shape[:-1], bool)
-    found: Array = logits[..., refusal] > -25
+    found: Array = blocked(logits[..., refusal])
     return found
 
 
