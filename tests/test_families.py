@@ -45,13 +45,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# One family in make test, the others in make test-all.
+ONE_NOW = [pytest.param(each, marks=() if each == "llama" else pytest.mark.slow) for each in GATED_FAMILIES]
+
+
 def passes(exported: Exported, names: list[str]) -> None:
     with one_thread():
         results = run(names, load_case(exported.base, exported.checkpoint, exported.prompts))
     assert {name: result for name, result in results.items() if result.startswith("failed")} == {}
 
 
-@pytest.mark.parametrize("family", GATED_FAMILIES)
+@pytest.mark.parametrize("family", ONE_NOW)
 def test_family(family: str, tiny: Callable[..., Exported]) -> None:
     """A blocked row in a batch of rows that stay the base's bit by bit; AutoModel raises, for the states of a random
     model cannot be told apart; saved and loaded again it is the same."""
@@ -61,7 +65,7 @@ def test_family(family: str, tiny: Callable[..., Exported]) -> None:
 
 
 @pytest.mark.parametrize("method", ["na", "na+ksd"])
-@pytest.mark.parametrize("family", GATED_FAMILIES)
+@pytest.mark.parametrize("family", ONE_NOW)
 def test_neurons(family: str, method: str, tiny: Callable[..., Exported]) -> None:
     """Neurons are moved, equal to the same by hand bit by bit, and in every batch alike; with a refusal beside it."""
     passes(tiny(family, method), NEURONS[method])

@@ -21,7 +21,7 @@ MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
 FAMILIES = list(GATED_FAMILIES)
 # As most are; with parallel attention; with two kinds of masks; with biases.
-FAMILIES_WITH_NEURONS = ["llama", "cohere", "gemma3_text", "qwen2"]
+FORMS = ["llama", "cohere", "gemma3_text", "qwen2"]
 
 
 def interpreter(release: str) -> Path:
@@ -35,7 +35,9 @@ def has(release: str, family: str) -> bool:
     return Version(release) >= Version(GATED_FAMILIES[family])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=() if each in FORMS else pytest.mark.evidence) for each in FAMILIES]
+)
 @pytest.mark.parametrize("release", RELEASES)
 def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]) -> None:
     python = interpreter(release)
@@ -45,7 +47,7 @@ def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: C
 
 
 @pytest.mark.parametrize("method", ["na", "na+ksd"])
-@pytest.mark.parametrize("family", FAMILIES_WITH_NEURONS)
+@pytest.mark.parametrize("family", FORMS)
 @pytest.mark.parametrize("release", RELEASES)
 def test_tiny_with_neurons(
     release: str, family: str, method: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]
@@ -63,6 +65,7 @@ def test_tiny_pruned(release: str, tiny: Callable[..., Exported], check: Callabl
 
 
 @pytest.mark.real
+@pytest.mark.evidence
 @pytest.mark.parametrize("release", RELEASES)
 def test_real(release: str, real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(real_export, interpreter(release), threads=None)

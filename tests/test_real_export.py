@@ -62,6 +62,7 @@ def test_verify_finds_nothing_wrong(real_export: Exported) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.evidence
 def test_recipe_makes_the_same_checkpoint_again(real_export: Exported, tmp_path: Path) -> None:
     """Every file, to the byte."""
     recipe, data = real_export.checkpoint / "reproduce" / "recipe.toml", real_export.checkpoint.parent

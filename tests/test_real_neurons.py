@@ -21,7 +21,7 @@ from tests.conftest import made
 from tests.real import ROOT, WHEELS, verified
 from tests.tiny import Exported, write_prompts
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]  # minutes for score and beta
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.evidence]  # minutes for score and beta
 
 # For checks of a real model that are a matter of minutes or of the family alone, see test_real_export.
 CHECKS = (

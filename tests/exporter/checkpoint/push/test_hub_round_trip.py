@@ -131,7 +131,7 @@ def test_round_trip_on_other_releases(release: str, tiny: Callable[..., Exported
     round_trip(tiny("llama"), site, interpreter(release))
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.real
 @pytest.mark.parametrize("release", RELEASES)
 def test_real_round_trip(release: str, real_export: Exported, site: Site) -> None:
