@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput, RunFailed
 from exporter.models.files import find_base
-from exporter.models.loading import load, load_files
+from exporter.models.loading import FUNCTIONS, load, load_files, make_first_calls
 from exporter.models.subjects import EDITED, Subject, load_base
 from exporter.prompts.formats import Formatter
 from tests.damage import edit, set_
@@ -96,3 +96,13 @@ def test_a_bug_keeps_its_traceback(kind: type[Exception], base: Path, monkeypatc
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(kind, match="a bug"):
         load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+
+
+def test_all_are_called_in_both_precisions_on_tensors_too_short_to_be_shared_out() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        make_first_calls()
+    called = [event for event in profile.events() if event.name.removeprefix("aten::") in FUNCTIONS]
+    assert {event.name.removeprefix("aten::") for event in called} == set(FUNCTIONS)
+    assert all(event.input_shapes[0][0] < 2048 for event in called)  # the least that torch gives a second thread
+    assert len(called) >= 2 * len(FUNCTIONS)
+    assert {event.thread for event in called} == {called[0].thread}
