@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class Gaussian:
         return largest_deviation(vectors.double(), self.mean, self.deviation)
 
 
+@dataclass(eq=False)
 class Moments:
     """Running mean and sum of squared deviations of vectors shaped (layers, d); never holds a batch of them.
 
@@ -36,19 +37,15 @@ class Moments:
     large against the deviation.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.squares = torch.zeros(0, dtype=torch.float64)
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     def update(self, vectors: Tensor) -> None:
         """Add vectors (n, layers, d)."""
-        part = Moments()
         vectors = vectors.double()
-        part.count = vectors.shape[0]
-        part.mean = vectors.mean(0)
-        part.squares = (vectors - part.mean).square().sum(0)
-        self.merge(part)
+        mean = vectors.mean(0)
+        self.merge(Moments(vectors.shape[0], mean, (vectors - mean).square().sum(0)))
 
     def merge(self, other: Moments) -> None:
         """Add what another instance has seen."""
@@ -65,13 +62,10 @@ class Moments:
 
     def less(self, part: Moments) -> Moments:
         """What is left of this without `part`, which it has merged before; both stay as they are."""
-        left = Moments()
-        left.count = self.count - part.count
-        shift = (self.mean - part.mean) * (part.count / left.count)
-        left.mean = self.mean + shift
-        apart = (part.mean - left.mean).square() * (part.count * left.count / self.count)
-        left.squares = (self.squares - part.squares - apart).clamp(min=0)
-        return left
+        count = self.count - part.count
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        apart = (part.mean - mean).square() * (part.count * count / self.count)
+        return Moments(count, mean, (self.squares - part.squares - apart).clamp(min=0))
 
     def freeze(self) -> Gaussian:
         """The Gaussian: deviation with n-1, floored at DEVIATION_FLOOR of the layer's median.

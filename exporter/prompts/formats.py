@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+import jinja2
+
 from exporter.common.errors import BadInput, first_line
 from exporter.prompts import packaged
 from exporter.prompts.packaged import Exchange
@@ -238,8 +240,6 @@ class Formatter:
 
     def _apply(self, messages: list[Message]) -> str | Exception:
         """The rendered messages, or what kept the chat template from it."""
-        import jinja2
-
         try:
             return cast(
                 "str", self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

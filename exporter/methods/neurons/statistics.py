@@ -31,14 +31,12 @@ class NeuronMoments:
         if not count:
             return
         weights = torch.ones(count, device=flat.device)
-        moments, part = self.layers[layer], Moments()
+        moments = self.layers[layer]
         about = moments.mean.float().to(flat.device) if moments.count else weights @ flat / count
         apart = flat - about
         first, second = (weights @ apart).double(), (weights @ apart.square()).double()
-        part.count = count
-        part.mean = (about.double() + first / count).cpu()
-        part.squares = (second - first.square() / count).clamp(min=0).cpu()
-        moments.merge(part)
+        mean, squares = about.double() + first / count, (second - first.square() / count).clamp(min=0)
+        moments.merge(Moments(count, mean.cpu(), squares.cpu()))
 
     def merge(self, other: NeuronMoments) -> None:
         """Add what another instance has seen."""
@@ -47,11 +45,9 @@ class NeuronMoments:
 
     def freeze(self) -> Gaussian:
         """Mean and floored deviation of every neuron, (layers, d_ff). Raises ValueError as `Moments.freeze`."""
-        whole = Moments()
-        whole.count = self.layers[0].count
-        whole.mean = torch.stack([moments.mean for moments in self.layers])
-        whole.squares = torch.stack([moments.squares for moments in self.layers])
-        return whole.freeze()
+        mean = torch.stack([moments.mean for moments in self.layers])
+        squares = torch.stack([moments.squares for moments in self.layers])
+        return Moments(self.layers[0].count, mean, squares).freeze()
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,8 @@ class NeuronSums:
         """The inverse of `tensors`."""
         sums = cls(len(tensors["count"]))
         rows = zip(tensors["count"].tolist(), tensors["mean"], tensors["squares"], strict=True)
-        for moments, (count, mean, squares) in zip(sums.moments.layers, rows, strict=True):
-            moments.count, moments.mean, moments.squares = count, mean, squares
+        for moments, row in zip(sums.moments.layers, rows, strict=True):
+            moments.merge(Moments(*row))
         sums.magnitudes = list(tensors["magnitude"])
         return sums
 

@@ -16,6 +16,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+from tokenizers.pre_tokenizers import ByteLevel
+
 from exporter.common.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
@@ -101,8 +104,6 @@ def _spell(decoder: Mapping[str, Any] | None, text: str) -> str:
     for step in (decoder or {}).get("decoders", [decoder or {}]):
         space = None
         if step.get("type") == "ByteLevel":
-            from tokenizers.pre_tokenizers import ByteLevel
-
             return str(ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0])
         if step.get("type") == "Metaspace":
             space = step["replacement"]
@@ -272,8 +273,6 @@ def _conversations(text: str) -> list[list[dict[str, str]]]:
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
     """The rendered conversation; None where the chat template cannot express it."""
-    import jinja2
-
     try:
         rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except (jinja2.TemplateError, TypeError, ValueError):
