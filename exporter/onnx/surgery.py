@@ -1,4 +1,4 @@
-"""Interventions in a graph file: where they are, and copies of the file with other constants and other outputs."""
+"""Interventions in a graph file: where they are, and the graph with other constants and other outputs."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def whole(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
     return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values)
 
 
-def rewrite(
-    path: Path, target: Path, constants: Mapping[str, np.ndarray], taps: Sequence[str] = (), alone: bool = False
-) -> None:
-    """Write the graph at `path` to `target`, in the same folder, where its weights are.
+def patched(
+    path: Path, constants: Mapping[str, np.ndarray], taps: Sequence[str] = (), alone: bool = False
+) -> onnx.ModelProto:
+    """The graph at `path` with other constants and outputs; its weights are still in the file beside `path`.
 
     constants: new values by name of initializers; taps: names of float32 tensors that become outputs too, after the
     graph's own; alone: they become the only ones, and nodes that none of them needs are left out.
@@ -111,7 +111,7 @@ def rewrite(
         del graph.output[:], graph.node[:]
         graph.node.extend(nodes)
     graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in taps)
-    onnx.save(model, target)
+    return model
 
 
 def needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> list[onnx.NodeProto]:

@@ -81,10 +81,11 @@ def check_quantised(
             rows.append(after_refusal(sides[name], name, sequences, refusal))
         names = list(sides)
         del bodies, sides  # each holds the weights, as the next ones will
-        with opened_graph(path) as everything:
-            for name in names:
-                library = kernels if name == KERNELS else None
-                rows.append(every_token(Session(everything, library), name, sequences, refusal[0]))
+        everything = opened_graph(path)
+        for name in names:
+            session = Session(path, kernels if name == KERNELS else None, changed=everything)
+            rows.append(every_token(session, name, sequences, refusal[0]))
+            del session  # before the next one holds the weights too
     return Checked([*rows, *ways])
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, Protocol
 from unittest import mock
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -23,13 +22,15 @@ from exporter.methods.key_space.hypercubes import opened_bounds
 from exporter.models.tokens import positions_of
 from exporter.onnx.graph import cache_names, check_data, weights_of
 from exporter.onnx.library import register
-from exporter.onnx.surgery import find_places, read_constants, rewrite
+from exporter.onnx.surgery import find_places, patched, read_constants
 
 Array = np.ndarray
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # A decision that is nearer to its threshold than this, relative to it, is one of rounding: another backend, or another
 # batch, may decide otherwise.
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's name for where the weights of a graph are that is not loaded from a file."""
 EDGE = 2e-2
 """The same of a hypercube's decisions after adjusted neurons, one of which, decided otherwise, moves the keys."""
 
@@ -71,12 +72,15 @@ class Session:
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
     kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
-    which is quicker and takes more.
+    which is quicker and takes more; changed: a graph to take instead of the one at `path`, with the weights there (see
+    `exporter.onnx.surgery.patched`). Nothing is written.
 
     Raises RunFailed where the library, the weights or the graph cannot be loaded.
     """
 
-    def __init__(self, path: Path, kernels: Path | None = None, arena: bool = True) -> None:
+    def __init__(
+        self, path: Path, kernels: Path | None = None, arena: bool = True, changed: onnx.ModelProto | None = None
+    ) -> None:
         check_data(path)
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
@@ -85,8 +89,9 @@ class Session:
         options.intra_op_num_threads = torch.get_num_threads()
         if kernels is not None and not register(options, kernels):
             raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
+        source = str(path) if changed is None else in_memory(changed, path, options)
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except REFUSALS as error:
             version = onnxruntime.__version__
             raise RunFailed(f"{path.name} does not load in ONNX Runtime {version}: {first_line(error)}") from error
@@ -222,29 +227,25 @@ def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
             tensor.copy_(before)
 
 
-@contextmanager
-def opened_graph(path: Path, within: Sequence[float] = ()) -> Iterator[Path]:
-    """While this holds there is a graph beside the given one with every token inside its hypercubes; see
-    `opened_model`. Raises OSError where nothing can be written there."""
+def opened_graph(path: Path, within: Sequence[float] = ()) -> onnx.ModelProto:
+    """The graph at `path` with every token inside its hypercubes; see `opened_model`."""
     names = list(find_places(path).bounds.values())
     held = read_constants(path, names)
     bounds = zip(names, within or [np.inf] * len(names), strict=True)
-    with place_beside(path) as beside:
-        rewrite(path, beside, {name: opened_bounds(held[name].shape, each).numpy() for name, each in bounds})
-        yield beside
+    return patched(path, {name: opened_bounds(held[name].shape, each).numpy() for name, each in bounds})
 
 
-@contextmanager
-def place_beside(path: Path) -> Iterator[Path]:
-    """A place for another graph of the same weights, which is removed afterwards."""
-    weights = weights_of(path)
-    if weights.is_symlink():  # as in the Hub's cache: ONNX Runtime reads none that leads out of the graph's folder
-        with TemporaryDirectory(prefix=".opened-", dir=path.parent) as folder:
-            os.link(weights.resolve(), Path(folder) / weights.name)
-            yield Path(folder) / path.name
-        return
-    beside = path.with_name(f"opened-{path.name}")
-    try:
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
+def in_memory(graph: onnx.ModelProto, path: Path, options: onnxruntime.SessionOptions) -> bytes:
+    """What a session loads instead of the graph at `path`; the options are made to say where its weights are.
+
+    Their file goes by its own name: in the Hub's cache the one beside `path` is a link to it.
+    """
+    weights = weights_of(path).resolve()
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(weights.parent))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = weights.name
+    return copy.SerializeToString()

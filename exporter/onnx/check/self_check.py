@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from onnx import ModelProto
 
 from exporter.models.tokens import blocked
 from exporter.onnx.check.runners import Array, Judged, Recorded, Runner, Session, Torch, opened_graph, opened_model
@@ -118,17 +119,16 @@ def self_check(expected: Expected, path: Path, kernels: Path | None) -> tuple[li
     rows: list[Row] = []
     sides = {BODIES: None} | ({KERNELS: kernels} if kernels is not None else {})
 
-    def compared(name: str, graph: Path, cases: Sequence[Case]) -> None:
-        session = Session(graph, sides[name], arena=False)
+    def compared(name: str, cases: Sequence[Case], changed: ModelProto | None = None) -> None:
+        session = Session(path, sides[name], arena=False, changed=changed)
         for case, runs in cases:
             rows.append(compare(case, name, expected.found, session, runs, expected.refusal, expected.dtype))
 
     for name in sides:
         expected.found.rewind()
-        compared(name, path, expected.cases)
+        compared(name, expected.cases)
         for within, case in expected.opened:
-            with opened_graph(path, within) as opened:
-                compared(name, opened, [case])
+            compared(name, [case], opened_graph(path, within))
     return rows, agree(rows, expected.dtype)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,33 +18,43 @@ from exporter.methods.neurons.texts import counted_tokens
 from exporter.models.batches import ANSWER_TOKENS, Batch
 from exporter.models.prober import KeyProber, KeyScores, check_finite
 from exporter.onnx.check.runners import Array, Session
-from exporter.onnx.surgery import rewrite
+from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
 
 
 class GraphProber(KeyProber):
-    """A graph with taps; see `probing`. Its layers are the tapped ones, in the order of `taps`.
+    """The graph at `path` with other constants in it and `taps` handed out, in the order of which its layers are.
 
-    eos: ids that end an answer.
+    taps: names of float32 tensors (batch, positions, d); eos: ids that end an answer.
     """
 
     def __init__(
-        self, alone: Path, whole: Path, taps: int, pad_id: int, eos: Sequence[int], batch_size: int | None, quiet: bool
+        self,
+        path: Path,
+        taps: Sequence[str],
+        constants: Mapping[str, Array],
+        *,
+        pad_id: int,
+        eos: Sequence[int],
+        batch_size: int | None,
+        quiet: bool,
     ) -> None:
-        self._alone, self._whole, self._taps, self._eos = alone, whole, taps, tuple(eos)
+        self._path, self._taps, self._constants, self._eos = path, taps, constants, tuple(eos)
         self.pad_id, self.batch_size, self.quiet = pad_id, batch_size, quiet
 
     @property
     def layers(self) -> int:
-        return self._taps
+        return len(self._taps)
 
     @cached_property
     def _tap_session(self) -> Session:
-        return Session(self._alone)
+        """Of what computes the taps and nothing else, which is what most of probing needs."""
+        return Session(self._path, changed=patched(self._path, self._constants, self._taps, alone=True))
 
     @cached_property
     def _whole_session(self) -> Session:
-        return Session(self._whole)
+        """Of what writes answers too."""
+        return Session(self._path, changed=patched(self._path, self._constants, self._taps))
 
     def tapped(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Of every tap (batch, positions, d) float32."""
@@ -119,27 +127,3 @@ class GraphProber(KeyProber):
             return moments.freeze()
         except ValueError as error:
             raise RunFailed(f"{what}: {error}") from error
-
-
-@contextmanager
-def probing(
-    path: Path,
-    taps: Sequence[str],
-    constants: Mapping[str, Array],
-    **settings: Any,
-) -> Iterator[GraphProber]:
-    """While this holds the graph at `path` can be probed, with other constants in it and `taps` handed out.
-
-    taps: names of float32 tensors (batch, positions, d); settings: the others of `GraphProber`. Beside the graph,
-    where its weights are, there are two more files meanwhile: one that computes the taps and nothing else, which is
-    what most of probing needs, and one that also writes answers.
-    """
-    alone, whole = path.with_name(f"taps-{path.name}"), path.with_name(f"whole-{path.name}")
-    try:
-        if taps:
-            rewrite(path, alone, constants, taps, alone=True)
-        rewrite(path, whole, constants, taps)
-        yield GraphProber(alone, whole, len(taps), **settings)
-    finally:
-        alone.unlink(missing_ok=True)
-        whole.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import longest_first
 from exporter.methods.neurons.trade_off import TextLosses
 from exporter.onnx.check.runners import Array
-from exporter.onnx.quantize.graph_probe import GraphProber, probing
+from exporter.onnx.quantize.graph_probe import GraphProber
 from exporter.onnx.surgery import STANDARDISERS, Places, find_places, read_constants
 from exporter.onnx.symbolic import constants_of
 from exporter.prompts.formats import Formatter, Query
@@ -102,10 +102,8 @@ def refit(
     """
     places = find_places(path)
     # While it is probed nothing is refused, or answers would end where the hypercubes of float32 happen to hold them.
-    shut = {
-        name: closed_bounds(bounds.shape).numpy()
-        for name, bounds in read_constants(path, places.bounds.values()).items()
-    }
+    held = read_constants(path, places.bounds.values())
+    shut = {name: closed_bounds(bounds.shape).numpy() for name, bounds in held.items()}
     sets = text_sets(plans)
     neurons: dict[str, Any] = {}
     constants: dict[str, Array] = {}
@@ -116,23 +114,22 @@ def refit(
         assert adjusting.texts is not None and places.least is not None
         # Under an infinite threshold no neuron is moved.
         still = {name: values + float("inf") for name, values in read_constants(path, [places.least]).items()}
-        with probing(path, list(places.values.values()), shut | still, **probe) as prober:
-            moved, found = refit_neurons(prober, adjusting.texts, adjusted, bos_id)
-            before = measure_effects(prober, sets, "texts, neurons as they were")
+        prober = GraphProber(path, list(places.values.values()), shut | still, **probe)
+        moved, found = refit_neurons(prober, adjusting.texts, adjusted, bos_id)
+        before = measure_effects(prober, sets, "texts, neurons as they were")
+        del prober  # its sessions hold the weights, as those of the next one will
         neurons[adjusting.skill.name] = found
         constants = neuron_constants(places, moved)
         buffers = {in_mlp(layer, NA_PARAMS): each for layer, each in moved.items()}
-    with probing(path, list(places.keys.values()), shut | constants, **probe) as prober:
-        if adjusting is not None:
-            after = measure_effects(prober, sets, "texts, neurons changed")
-            neurons[adjusting.skill.name]["texts"] = {
-                f"{skill}: {side}": asdict(effect(losses, after[skill, side], seed))
-                for (skill, side), losses in before.items()
-            }
-        old = {
-            layer: torch.from_numpy(read_constants(path, [name])[name].copy()) for layer, name in places.bounds.items()
+    prober = GraphProber(path, list(places.keys.values()), shut | constants, **probe)
+    if adjusting is not None:
+        after = measure_effects(prober, sets, "texts, neurons changed")
+        neurons[adjusting.skill.name]["texts"] = {
+            f"{skill}: {side}": asdict(effect(losses, after[skill, side], seed))
+            for (skill, side), losses in before.items()
         }
-        keys = refit_key_space(prober, old, plans, formatter, known, refusal, answers)
+    old = {layer: torch.from_numpy(held[name].copy()) for layer, name in places.bounds.items()}
+    keys = refit_key_space(prober, old, plans, formatter, known, refusal, answers)
     constants |= {places.bounds[layer]: bounds.numpy() for layer, bounds in keys.bounds.items()}
     buffers |= {in_mlp(layer, KSD_BOUNDS): bounds for layer, bounds in keys.bounds.items()}
     skills = [

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from custom_modeling.loading import record_sha256, tensor_sha256
 from exporter.checkpoint.account import Stored, read_stored
 from exporter.checkpoint.layout import MARKER
@@ -31,7 +33,7 @@ from exporter.onnx.quantize.again import check_parts, export_again
 from exporter.onnx.quantize.refit import Adjusted, Refit, refit
 from exporter.onnx.quantize.weights import quantize
 from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
-from exporter.onnx.surgery import rewrite
+from exporter.onnx.surgery import patched
 from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
@@ -88,7 +90,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
                     "quiet": settings.quiet,
                 },
             )
-            rewrite(graph, graph, fitted.constants)
+            onnx.save(patched(graph, fitted.constants), graph)
         summary = summarise(settings, files, weights, fitted)
         remark("comparing the quantised graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]

@@ -128,24 +128,32 @@ def test_what_was_recorded_comes_again_without_the_model(tmp_path: Path) -> None
                 assert (recorded.close.tolist(), recorded.edge.tolist()) == ([times, 0], [0, times])
 
 
+def files(folder: Path) -> list[tuple[str, int]]:
+    """All files of a folder, with the times at which they were written."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
 def test_opened_hypercubes_are_closed_again(written: Callable[..., Written]) -> None:
     exported, folder, _ = written()
     model = AutoModelForCausalLM.from_pretrained(exported.checkpoint, trust_remote_code=True)
     path: Path = folder / "onnx" / "model.onnx"
+    listed = files(folder)
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    with opened_model(model), opened_graph(path) as beside:
+    opened = opened_graph(path)
+    with opened_model(model):
         refusal = model.config.unskill["refusal_token_id"]
-        for side in (Torch(model), Session(beside)):
+        for side in (Torch(model), Session(path, changed=opened)):
             logits = side.forward(np.array([[5, 6, 7]]))[0]
             assert (logits.argmax(-1) == refusal).all()
     torch_side, ids = Torch(model), np.array([[5, 6, 7, 8, 9, 10]])
     torch_side.forward(ids)
     within = [halfway(each) for each in torch_side.greatest]
-    with opened_model(model, within), opened_graph(path, within) as beside:
-        for side in (torch_side, Session(beside)):
+    opened = opened_graph(path, within)
+    with opened_model(model, within):
+        for side in (torch_side, Session(path, changed=opened)):
             refused = side.forward(ids)[0].argmax(-1) == refusal
             assert refused.tolist() == (torch_side.greatest[0] <= within[0]).tolist() and 0 < refused.sum() < 6
-    assert not beside.exists()
+    assert files(folder) == listed
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers() if "bounds" in name)
 
 
