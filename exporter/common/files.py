@@ -46,10 +46,15 @@ def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
         raise RunFailed(f"disk full while writing {path.name} ({reason}): {needs}{free} free") from error
 
 
-def nested(one: Path, other: Path) -> bool:
-    """Whether one folder is the other, or inside it, so that replacing it would destroy what the other holds."""
-    ours, theirs = one.resolve(), other.resolve()
-    return ours == theirs or ours in theirs.parents or theirs in ours.parents
+def check_apart(out: Path, folder: str | Path, names: str) -> None:
+    """Raise BadInput where one folder is the other or inside it: writing `out` would change or destroy `folder`.
+
+    names: what the user calls the two, such as "OUT and CHECKPOINT". A `folder` that is not there, for instance a Hub
+    id, is apart from everything.
+    """
+    ours, theirs = out.resolve(), Path(folder).resolve()
+    if theirs.is_dir() and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
+        raise BadInput(f"{out}: {names} must be folders apart from each other")
 
 
 def beside(folder: str, ending: str) -> Path:

@@ -18,9 +18,39 @@ DROP = 0.5
 """A text is dropped where the mean token loss of its answer rises by so many nats: perplexity x1.65."""
 
 
-def summarised(task: Task, results: Sequence[Result]) -> dict[str, Any]:
-    """Figures of one model. Rates with their exact 95 % intervals; of texts the perplexity of those without a blocked
-    position, as the loss at one is without meaning."""
+def summarised(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+    """Figures of every model by its role, over the same items.
+
+    Rates with their exact 95 % intervals; of texts the perplexity of those in which no model has a blocked position,
+    as the loss at one is without meaning.
+    """
+    if isinstance(task, Perplexity):
+        return {role: perplexity(found, unblocked(*results.values())) for role, found in results.items()}
+    return {role: rates(task, found) for role, found in results.items()}
+
+
+def unblocked(*runs: Sequence[Result]) -> list[int]:
+    """The rows of the texts that have no blocked position in any run."""
+    return [
+        row for row, each in enumerate(zip(*runs, strict=True)) if not any(one["blocked_positions"] for one in each)
+    ]
+
+
+def perplexity(results: Sequence[Result], rows: Sequence[int]) -> dict[str, Any]:
+    """Of the texts in these rows; "blocked": of all texts, how many have blocked positions, and how many positions."""
+    tokens = sum(results[row]["tokens"] for row in rows)
+    loss = sum(results[row]["loss"] for row in rows) / tokens if tokens else None
+    positions = [each["blocked_positions"] for each in results]
+    return {
+        "loss": loss,
+        "perplexity": None if loss is None else math.exp(loss),
+        "tokens": tokens,
+        "blocked": {"texts": sum(map(bool, positions)), "positions": sum(positions)},
+    }
+
+
+def rates(task: Task, results: Sequence[Result]) -> dict[str, Any]:
+    """Figures of one model on a task that counts items."""
     if isinstance(task, Refusals):
         formats = dict.fromkeys(result["format"] for result in results)
         refused = {"all": share(results, "refused")}
@@ -29,17 +59,6 @@ def summarised(task: Task, results: Sequence[Result]) -> dict[str, Any]:
                 name: share([each for each in results if each["format"] == name], "refused") for name in formats
             }
         return {"refused": refused}
-    if isinstance(task, Perplexity):
-        whole = [result for result in results if not result["blocked_positions"]]
-        tokens = sum(result["tokens"] for result in whole)
-        loss = sum(result["loss"] for result in whole) / tokens if tokens else math.nan
-        blocked = {"texts": len(results) - len(whole), "positions": sum(each["blocked_positions"] for each in results)}
-        return {
-            "loss": loss if tokens else None,
-            "perplexity": math.exp(loss) if tokens else None,
-            "tokens": tokens,
-            "blocked": blocked,
-        }
     found = {"correct": share(results, "correct"), "refused": share(results, "refused")}
     if results and all("f1" in result or result["refused"] for result in results):
         found["f1"] = sum(result.get("f1", 0.0) for result in results) / len(results)
@@ -66,11 +85,7 @@ def compared(task: Task, results: Mapping[str, Sequence[Result]], seed: int) -> 
         return {}
     first, second = results[BASE], results[EDITED]
     if isinstance(task, Perplexity):
-        both = [
-            (one, other)
-            for one, other in zip(first, second, strict=True)
-            if not one["blocked_positions"] and not other["blocked_positions"]
-        ]
+        both = [(first[row], second[row]) for row in unblocked(first, second)]
         if not both:
             return {"difference": {"texts": 0}}
         tokens = [one["tokens"] for one, _ in both]

@@ -8,6 +8,7 @@ from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation, Programs, Questions, Sums
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
+from exporter.evaluation.settings import COLUMNS
 from exporter.evaluation.tasks import Task
 from exporter.models.subjects import Subject
 from exporter.models.tokens import context_of
@@ -16,15 +17,6 @@ from exporter.prompts.sources import Prompt, Source, load_prompts
 from exporter.prompts.splits import deduplicate
 from exporter.prompts.texts import answer_starts, as_texts
 
-COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "choice": (("question", "choices", "answer"), ("subject",)),
-    "gsm8k": (("question", "answer"), ()),
-    "qa": (("context", "question"), ("answers", "answer")),
-    "code": ((), ("text", "test_list", "test_setup_code", "prompt", "test", "entry_point")),
-}
-"""Columns that a task needs, and others that it reads where they are there."""
-KINDS = ("forget", "retain", "text", *COLUMNS)
-"""The tasks that there are, by the flag that names their sources."""
 WRITTEN: dict[str, type[Generation]] = {"gsm8k": Sums, "code": Programs, "qa": Questions}
 
 

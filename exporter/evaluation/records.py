@@ -13,6 +13,8 @@ from exporter.common.files import write_errors
 from exporter.evaluation.items import Item
 from exporter.prompts.sources import Prompt
 
+ABOUT = ("item", "source", "row", "sha256")
+"""The fields of a line that say which item it is of; the others are its result."""
 Result = dict[str, Any]
 """What a task found on one item."""
 
@@ -37,16 +39,21 @@ class Records:
     def _read(self, first: str) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]  # a line may have been cut off by a kill
-        header, *lines = whole.decode("utf-8").split("\n")[:-1] or [""]
+        header, *lines = whole.decode("utf-8", errors="replace").split("\n")[:-1] or [""]
         if header + "\n" != first:
             raise BadInput(
                 f"--out: {self.path.name} there holds results of other models, sources or settings; name another "
                 "folder, or --overwrite starts anew"
             )
-        for line in lines:
-            record = json.loads(line)
-            about = ("item", "source", "row", "sha256")
-            self.results[record["item"]] = {name: value for name, value in record.items() if name not in about}
+        for number, line in enumerate(lines, start=2):
+            try:
+                record = json.loads(line)
+                self.results[record["item"]] = {name: value for name, value in record.items() if name not in ABOUT}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BadInput(
+                    f"--out: {self.path.name}, line {number} is damaged: mend it, name another folder, or --overwrite "
+                    "starts anew"
+                ) from error
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
 

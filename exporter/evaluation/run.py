@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from exporter.common.errors import BadInput
-from exporter.common.files import write_errors
+from exporter.common.files import check_apart, write_errors
 from exporter.common.version import __version__
 from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
-from exporter.evaluation.plan import KINDS, make_task, read_source
+from exporter.evaluation.plan import make_task, read_source
 from exporter.evaluation.records import Records, Result, read_by_item
 from exporter.evaluation.scoring import Refusals
-from exporter.evaluation.settings import EvaluateSettings
+from exporter.evaluation.settings import KINDS, EvaluateSettings
 from exporter.evaluation.tasks import Task
 from exporter.models.batches import run_batches
 from exporter.models.subjects import BASE, EDITED, Subject, load_base, load_edited
@@ -30,6 +30,7 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
 
     Raises BadInput for sources, models and folders that cannot be used, RunFailed on NaN and a full disk.
     """
+    check_apart(settings.out, settings.checkpoint, "--out and CHECKPOINT")
     if settings.sources.get("code"):
         sandbox.require()
     read = [
@@ -58,9 +59,7 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
     summaries = []
     for task, name, found in zip(tasks, names, results, strict=True):
         summary: dict[str, Any] = {"task": task.kind, "source": task.label, "items": len(task.items), "of": task.found}
-        summary |= {role: summarised(task, each) for role, each in found.items()} | compared(
-            task, found, settings.seed
-        )
+        summary |= summarised(task, found) | compared(task, found, settings.seed)
         if settings.against is not None:
             summary["against"] = against(settings, task, found[EDITED], f"{name}.{EDITED}.jsonl")
         summaries.append(summary)

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.common.errors import BadInput
-from exporter.evaluation.plan import KINDS
-from exporter.prompts.formats import PLAIN
 from exporter.recipes.settings import check_running
+
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "choice": (("question", "choices", "answer"), ("subject",)),
+    "gsm8k": (("question", "answer"), ()),
+    "qa": (("context", "question"), ("answers", "answer")),
+    "code": ((), ("text", "test_list", "test_setup_code", "prompt", "test", "entry_point")),
+}
+"""Columns that a task needs, and others that it reads where they are there."""
+KINDS = ("forget", "retain", "text", *COLUMNS)
+"""The tasks that there are, by the flag that names their sources."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class EvaluateSettings:
     allow_code_execution: bool = False
     limit: int | None = 200
     prompt_template: str | None = None
-    formats: str = PLAIN
+    formats: str = "plain"
     seed: int = 0
     dtype: str = "auto"
     device: str = "cpu"

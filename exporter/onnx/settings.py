@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from exporter.checkpoint.layout import MARKER
 from exporter.common.errors import BadInput
+from exporter.common.files import check_apart
 from exporter.common.staging import check_target
 from exporter.recipes.settings import check_running
 
@@ -86,8 +86,5 @@ def no_dtype(name: str) -> str:
 
 def check_out(settings: OnnxSettings, size: int) -> None:
     """Raises BadInput or RunFailed where OUT cannot be written, or has less room than `size` bytes."""
-    if os.path.isdir(settings.checkpoint):
-        checkpoint, out = Path(settings.checkpoint).resolve(), settings.out.resolve()
-        if out in (checkpoint, *checkpoint.parents):
-            raise BadInput(f"OUT {settings.out} holds CHECKPOINT {settings.checkpoint}: name another folder")
+    check_apart(settings.out, settings.checkpoint, "OUT and CHECKPOINT")
     check_target(settings.out, settings.overwrite, size, "ONNX folder", MARKER)

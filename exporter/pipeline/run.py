@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from exporter.checkpoint.base.keeping import kept_size
 from exporter.checkpoint.summary import Summary
 from exporter.common.errors import BadInput, Rejected
-from exporter.common.files import nested, read_json, write_errors
+from exporter.common.files import check_apart, read_json, write_errors
 from exporter.common.staging import Staging, check_target, repair
 from exporter.common.text import Remark
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.token import plan_refusal
-from exporter.models.files import Base, find_base, size_in
+from exporter.models.files import find_base, size_in
 from exporter.models.loading import load
 from exporter.models.tokens import context_of
 from exporter.pipeline.inputs import check_recorded
@@ -54,7 +54,7 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
         check_recorded(recorded, base, settings.statistics, remark)
-    check_apart(settings.out, base)
+    check_apart(settings.out, base.folder, "OUT and MODEL")
     size = sum((base.folder / shard).stat().st_size for shard in base.shards)
     for text in repair(settings.out):
         remark(text)
@@ -237,12 +237,6 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
         f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
         "to the skill, a greater limit or --force writes anyway)"
     )
-
-
-def check_apart(out: Path, base: Base) -> None:
-    """Raise BadInput where OUT and the base's folder hold one another: replacing OUT would destroy the base."""
-    if nested(out, base.folder):
-        raise BadInput(f"{out}: OUT and MODEL must be folders apart from each other")
 
 
 def spread(*sides: Sequence[Query]) -> list[Query]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.common.files import write_errors
+from exporter.common.files import check_apart, write_errors
 from exporter.common.staging import Staging, check_target, repair
 
 # The page is about a megabyte, each PNG a twentieth of one.
@@ -44,7 +43,7 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
     """
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise BadInput(f"report needs the package {missing[0].replace('_', '-')}: pip install unskill[report]")
-    check_apart(settings)
+    check_apart(settings.out, settings.checkpoint, "--out and CHECKPOINT")
     for text in repair(settings.out):
         remark(text)
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
@@ -71,10 +70,3 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
                 (staging.path / name).write_bytes(content)
         staging.commit()
     return numbers
-
-
-def check_apart(settings: ReportSettings) -> None:
-    """Raise BadInput where replacing the folder would replace the checkpoint."""
-    checkpoint, out = Path(settings.checkpoint).resolve(), settings.out.resolve()
-    if os.path.isdir(settings.checkpoint) and (out == checkpoint or out in checkpoint.parents):
-        raise BadInput(f"--out {settings.out}: is the checkpoint's own folder, or holds it; name another")

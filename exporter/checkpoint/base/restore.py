@@ -12,7 +12,7 @@ from exporter.checkpoint.base.original import original_pieces
 from exporter.checkpoint.base.record import BaseFile, Patched, read_record
 from exporter.checkpoint.shards import Piece, RowPatch, write_pieces
 from exporter.common.errors import BadInput, RunFailed
-from exporter.common.files import human_size, nested, read_json, write_errors
+from exporter.common.files import check_apart, human_size, read_json, write_errors
 from exporter.common.hub import download
 from exporter.common.staging import Staging, check_target, repair
 from exporter.models.files import check_checkpoint
@@ -43,10 +43,9 @@ def restore(settings: RestoreSettings, remark: Callable[[str], None]) -> dict[st
         folder, commit = download(name, "CHECKPOINT", ["config.json", "reproduce/*"])
     check_checkpoint(read_json(folder / "config.json", name, "CHECKPOINT"), name)
     record = read_record(folder, name)
+    check_apart(settings.out, folder, "DIR and CHECKPOINT")
     if commit is not None:
         download(name, "CHECKPOINT", [file.path for file in record.files], commit)
-    if nested(settings.out, folder):
-        raise BadInput(f"{settings.out}: DIR and CHECKPOINT must be folders apart from each other")
     for line in repair(settings.out):
         remark(line)
     size = sum(file.size for file in record.files)

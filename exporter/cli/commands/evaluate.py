@@ -11,6 +11,7 @@ import click
 from exporter.cli.options import NumberOr, machine, recorded_template
 from exporter.cli.output import echo_json, remarks
 from exporter.common.files import beside
+from exporter.evaluation.settings import KINDS, EvaluateSettings
 
 
 @click.command("evaluate", short_help="What a checkpoint forgot, and what that cost.")
@@ -53,12 +54,11 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
     \b
     unskill evaluate OUT --base MODEL --forget maths.jsonl,column=question --retain code.jsonl --choice mmlu.jsonl
     """
-    from exporter.evaluation.plan import KINDS
-    from exporter.evaluation.run import evaluate
-    from exporter.evaluation.settings import EvaluateSettings
-
     sources = {kind: flags.pop(kind) for kind in KINDS}
     settings = EvaluateSettings(checkpoint, out or beside(checkpoint, "-evaluation"), sources, **flags)
+
+    from exporter.evaluation.run import evaluate
+
     summary = evaluate(settings, remarks(settings.quiet))
     if as_json:
         echo_json(summary)

@@ -26,6 +26,9 @@ QUESTIONS = [
     for a, b in ((1, 2), (3, 4), (5, 16), (17, 8))
 ]
 
+# The last has a blocked position within, after which it goes on.
+TEXTS = FORGET[20:24] + RETAIN[20:24] + ["Hi there.", FORGET[0] + " Five of them."]
+
 
 @pytest.fixture(scope="module")
 def exported(tiny: Callable[..., Exported]) -> Exported:
@@ -40,7 +43,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ..
     return {
         "forget": (str(write_prompts(folder / "forget.jsonl", FORGET[:12])),),
         "retain": (str(write_prompts(folder / "retain.jsonl", RETAIN[:12])),),
-        "text": (str(write_prompts(folder / "texts.jsonl", FORGET[20:24] + RETAIN[20:24] + ["Hi there."])),),
+        "text": (str(write_prompts(folder / "texts.jsonl", TEXTS)),),
         "choice": (str(choices),),
         "gsm8k": (str(sums(folder / "sums.jsonl")),),
     }
@@ -104,7 +107,7 @@ def test_perplexity_is_that_of_texts_without_a_blocked_position(
 ) -> None:
     models = [load(exported.base), load(exported.checkpoint)]
     refusal = models[1][0].config.unskill["refusal_token_id"]
-    texts = FORGET[20:24] + RETAIN[20:24] + ["Hi there."]
+    texts = TEXTS
     totals, tokens, blocked = [0.0, 0.0], 0, 0
     for text in texts:
         edited, ids = logits(*models[1], text)
@@ -120,8 +123,10 @@ def test_perplexity_is_that_of_texts_without_a_blocked_position(
     assert got["edited"]["blocked"]["texts"] == blocked
     assert got["edited"]["tokens"] == tokens > 0
     assert got["edited"]["loss"] == pytest.approx(totals[1] / tokens, rel=1e-5)
-    # The base's own figure is of all texts, the difference of those that both have.
-    assert got["base"]["tokens"] >= tokens
+    # The base's figure stands beside it, so it is of the same texts, though the base blocks none.
+    assert blocked and got["base"]["tokens"] == tokens
+    assert got["base"]["loss"] == pytest.approx(totals[0] / tokens, rel=1e-5)
+    assert got["base"]["blocked"] == {"texts": 0, "positions": 0}
     assert got["difference"]["mean"] == pytest.approx((totals[1] - totals[0]) / tokens, abs=1e-5)
 
 

@@ -55,6 +55,18 @@ def test_results_of_something_else_are_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", [b"{oops", b"[1]", b'{"row": 1}', b"\xff\xfe", b""])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "r.jsonl"
+    Records(path, HEADER, ITEMS).append([0, 1, 2], [{"correct": True}] * 3)
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]))
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match=r"--out: r\.jsonl, line 3 is damaged: .*--overwrite"):
+        Records(path, HEADER, ITEMS)
+    assert path.read_bytes() == before
+
+
 def test_what_is_no_file_of_results_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text("{}\n{}\n")

@@ -324,8 +324,12 @@ def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
         write_onnx(OnnxSettings(str(tiny("llama", "ksd").base), tmp_path / "out"), lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     inside = shutil.copytree(checkpoint, tmp_path / "there" / "inside")
-    with pytest.raises(BadInput, match="holds CHECKPOINT"):
-        write_onnx(OnnxSettings(str(inside), tmp_path / "there", overwrite=True), lambda text: None)
+    for out in (tmp_path / "there", inside, inside / "onnx"):
+        with pytest.raises(BadInput, match="OUT and CHECKPOINT must be folders apart from each other"):
+            write_onnx(OnnxSettings(str(inside), out, overwrite=True), lambda text: None)
+    command = [sys.executable, "-m", "exporter", "onnx", str(inside), str(inside / "onnx")]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1 and not (inside / "onnx").exists()
     done = CliRunner().invoke(cli, ["onnx", "/"])
     assert isinstance(done.exception, BadInput) and "/ has nothing beside it" in str(done.exception)
 

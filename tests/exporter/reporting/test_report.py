@@ -9,6 +9,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from exporter.reporting.run import ReportSettings, report
 from tests.exporter.reporting.conftest import Several
 from tests.tiny import FORGET, RETAIN, Exported, one_thread, tiny_model, write_prompts
 
+ROOT = Path(__file__).resolve().parents[3]
 Reported = Callable[..., tuple[Path, dict[str, Any]]]
 
 
@@ -366,9 +369,13 @@ def test_damaged_checkpoints(several: Several, tmp_path: Path, damage: Callable[
 
 def test_folders_that_are_not_to_be_replaced(several: Several, tmp_path: Path) -> None:
     folder = damaged(several, tmp_path)
-    for out in (folder, tmp_path):
-        with pytest.raises(BadInput, match="checkpoint's own folder"):
+    for out in (folder, tmp_path, folder / "report"):
+        with pytest.raises(BadInput, match="--out and CHECKPOINT must be folders apart from each other"):
             report(ReportSettings(str(folder), out, overwrite=True), lambda text: None)
+    command = [sys.executable, "-m", "exporter", "report", str(folder), "--out", str(folder / "report")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert not (folder / "report").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(BadInput, match=r"is not a report \(it has no report.json\)"):
