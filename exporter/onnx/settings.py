@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from exporter.checkpoint.layout import MARKER
 from exporter.common.errors import BadInput
+from exporter.common.extras import missing
 from exporter.common.files import check_apart
 from exporter.common.staging import check_target
 from exporter.recipes.settings import check_running
@@ -17,7 +17,6 @@ GRAPH = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx"}
 GRAPH |= {"int8": "onnx/model_int8.onnx", "int4": "onnx/model_q4.onnx"}
 """The graph's file, by the numbers in it; the names are those that transformers.js looks for."""
 DTYPES = tuple(name for name in GRAPH if name not in QUANTISED)
-EXTRA = ("onnx", "onnxscript", "onnxruntime")
 PROMPTS = 4
 """Prompts of every source in a self-check."""
 
@@ -52,8 +51,8 @@ class OnnxSettings:
 
     def __post_init__(self) -> None:
         """Raises BadInput for values that no graph can have, and where the packages for it are not there."""
-        if missing := [name for name in EXTRA if find_spec(name) is None]:
-            raise BadInput(f"ONNX needs the package {missing[0]}: pip install unskill[onnx]")
+        if lacking := missing("onnx"):
+            raise BadInput(f"ONNX {lacking}")
         if self.dtype in QUANTISED:
             raise BadInput(no_dtype(self.dtype))
         check_running(None, self.dtype)

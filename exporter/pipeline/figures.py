@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.reproduce import prompt_records, statistics
 from exporter.checkpoint.summary import Summary
+from exporter.common.extras import missing
 from exporter.methods.outcome import SkillOutcome
 from exporter.reporting.collect import matrix_figure
 from exporter.reporting.key_space import key_space_figures
 from exporter.reporting.neurons import trade_off_figures
 from exporter.reporting.page.render import render_png
-from exporter.reporting.run import EXTRA
 
 FOLDER = "figures"
 KINDS = ("matrix", "alpha", "layers", "trade_off")
@@ -26,7 +25,7 @@ HINT = (
 
 
 def can_draw() -> bool:
-    return all(find_spec(name) for name in EXTRA)
+    return missing("report") is None
 
 
 def draw_figures(folder: Path, outcomes: Sequence[SkillOutcome], summary: Summary) -> list[Figure]:

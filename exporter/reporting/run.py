@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
+from exporter.common.extras import missing
 from exporter.common.files import check_apart, write_errors
 from exporter.common.staging import Staging, check_target, repair
 
 # The page is about a megabyte, each PNG a twentieth of one.
 NEEDED_BYTES = 16 * 2**20
-EXTRA = ("altair", "vl_convert")
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
 
     Raises BadInput for a checkpoint, sources and a folder that cannot be used, RunFailed on a full disk.
     """
-    if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise BadInput(f"report needs the package {missing[0].replace('_', '-')}: pip install unskill[report]")
+    if lacking := missing("report"):
+        raise BadInput(f"report {lacking}")
     check_apart(settings.out, settings.checkpoint, "--out and CHECKPOINT")
     for text in repair(settings.out):
         remark(text)

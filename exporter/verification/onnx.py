@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from custom_modeling.loading import record_sha256
 from exporter.checkpoint.layout import MARKER
+from exporter.common.extras import missing
 from exporter.common.files import human_size, read_json
-from exporter.onnx.settings import EXTRA, GRAPH
+from exporter.onnx.settings import GRAPH
 from exporter.verification.checks import NotMade, Wrong, counted, none_of
 from exporter.verification.files import altered, is_harmless
 from exporter.verification.live import Live
@@ -102,5 +102,5 @@ def check_again(live: Live, folder: Path) -> str:
 
 def require_packages() -> None:
     """Raises NotMade where the packages of the extra are not there."""
-    if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise NotMade(f"needs the package {missing[0]}: pip install unskill[onnx]")
+    if lacking := missing("onnx"):
+        raise NotMade(lacking)

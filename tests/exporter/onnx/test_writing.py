@@ -411,7 +411,7 @@ def test_export_writes_both(tmp_path: Path) -> None:
 
 def test_missing_packages_are_named(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     with (
-        mock.patch("exporter.onnx.settings.find_spec", lambda name: None),
+        mock.patch("exporter.common.extras.find_spec", lambda name: None),
         pytest.raises(BadInput, match=r"unskill\[onnx\]"),
     ):
         OnnxSettings(str(tiny("llama", "ksd").checkpoint), tmp_path / "out")

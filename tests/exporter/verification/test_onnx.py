@@ -138,7 +138,7 @@ def test_edited_and_extra_files(copied_pair: Path) -> None:
 
 
 def test_without_its_packages_it_is_not_checked_again(pair: Path) -> None:
-    with mock.patch("exporter.verification.onnx.find_spec", lambda name: None):
+    with mock.patch("exporter.common.extras.find_spec", lambda name: None):
         found = verify(VerifySettings(str(pair)), lambda text: None)
     checks = {check["name"]: check for check in found["checks"]}
     assert found["ok"] and checks["onnx: checked again"]["ok"] is None

@@ -21,8 +21,8 @@ from exporter.checkpoint.card.metadata import inherited
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown, named_card, plain
 from exporter.checkpoint.summary import Summary
+from exporter.common.extras import EXTRAS
 from exporter.models.files import Base
-from exporter.pipeline import figures as card_figures
 from exporter.pipeline.run import export
 from exporter.recipes.settings import ExportSettings, SkillSettings
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_skill, one_thread, tiny_model, write_prompts
@@ -291,7 +291,7 @@ def test_figures_and_their_alternative_texts(made: Path) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_without_figures(wanted: bool, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """None are asked for, or the packages for them are not there, which a remark says."""
-    monkeypatch.setattr(card_figures, "EXTRA", ("no_such_package",))
+    monkeypatch.setitem(EXTRAS, "report", ("no_such_package",))
     forget = write_prompts(tmp_path / "forget.jsonl", FORGET)
     retain = write_prompts(tmp_path / "retain.jsonl", RETAIN)
     asked = {
