@@ -39,6 +39,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
 from exporter.checkpoint import writing as checkpoint
+from exporter.checkpoint.findings import Findings, Plan
+from exporter.checkpoint.summary import Summary
 from exporter.common.staging import Staging
 from exporter.evaluation.items import Item
 from exporter.evaluation.scoring import Choices, Perplexity
@@ -102,7 +104,7 @@ class Subject:
         self.base, self.work, self.out = base, work, work / "exported"
 
     @cached_property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[Plan, Findings, Summary, Any]:
         """What the export gave to write_checkpoint, without the folder. Writes `out`."""
         sources = []
         for prompts, count in ((FORGET, 40), (RETAIN, 24)):  # of one to six sentences, in all formats
@@ -115,18 +117,18 @@ class Subject:
             # How well it separates is not asked here; hypercubes there are as many as in an export of many prompts.
             mock.patch.object(evidence, "ANSWER_TOKENS", 2),
             mock.patch.object(key_space, "FIT_PER_FORMAT", 2),
-            mock.patch.object(checkpoint, "write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
+            mock.patch("exporter.pipeline.run.write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
         ):
             export(settings, remarks.print)
         return writer.call_args.args[1:]
 
     @cached_property
     def prober(self) -> Prober:
-        return Prober(self.arguments[0])
+        return Prober(self.arguments[1].loaded)
 
     @property
     def outcome(self) -> SkillOutcome:
-        return self.arguments[4][0]
+        return self.arguments[1].outcomes[0]
 
     @cached_property
     def adjusted(self) -> PreTrainedModel:
@@ -220,24 +222,27 @@ def speed(
 
 def writing(subject: Subject, pairs: int) -> list[Row]:
     """The same export written again and again, staging and renaming included; the base is in the page cache."""
-    loaded, settings, token, states, *rest = subject.arguments
+    plan, findings, summary, draw = subject.arguments
+    settings, states = plan.settings, findings.states
     target = subject.work / "written"
 
     def write(fingerprints: bool) -> None:
         with Staging(target) as staging:
-            changed = replace(settings, fingerprints=fingerprints)
-            checkpoint.write_checkpoint(staging.path, loaded, changed, token, states, *rest)
+            changed = replace(plan, settings=replace(settings, fingerprints=fingerprints))
+            checkpoint.write_checkpoint(staging.path, changed, findings, summary, draw)
             staging.commit()
 
     def write_weights() -> None:
         target.mkdir()
-        checkpoint.write_weights(target, loaded, replace(settings, fingerprints=False), token, states, buffers)
+        checkpoint.write_weights(
+            target, findings.loaded, replace(settings, fingerprints=False), plan.token, states, buffers
+        )
 
     def clear() -> None:
         shutil.rmtree(target, ignore_errors=True)
         os.sync()
 
-    buffers = checkpoint.intervention_buffers(settings, *rest[:2], states)
+    buffers = checkpoint.intervention_buffers(settings, findings.outcomes, findings.changes, states)
     arms = {
         "cp": lambda: subprocess.run(["cp", "-rL", subject.base, target], check=True),
         "weights, no fingerprints": write_weights,

@@ -7,38 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.environment import environment
+from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.layout import FOLDER, HASHES, RECIPE
 from exporter.checkpoint.recipe import recipe_toml
 from exporter.checkpoint.shards import file_sha256, write_tensors
 from exporter.checkpoint.summary import Summary
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
-from exporter.models.files import Base
 from exporter.prompts.formats import Query
-from exporter.recipes.settings import ExportSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_reproduce(
-    folder: Path,
-    base: Base,
-    settings: ExportSettings,
-    outcomes: Sequence[SkillOutcome],
-    summary: Summary,
-    hashes: dict[str, str],
-    halved: bool,
-) -> None:
+def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:
     """Write the folder, as the last of a checkpoint's files.
 
-    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied;
-    halved: whether memory ran out, and batches were made smaller than the settings say.
+    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied.
     """
+    settings, outcomes = plan.settings, findings.outcomes
     target = folder / FOLDER
     target.mkdir(exist_ok=True)  # what is kept of the base lies in it already
-    versions = environment(settings) | {"batches_halved": halved}
-    recipe = recipe_toml(settings, [outcome.plan.prompts for outcome in outcomes], base, versions["threads"])
+    versions = environment(settings) | {"batches_halved": findings.halved}
+    recipe = recipe_toml(settings, plan.skills, plan.base, versions["threads"])
     (target / RECIPE).write_text(recipe, encoding="utf-8")
     write_json(target / "versions.json", versions)
     write_json(target / "summary.json", summary.to_json())

@@ -25,6 +25,7 @@ from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.code import class_names, module_name, render_modeling
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.layout import GENERATION
 from exporter.checkpoint.reproduce import write_reproduce
 from exporter.checkpoint.shards import (
@@ -52,23 +53,15 @@ from exporter.recipes.settings import ExportSettings
 
 
 def write_checkpoint(
-    folder: Path,
-    loaded: LoadedModel,
-    settings: ExportSettings,
-    token: RefusalToken | None,
-    states: RefusalStates | None,
-    outcomes: Sequence[SkillOutcome],
-    changes: NeuronChanges,
-    summary: Summary,
-    draw: Callable[[Path], list[Figure]] | None,
-    halved: bool = False,
+    folder: Path, plan: Plan, findings: Findings, summary: Summary, draw: Callable[[Path], list[Figure]] | None
 ) -> None:
     """Write the whole checkpoint into an empty folder. Raises RunFailed where the disk is full or a check fails.
 
-    token, states: the refusal; None where nothing is ever blocked, and the vocabulary is the base's; draw: writes
-    the card's charts into the folder and returns them; halved: whether memory ran out while it was probed.
+    draw: writes the card's charts into the folder and returns them.
     """
-    base, family = loaded.base, loaded.family
+    settings, token = plan.settings, plan.token
+    loaded, outcomes, changes, states = findings.loaded, findings.outcomes, findings.changes, findings.states
+    base, family = plan.base, loaded.family
     buffers = intervention_buffers(settings, outcomes, changes, states)
     shards = write_weights(folder, loaded, settings, token, states, buffers)
     code = folder / f"{module_name(family)}.py"
@@ -115,7 +108,7 @@ def write_checkpoint(
     (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
-    write_reproduce(folder, base, settings, outcomes, summary, hashes, halved)
+    write_reproduce(folder, plan, findings, summary, hashes)
 
 
 def kept_json(base: Base, name: str) -> dict[str, Any]:

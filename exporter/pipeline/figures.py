@@ -9,7 +9,6 @@ from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.reproduce import prompt_records, statistics
 from exporter.checkpoint.summary import Summary
-from exporter.common.extras import missing
 from exporter.methods.outcome import SkillOutcome
 from exporter.reporting.collect import matrix_figure
 from exporter.reporting.key_space import key_space_figures
@@ -18,14 +17,6 @@ from exporter.reporting.page.render import render_png
 
 FOLDER = "figures"
 KINDS = ("matrix", "alpha", "layers", "trade_off")
-HINT = (
-    "The model card gets no figures: they need packages that are not installed. pip install 'unskill[report]', or say "
-    "--no-figures."
-)
-
-
-def can_draw() -> bool:
-    return missing("report") is None
 
 
 def draw_figures(folder: Path, outcomes: Sequence[SkillOutcome], summary: Summary) -> list[Figure]:

@@ -6,36 +6,44 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from exporter.checkpoint.base.keeping import kept_size
+from exporter.checkpoint.environment import environment
+from exporter.checkpoint.findings import Findings, Plan
+from exporter.checkpoint.sentences import trial_line
 from exporter.checkpoint.summary import Summary
+from exporter.checkpoint.writing import write_checkpoint
 from exporter.common.errors import BadInput, Rejected
-from exporter.common.files import check_apart, read_json, write_errors
-from exporter.common.staging import Staging, check_target, repair
+from exporter.common.files import write_errors
+from exporter.common.staging import Staging
 from exporter.common.text import Remark
+from exporter.methods.key_space.evidence import decide, gather, measure_limits
+from exporter.methods.key_space.framing import measure_frames
+from exporter.methods.neurons.choice import (
+    NeuronChoice,
+    choose_neurons,
+    effect,
+    measure_effects,
+    probe_sides,
+    single_rows,
+    text_sets,
+)
+from exporter.methods.neurons.live import changed
+from exporter.methods.neurons.scores import united
+from exporter.methods.neurons.statistics import NeuronSums
+from exporter.methods.neurons.statistics_file import SIDES, StatisticsFile, model_fingerprint
 from exporter.methods.outcome import SkillOutcome
-from exporter.methods.refusal.token import plan_refusal
-from exporter.models.files import find_base, size_in
-from exporter.models.loading import load
-from exporter.models.tokens import context_of
-from exporter.pipeline.inputs import check_recorded
+from exporter.methods.refusal.states import RefusalStates, find_refusal_states
+from exporter.models.loading import LoadedModel, load
+from exporter.models.prober import Prober
+from exporter.models.tokens import context_of, eos_ids
+from exporter.pipeline.figures import draw_figures
+from exporter.pipeline.plan import plan
+from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for, read_skills
+from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
+from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
-if TYPE_CHECKING:
-    from exporter.methods.neurons.choice import NeuronChoice
-    from exporter.methods.neurons.statistics import NeuronSums
-    from exporter.methods.neurons.statistics_file import StatisticsFile
-    from exporter.methods.refusal.states import RefusalStates
-    from exporter.models.loading import LoadedModel
-    from exporter.models.prober import Prober
-    from exporter.recipes.recorded import Recorded
-
-
-# What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
-EXTRA_BYTES = 64 * 2**20
 # Final states looked at for the closed base-model class, on each of its two sides.
 STATES_POSITIONS = 3000
 
@@ -48,51 +56,30 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected where no layer
     tells a skill from the rest or no share of neurons is within budget; that writes nothing unless settings.force.
     """
-    skills = read_skills(settings)
-    if settings.statistics is not None and not settings.statistics.is_file():
-        raise BadInput(f"--statistics: no such file: {settings.statistics}")
-    base = find_base(settings.model, settings.revision)
-    if recorded is not None:
-        check_recorded(recorded, base, settings.statistics, remark)
-    check_apart(settings.out, base.folder, "OUT and MODEL")
-    size = sum((base.folder / shard).stat().st_size for shard in base.shards)
-    for text in repair(settings.out):
-        remark(text)
-    size += kept_size(base) + EXTRA_BYTES
-    check_target(settings.out, settings.overwrite, size, ours=is_checkpoint)
-    token = None
-    if settings.blocks:
-        tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
-        token = plan_refusal(tokenizer, size_in(base.config, "vocab_size"), settings.refusal)
+    planned = plan(settings, remark, recorded)
+    findings = run(planned, remark)
+    summary = summarise(planned, findings)
+    if not settings.force and not all(outcome.works for outcome in findings.outcomes):
+        raise Rejected(message(findings.outcomes), summary.to_json())
+    draw = partial(draw_figures, outcomes=findings.outcomes, summary=summary) if planned.figures else None
+    with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, planned.size):
+        write_checkpoint(staging.path, planned, findings, summary, draw)
+        staging.commit()
+    return summary
 
-    from exporter.checkpoint.card.metadata import inherited
-    from exporter.checkpoint.environment import environment
-    from exporter.checkpoint.writing import write_checkpoint
-    from exporter.methods.neurons.choice import effect, measure_effects, single_rows, text_sets
-    from exporter.methods.neurons.live import changed
-    from exporter.methods.neurons.scores import united
-    from exporter.models.prober import Prober
-    from exporter.pipeline.figures import HINT, can_draw, draw_figures
-    from exporter.pipeline.summary import summarise
-    from exporter.pipeline.warnings import of_outcomes, of_prompts, shared_neurons
 
-    cautions = of_prompts(skills)
-    for caution in cautions:
-        # Said at once, and again in the end: who reads it now need not wait.
-        remark(f"warning: {caution.message}")
-    _, unreadable = inherited(base)
-    for problem in (unreadable, None if can_draw() or not settings.figures else HINT):
-        if problem:
-            remark(problem)
-    loaded = load(base, settings.dtype, settings.device, settings.threads)
-    if recorded is not None:
-        recorded.compare(environment(settings), remark)
+def run(planned: Plan, remark: Remark) -> Findings:
+    """Load the model, choose neurons, and fit and calibrate hypercubes. Raises as `export`, and never Rejected."""
+    settings = planned.settings
+    loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
+    if planned.recorded is not None:
+        planned.recorded.compare(environment(settings), remark)
     prober = first = Prober(loaded, settings.batch_size, settings.quiet)
-    for each in skills:
+    for each in planned.skills:
         each.skill.layer_number(prober.layers)
-    formatter, plans = prepare(skills, loaded, settings, remark)
+    formatter, plans = prepare(planned.skills, loaded, settings, remark)
     stored = None if settings.statistics is None else stored_statistics(settings.statistics, loaded)
-    choices = [choose(plan, prober, settings, stored, remark) for plan in plans]
+    choices = [choose(each, prober, settings, stored, remark) for each in plans]
     changes = united([choice.changes for choice in choices if choice is not None])
     sets = text_sets(plans)
     before = measure_effects(prober, sets, "texts, base model")
@@ -101,26 +88,16 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
         prober = single_rows(prober, settings)
         after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = detect(plans, choices, prober, formatter, settings)
-        states = refusal_states(prober, plans, token.id) if token else None
-    effects = {name: effect(before[name], after[name], settings.seed) for name in before}
-    shared = shared_neurons(outcomes)
-    cautions += of_outcomes(outcomes, effects, shared)
-    summary = summarise(settings, loaded, formatter, outcomes, changes, effects, states, shared, cautions)
-    draw = partial(draw_figures, outcomes=outcomes, summary=summary) if settings.figures and can_draw() else None
-    failed = [outcome.skill.name for outcome in outcomes if not outcome.works]
-    if failed and not settings.force:
-        raise Rejected(message(outcomes), summary.to_json())
-    with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, size):
-        write_checkpoint(
-            staging.path, loaded, settings, token, states, outcomes, changes, summary, draw, halved=first.halved
-        )
-        staging.commit()
-    return summary
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether unskill wrote it: --overwrite must not take a base model for a checkpoint."""
-    return isinstance(read_json(folder / "config.json", folder.name, "OUT").get("unskill"), dict)
+        states = refusal_states(prober, plans, planned.token.id) if planned.token else None
+    return Findings(
+        loaded=loaded,
+        formats=tuple(formatter.formats_used),
+        outcomes=tuple(outcomes),
+        changes=changes,
+        effects={name: effect(before[name], after[name], settings.seed) for name in before},
+        states=states,
+        halved=first.halved,
+    )
 
 
 def prepare(
@@ -134,9 +111,6 @@ def choose(
     plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, remark: Remark
 ) -> NeuronChoice | None:
     """The neurons that the skill changes, if it changes any."""
-    from exporter.checkpoint.sentences import trial_line
-    from exporter.methods.neurons.choice import choose_neurons, probe_sides
-
     if plan.texts is None:
         return None
     if stored is not None:
@@ -151,8 +125,6 @@ def choose(
 
 def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
     """What `unskill probe` has found. Raises BadInput where that was of another model."""
-    from exporter.methods.neurons.statistics_file import StatisticsFile, model_fingerprint
-
     file = StatisticsFile.load(path, "--statistics")
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
@@ -162,8 +134,6 @@ def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
 
 def stored_sums(file: StatisticsFile, plan: SkillPlan, name: str) -> tuple[NeuronSums, NeuronSums]:
     """The statistics of the skill's fit parts. Raises BadInput where they are not there, or not of all the texts."""
-    from exporter.methods.neurons.statistics_file import SIDES
-
     assert plan.texts is not None
     found = []
     for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
@@ -185,29 +155,23 @@ def detect(
     settings: ExportSettings,
 ) -> list[SkillOutcome]:
     """The hypercubes of the skills that have any, on the model as it is while this runs."""
-    from exporter.methods.key_space.evidence import decide, gather, measure_limits
-    from exporter.methods.key_space.framing import measure_frames
-
     blocking = [plan for plan in plans if plan.skill.blocks]
     found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
     outcomes = []
-    for plan, choice in zip(plans, choices, strict=True):
-        if not plan.skill.blocks:
-            outcomes.append(SkillOutcome(plan, choice))
+    for each, choice in zip(plans, choices, strict=True):
+        if not each.skill.blocks:
+            outcomes.append(SkillOutcome(each, choice))
             continue
         evidence = next(found)
-        decision = decide(evidence, plan.skill)
+        decision = decide(evidence, each.skill)
         limits = measure_limits(prober, formatter, evidence, decision, settings.refusal)
         frames = measure_frames(prober, formatter, evidence, decision)
-        outcomes.append(SkillOutcome(plan, choice, evidence, decision, limits, frames))
+        outcomes.append(SkillOutcome(each, choice, evidence, decision, limits, frames))
     return outcomes
 
 
 def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) -> RefusalStates:
     """Final states by which any head refuses, found on the choose parts of all skills and checked on report parts."""
-    from exporter.methods.refusal.states import find_refusal_states
-    from exporter.models.tokens import eos_ids
-
     found = [side for plan in plans for side in (plan.forget.choose, plan.retain.choose)]
     checked = [side for plan in plans for side in (plan.forget.report, plan.retain.report)]
     loaded = prober.loaded

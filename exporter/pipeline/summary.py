@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.summary import (
     AlphaSummary,
     BaseModelClass,
-    ExportWarning,
     FrameSummary,
     KeySpaceSummary,
     LayerSummary,
@@ -24,48 +23,34 @@ from exporter.checkpoint.summary import (
 )
 from exporter.common.rates import Rate
 from exporter.common.version import __version__
+from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
 from exporter.methods.key_space.framing import frame_figures
-
-if TYPE_CHECKING:
-    from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
-    from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
-    from exporter.methods.neurons.scores import NeuronChanges
-    from exporter.methods.outcome import SkillOutcome
-    from exporter.methods.refusal.states import RefusalStates
-    from exporter.models.loading import LoadedModel
-    from exporter.pipeline.warnings import SharedNeurons
-    from exporter.prompts.formats import Formatter
-    from exporter.recipes.settings import ExportSettings, SkillSettings
+from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
+from exporter.methods.outcome import SkillOutcome
+from exporter.pipeline.warnings import of_outcomes, shared_neurons
+from exporter.recipes.settings import SkillSettings
 
 
-def summarise(
-    settings: ExportSettings,
-    loaded: LoadedModel,
-    formatter: Formatter,
-    outcomes: Sequence[SkillOutcome],
-    changes: NeuronChanges,
-    effects: Mapping[TextSet, TextEffect],
-    states: RefusalStates | None,
-    shared: Sequence[SharedNeurons],
-    warnings: Sequence[ExportWarning],
-) -> Summary:
+def summarise(plan: Plan, findings: Findings) -> Summary:
     """Everything measured, without paths or prompt texts."""
+    settings, states, outcomes = plan.settings, findings.states, findings.outcomes
+    shared = shared_neurons(outcomes)
     return Summary(
         unskill=__version__,
-        model=loaded.base.name,
-        revision=loaded.base.revision,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        model=plan.base.name,
+        revision=plan.base.revision,
+        dtype=str(findings.loaded.model.dtype).removeprefix("torch."),
         seed=settings.seed,
         draws=settings.draws,
         compat=settings.compat,
-        formats=tuple(formatter.formats_used),
-        neurons_changed=changes.count(),
+        formats=findings.formats,
+        neurons_changed=findings.changes.count(),
         base_model_class=BaseModelClass.model_validate({"closed": states.closed, **states.measured})
         if states
         else None,
-        skills=tuple(skill_summary(outcome, effects) for outcome in outcomes),
+        skills=tuple(skill_summary(outcome, findings.effects) for outcome in outcomes),
         shared_neurons=tuple(each.summary() for each in shared),
-        warnings=tuple(warnings),
+        warnings=(*plan.warnings, *of_outcomes(outcomes, findings.effects, shared)),
     )
 
 

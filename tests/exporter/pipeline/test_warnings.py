@@ -25,16 +25,14 @@ from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.methods.outcome import SkillOutcome
+from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
 from exporter.pipeline.run import export
 from exporter.pipeline.warnings import (
-    EXAMPLES,
     SharedNeurons,
     forgets_little,
     frame_alone,
     many_shared,
-    overlap,
     shared_neurons,
-    shared_prompts,
     small_calibration,
 )
 from exporter.prompts.frames import Frame, FramedSource

@@ -1,0 +1,75 @@
+"""What an export warns of its prompts, before the model is loaded: those of two sets that are nearly the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from exporter.checkpoint.summary import ExportWarning
+from exporter.prompts.overlap import compare
+from exporter.prompts.packaged import EVERYDAY
+from exporter.prompts.skills import SkillPrompts
+from exporter.prompts.sources import Prompt
+
+EXAMPLES = 3
+"""Pairs of rows that a warning names."""
+
+
+def of_prompts(skills: Sequence[SkillPrompts]) -> list[ExportWarning]:
+    """What can be said before the model is loaded: prompts of two sets that are nearly the same."""
+    found = []
+    for each in skills:
+        found.append(overlap(each.skill.name, each.forget, each.retain))
+    for one, other in combinations(skills, 2):
+        found.append(shared_prompts((one.skill.name, other.skill.name), one.forget, other.forget))
+    return [warning for warning in found if warning is not None]
+
+
+def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> ExportWarning | None:
+    """Retain and everyday prompts that are nearly forget prompts."""
+    matches = compare(forget, retain)
+    if not matches:
+        return None
+    pairs = [(forget[match.one], retain[match.other]) for match in matches]
+    everyday = [other.kind for _, other in pairs if other.source == EVERYDAY]
+    kinds = sorted({kind for kind in everyday if kind})
+    todo = ["take one of each two out"] if len(everyday) < len(pairs) else []
+    # The packaged file is not the user's to edit.
+    todo += [f"leave such everyday prompts out with --everyday-without {','.join(kinds)}"] if kinds else []
+    return ExportWarning(
+        code="overlap",
+        skill=skill,
+        message=f"{len(pairs)} of the {len(retain)} retain and everyday prompts are nearly forget prompts (but for "
+        f"case, "
+        f"punctuation, numbers or a word), such as {examples(pairs)}: {', and '.join(todo)}",
+        figures={"pairs": len(pairs), "retain": len(retain), "everyday": len(everyday), "examples": rows(pairs)},
+    )
+
+
+def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequence[Prompt]) -> ExportWarning | None:
+    """Forget prompts of two skills that are the same or nearly so."""
+    matches = compare(ones, others)
+    if not matches:
+        return None
+    pairs = [(ones[match.one], others[match.other]) for match in matches]
+    return ExportWarning(
+        code="skills-overlap",
+        skill=None,
+        message=f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget "
+        f"prompts of "
+        f"{skills[0]}, such as {examples(pairs)}: each of both skills is to leave the other's prompts alone, so give "
+        "a prompt to one of them",
+        figures={"skills": list(skills), "pairs": len(pairs), "prompts": len(others), "examples": rows(pairs)},
+    )
+
+
+def examples(pairs: Sequence[tuple[Prompt, Prompt]]) -> str:
+    return ", ".join(
+        f"{one.source} row {one.row} and {other.source} row {other.row}" for one, other in pairs[:EXAMPLES]
+    )
+
+
+def rows(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[dict[str, Any]]]:
+    """The first pairs by label and row: no text."""
+    return [[{"source": each.source, "row": each.row} for each in pair] for pair in pairs[:EXAMPLES]]
