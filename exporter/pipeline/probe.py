@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from exporter.checkpoint.environment import environment
 from exporter.common.errors import BadInput
 from exporter.common.text import Remark
+from exporter.methods.neurons.statistics_file import (
+    SIDES,
+    ProbedSide,
+    StatisticsFile,
+    model_fingerprint,
+    texts_fingerprint,
+)
+from exporter.methods.neurons.texts import longest_first, probe_texts
 from exporter.models.files import find_base
 from exporter.models.loading import load
+from exporter.models.prober import Prober
 from exporter.pipeline.inputs import check_recorded
 from exporter.pipeline.run import prepare
 from exporter.prompts.skills import read_skills
+from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
-
-if TYPE_CHECKING:
-    from exporter.recipes.recorded import Recorded
 
 # Between two savings of what has been seen so far: a save takes a second for a large model.
 SAVE_SECONDS = 30.0
@@ -41,17 +49,6 @@ def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = 
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
         check_recorded(recorded, base, None, remark)
-
-    from exporter.checkpoint.environment import environment
-    from exporter.methods.neurons.statistics_file import (
-        SIDES,
-        ProbedSide,
-        StatisticsFile,
-        model_fingerprint,
-        texts_fingerprint,
-    )
-    from exporter.methods.neurons.texts import longest_first, probe_texts
-    from exporter.models.prober import Prober
 
     loaded = load(base, settings.dtype, settings.device, settings.threads)
     if recorded is not None:
@@ -104,14 +101,13 @@ def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = 
     }
 
 
-def tokens(side: Any) -> int:
+def tokens(side: ProbedSide) -> int:
+    assert side.sums is not None
     return int(side.sums.moments.layers[0].count)
 
 
-def resumable(partial: Path, file: Any, remark: Remark) -> Any | None:
+def resumable(partial: Path, file: StatisticsFile, remark: Remark) -> StatisticsFile | None:
     """What an interrupted probe has left, if it is of this model; None where nothing was left."""
-    from exporter.methods.neurons.statistics_file import StatisticsFile
-
     if not partial.is_file():
         return None
     before = StatisticsFile.load(partial, "OUT")
