@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,18 +72,13 @@ def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
     """The source as it is given, or with the options of the export where it has none: one for each way of reading."""
     source = Source.parse(spec, flag)
     records = [each for skill in stored.skills for each in skill.summary.sources if each.flag == flag]
-    options: list[Mapping[str, Any]] = [each.options for each in records if plain(each.label) == source.label]
+    options: list[Mapping[str, Any]] = [each.options for each in records if each.name == source.label]
     if not options:
-        names = ", ".join(dict.fromkeys(plain(each.label) for each in records)) or "none"
+        names = ", ".join(dict.fromkeys(each.name for each in records)) or "none"
         raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
     if source.options:
         return [source]
     return list(dict.fromkeys(replace(source, **each) for each in options))
-
-
-def plain(label: str) -> str:
-    """A source's label less the number that a second file of the same name gets."""
-    return re.sub(r" #\d+$", "", label)
 
 
 def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
@@ -93,10 +87,11 @@ def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
     # Files of one name, in one skill or in several, are told apart by which of them has the rows.
     labels: dict[tuple[str, str], set[Key]] = {}
     for skill in stored.skills:
+        ours = {each.label for each in skill.summary.sources if each.flag == flag and each.name == label}
         for part, records in skill.prompts.items():
             if part.removeprefix("texts.").startswith(flag.removeprefix("--")):
                 for record in records:
-                    if plain(record["source"]) == label:
+                    if record["source"] in ours:
                         wanted = labels.setdefault((skill.name, record["source"]), set())
                         wanted.add((record["row"], record["sha256"]))
     best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())

@@ -6,6 +6,7 @@ Rates are of the report parts, with exact 95 % (Clopper-Pearson) intervals, unle
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,13 +40,25 @@ SourceRates = dict[str, dict[str, StoredRate]]
 
 
 class SourceSummary(Part):
-    """A --forget or --retain source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`: number."""
+    """A --forget or --retain source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`: how many.
+
+    `number`: of several sources of one name, which it is; from the second on its label ends with it, as in "a.csv #2".
+    Version 0.1.0 did not record it.
+    """
 
     flag: str
     label: str
     options: dict[str, str | int]
     fingerprint: str
     prompts: int
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the file or dataset: the label without the number."""
+        if self.number is None:
+            return re.sub(r" #\d+$", "", self.label)
+        return self.label.removesuffix(f" #{self.number}") if self.number > 1 else self.label
 
 
 class TrialSummary(Part):

@@ -34,13 +34,17 @@ OTHERS = 40
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One --forget or --retain source as `reproduce/` and the summary name it: no path, no text."""
+    """One --forget or --retain source as `reproduce/` and the summary name it: no path, no text.
+
+    `number`: of several sources of one name, which it is; from the second on its label ends with it, as in "a.csv #2".
+    """
 
     flag: str
     label: str
     options: dict[str, str | int]
     fingerprint: str
     prompts: int
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,12 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> l
     for source in sources:
         loaded = load_prompts(source, flag)
         # Two folders may hold files of one name, and paths are told nowhere.
-        same = sum(record.flag == flag and record.label.split(" #")[0] == source.label for record in records)
-        label = f"{source.label} #{same + 1}" if same else source.label
-        records.append(SourceRecord(flag, label, source.options, fingerprint(source, flag), len(loaded)))
+        taken = {record.label for record in records if record.flag == flag}
+        label, number = source.label, 1
+        while label in taken:
+            number += 1
+            label = f"{source.label} #{number}"
+        records.append(SourceRecord(flag, label, source.options, fingerprint(source, flag), len(loaded), number))
         prompts += [replace(prompt, source=label) for prompt in loaded]
     return prompts
 

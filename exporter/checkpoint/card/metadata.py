@@ -68,7 +68,7 @@ def slug(name: str) -> str:
 def card_metadata(base: Base, summary: Summary) -> ModelCardData:
     skills = summary.skills
     methods = [tag for skill in skills for tag in METHOD_TAGS[skill.method]]
-    datasets = [each.label for skill in skills for each in skill.sources if is_dataset(each)]
+    datasets = [each.name for skill in skills for each in skill.sources if is_dataset(each)]
     known: dict[str, Any] = inherited(base)[0]
     if base.revision is not None:
         known |= {"base_model": base.name, "base_model_relation": "finetune"}
@@ -79,7 +79,7 @@ def card_metadata(base: Base, summary: Summary) -> ModelCardData:
         library_name="transformers",
         pipeline_tag=TASK,
         tags=[*TAGS, *dict.fromkeys(methods)],
-        datasets=[re.sub(r" #\d+$", "", name) for name in dict.fromkeys(datasets)] or None,
+        datasets=list(dict.fromkeys(datasets)) or None,
         **known,
     )
 
@@ -137,7 +137,7 @@ def dataset(skill: SkillSummary, source: str) -> dict[str, Any]:
         return {"dataset_type": "custom", "dataset_revision": revision, **named}
     options = only.options
     return {
-        "dataset_type": re.sub(r" #\d+$", "", only.label),
+        "dataset_type": only.name,
         "dataset_name": plain(name),
         "dataset_config": options.get("name"),
         "dataset_split": options.get("split"),

@@ -110,7 +110,7 @@ def sources(skill: SkillSummary, flag: str) -> str:
         if each.flag == flag:
             name = markdown(each.label)
             if is_dataset(each):
-                where = each.label.split(" #")[0]
+                where = each.name
                 name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each.fingerprint})"
             found.append(f"{name} ({each.prompts})")
     return ", ".join(found)

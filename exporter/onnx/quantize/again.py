@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.account import Stored, StoredSkill
-from exporter.checkpoint.given import as_exported, plain
+from exporter.checkpoint.given import as_exported
 from exporter.checkpoint.reproduce import records
+from exporter.checkpoint.summary import SourceSummary
 from exporter.common.errors import BadInput
 from exporter.prompts.formats import Formatter
 from exporter.prompts.skills import SkillPlan, SkillPrompts, collect_from
@@ -91,7 +92,7 @@ def read_fingerprints(stored: Stored, settings: OnnxSettings, flag: str) -> list
 
 def is_source(given: Fingerprinted, record: Mapping[str, Any]) -> bool:
     source, digest = given
-    same = source.label == plain(record["label"]) and digest == record["fingerprint"]
+    same = source.label == SourceSummary.model_validate(record).name and digest == record["fingerprint"]
     return same and source.options == record["options"]
 
 
