@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from exporter.checkpoint.summary import SharedLayer, Summary
+from exporter.checkpoint.summary import Summary
 from exporter.cli.main import cli
 from exporter.cli.tables.export import print_summary
 from exporter.common.rates import rate
@@ -23,16 +23,11 @@ from exporter.methods.key_space.calibration import Alpha, calibrate
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect
-from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
-from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
 from exporter.pipeline.run import export
 from exporter.pipeline.warnings import (
-    SharedNeurons,
     forgets_little,
     frame_alone,
-    many_shared,
-    shared_neurons,
     small_calibration,
 )
 from exporter.prompts.frames import Frame, FramedSource
@@ -199,58 +194,6 @@ def test_forget_prompts_of_two_skills() -> None:
     assert caution is not None and caution.skill is None
     assert "1 of the 101 forget prompts of news" in caution.message
     assert "f.jsonl row 8 and g.jsonl row 200" in caution.message
-
-
-# Skills that share neurons.
-
-
-def outcome(name: str, changes: NeuronChanges, layers: int = 4, width: int = 100) -> SkillOutcome:
-    gaussian = SimpleNamespace(mean=torch.zeros(layers, width))
-    neurons = SimpleNamespace(changes=changes, forget=SimpleNamespace(gaussian=gaussian))
-    plan = SimpleNamespace(skill=SkillSettings(("f",), ("r",), name=name, method="na"))
-    return SkillOutcome(cast("Any", plan), cast("Any", neurons))
-
-
-def adjusted(layers: dict[int, range]) -> NeuronChanges:
-    return NeuronChanges(
-        {layer: SelectedNeurons(torch.tensor(list(rows)), torch.zeros(4, len(rows))) for layer, rows in layers.items()}
-    )
-
-
-def shared(one: NeuronChanges, other: NeuronChanges) -> SharedNeurons:
-    (found,) = shared_neurons([outcome("sums", one), outcome("news", other)])
-    return found
-
-
-def test_shared_neurons_by_layer() -> None:
-    one = adjusted({0: range(10), 2: range(20, 40)})
-    other = NeuronChanges(adjusted({2: range(30, 35), 3: range(5)}).adjusted, {0: torch.tensor([3, 50])})
-    found = shared(one, other)
-    assert dict(found.layers) == {0: (1, 2), 2: (5, 5), 3: (0, 0)}
-    assert (found.shared, found.smaller, found.by_chance) == (6, 12, 30 * 12 / 400)
-    assert found.summary().layers["2"] == SharedLayer(shared=5, smaller=5, share=1.0)
-    caution = many_shared(found)
-    assert caution is not None and "sums and news share 6 neurons, 50% of the smaller set's 12" in caution.message
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "fires"),
-    [
-        ({0: range(40)}, {0: range(30, 70)}, True),  # 10 of 40, and 4 by chance
-        ({0: range(40)}, {0: range(31, 71)}, False),  # 9 of 40
-        ({0: range(40)}, {1: range(40)}, False),
-        # Of half of all neurons and another half every second is shared by chance.
-        ({0: range(100), 1: range(100)}, {1: range(100), 2: range(100)}, False),
-        ({0: range(1)}, {0: range(1)}, True),
-    ],
-)
-def test_a_quarter_and_more_than_chance(one: dict[int, range], other: dict[int, range], fires: bool) -> None:
-    assert (many_shared(shared(adjusted(one), adjusted(other))) is not None) is fires
-
-
-def test_skills_without_neurons_share_none() -> None:
-    alone = SkillOutcome(cast("Any", SimpleNamespace(skill=SKILL)))
-    assert shared_neurons([alone, outcome("sums", adjusted({0: range(3)}))]) == []
 
 
 def test_two_skills_of_one_data_set(base: Path, tmp_path: Path) -> None:
