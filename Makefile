@@ -50,10 +50,10 @@ gemma: $(GEMMA)/config.json ## Gemma-3-270m in the same way, for make test-all
 demo: base $(DATA) ## export SmolLM2 without maths and compare its answers with the base model's
 	$(PY) examples/demo.py $(BASE) $(DATA)
 
-quick: $(READY) ## tests of single functions: no model, no process (under 1 minute on 2 cores)
+quick: $(READY) ## tests of single functions: no model, no process (aim: under 1 minute on 2 cores)
 	$(PAIR) -m quick
 
-test: $(READY) base $(DATA) ## quick, tiny models, and one export of SmolLM2 with its load checks (10 minutes on 2 cores)
+test: $(READY) base $(DATA) ## quick, tiny models, and one export of SmolLM2 with its load checks (aim: 10 minutes on 2 cores)
 	$(PAIR) -m "not slow and not real"
 	$(ALONE) -m "real and not slow"
 
