@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +62,8 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
     if as_json:
         echo_json(summary)
         return
-    from rich.console import Console
-
+    from exporter.cli.tables.console import console
     from exporter.cli.tables.evaluation import print_evaluation
 
-    print_evaluation(summary, Console(width=None if sys.stdout.isatty() else 160))
+    print_evaluation(summary, console(160))
     click.echo(f"\nResults by item: {settings.out}")

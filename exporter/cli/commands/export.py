@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,13 +202,11 @@ def show(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(told)
         return
-    from rich.console import Console
-
     from exporter.checkpoint.summary import Summary
+    from exporter.cli.tables.console import console
     from exporter.cli.tables.export import print_summary
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    print_summary(Summary.from_json(told), console)
+    print_summary(Summary.from_json(told), console(120))
     if "out" in told:
         click.echo(
             f'\nWrote {told["out"]}: AutoModelForCausalLM.from_pretrained("{told["out"]}", trust_remote_code=True)'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from exporter.cli.output import echo_json
@@ -27,10 +25,9 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
     if as_json:
         echo_json(found)
         return
-    from rich.console import Console
-
+    from exporter.cli.tables.console import console
     from exporter.cli.tables.inspection import parts
 
     with written_by_unskill(found["checkpoint"]):
         shown = list(parts(found))
-    Console(width=None if sys.stdout.isatty() else 100).print(*shown, sep="\n")
+    console(100).print(*shown, sep="\n")

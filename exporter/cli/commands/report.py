@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.output import echo_json
+from exporter.cli.output import echo_json, remarks
 from exporter.common.files import beside
 
 
@@ -35,7 +35,7 @@ def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: An
     from exporter.reporting.run import ReportSettings, report
 
     settings = ReportSettings(checkpoint, out or beside(checkpoint, "-report"), **flags)
-    numbers = report(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    numbers = report(settings, remarks(settings.quiet))
     if as_json:
         echo_json(numbers)
         return

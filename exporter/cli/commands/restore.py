@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.output import echo_json
+from exporter.cli.output import echo_json, remarks
 from exporter.common.text import printable
 
 
@@ -30,7 +30,7 @@ def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) 
     from exporter.checkpoint.base.restore import RestoreSettings, restore
 
     settings = RestoreSettings(checkpoint, folder, **flags)
-    found = restore(settings, lambda text: None if settings.quiet else click.echo(text, err=True))
+    found = restore(settings, remarks(settings.quiet))
     if as_json:
         echo_json(found | {"out": str(folder)})
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.output import echo_json
+from exporter.cli.output import echo_json, remarks
 from exporter.cli.tables.verification import show
 
 
@@ -40,7 +40,7 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     """
     from exporter.verification.run import VerifySettings, verify
 
-    found = verify(VerifySettings(**flags), lambda text: None if quiet else click.echo(text, err=True))
+    found = verify(VerifySettings(**flags), remarks(quiet))
     if as_json:
         echo_json(found)
     else:

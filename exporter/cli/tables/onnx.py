@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from exporter.checkpoint.sentences import rate_rows
 from exporter.checkpoint.summary import MeasuredRates
 from exporter.cli.output import echo_json
+from exporter.cli.tables.console import console
 from exporter.common.files import human_size
 
 
@@ -20,12 +20,12 @@ def show_check(summary: dict[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(summary)
         return
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    terminal = console(140)
     quantised = summary.get("quantize")
     for skill in summary.get("skills", []):
-        show_skill(skill, summary, console)
+        show_skill(skill, summary, terminal)
     what = f"{quantised} weights: ONNX Runtime" if quantised else f"{summary['dtype']}: torch against ONNX Runtime"
-    console.print(check_table(f"{summary['checkpoint']}, {what}", summary["self_check"]))
+    terminal.print(check_table(f"{summary['checkpoint']}, {what}", summary["self_check"]))
     if "out" in summary:
         print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
 
@@ -45,35 +45,35 @@ def check_table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], console: Console) -> None:
+def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: Console) -> None:
     """One skill on the quantised graph."""
     neurons, found = skill["neurons"], skill["key_space"]
     if neurons is not None:
         moved = neurons["forget_mean_moved_deviations"]
-        console.print(
+        terminal.print(
             f"{skill['name']}: distributions of {neurons['neurons']} adjusted neurons measured anew; forget means "
             f"moved by {moved['median']:.2f} deviations (median; most {moved['most']:.1f})."
         )
         for name, text in neurons["texts"].items():
-            console.print(f"  {name} texts: loss {text['rise']:+.4f} nats per token with the neurons adjusted")
+            terminal.print(f"  {name} texts: loss {text['rise']:+.4f} nats per token with the neurons adjusted")
     if found is None:
         return
     lost, alpha = found["blocked_without_refitting"], found["alpha"]
-    console.print(
+    terminal.print(
         f"{skill['name']}: Key Space Detection at layer {found['layer']}, alpha {found['alpha_before']['value']:.2f} "
         f"before, {alpha['value']:.2f} now. Not fitted anew it would refuse {lost['hits']} of {lost['total']} "
         "held-out prompts."
     )
     if alpha["promise"] is not None:
-        console.print(
+        terminal.print(
             f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration "
             f"prompts, at least {alpha['promise']:.1%} of further prompts from the same source and formats are "
             "refused by this graph."
         )
     if not found["separates"]:
-        console.print(f"NOT SEPARATED: {found['fault']}.")
+        terminal.print(f"NOT SEPARATED: {found['fault']}.")
     if not summary["answers"]:
-        console.print("False blocks over answers were not measured (--no-answers).")
+        terminal.print("False blocks over answers were not measured (--no-answers).")
     table = Table(title=f"{skill['name']}: inside a hypercube, report part", title_justify="left")
     for name in ("what", "source", "format", "hits", "of", "95 % interval"):
         table.add_column(name)
@@ -82,4 +82,4 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], console: Co
     for row in rate_rows(measured):
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         table.add_row(row["what"], row["source"], row["format"], str(row["hits"]), str(row["total"]), interval)
-    console.print(table)
+    terminal.print(table)
