@@ -112,7 +112,7 @@ class AlphaSummary(Part):
 
 
 class FrameSummary(Part):
-    """A frame of forget prompts; see `exporter.methods.key_space.framing.frame_figures`."""
+    """A frame of forget prompts; see `exporter.methods.key_space.framing.FrameCheck`."""
 
     sources: tuple[str, ...]
     start_characters: int

@@ -18,9 +18,7 @@ EXAMPLES = 3
 
 def of_prompts(skills: Sequence[SkillPrompts]) -> list[ExportWarning]:
     """What can be said before the model is loaded: prompts of two sets that are nearly the same."""
-    found = []
-    for each in skills:
-        found.append(overlap(each.skill.name, each.forget, each.retain))
+    found = [overlap(each.skill.name, each.forget, each.retain) for each in skills]
     for one, other in combinations(skills, 2):
         found.append(shared_prompts((one.skill.name, other.skill.name), one.forget, other.forget))
     return [warning for warning in found if warning is not None]
@@ -28,10 +26,9 @@ def of_prompts(skills: Sequence[SkillPrompts]) -> list[ExportWarning]:
 
 def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> ExportWarning | None:
     """Retain and everyday prompts that are nearly forget prompts."""
-    matches = compare(forget, retain)
-    if not matches:
+    pairs = [(forget[match.one], retain[match.other]) for match in compare(forget, retain)]
+    if not pairs:
         return None
-    pairs = [(forget[match.one], retain[match.other]) for match in matches]
     everyday = [other.kind for _, other in pairs if other.source == EVERYDAY]
     kinds = sorted({kind for kind in everyday if kind})
     todo = ["take one of each two out"] if len(everyday) < len(pairs) else []
@@ -41,25 +38,22 @@ def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> E
         code="overlap",
         skill=skill,
         message=f"{len(pairs)} of the {len(retain)} retain and everyday prompts are nearly forget prompts (but for "
-        f"case, "
-        f"punctuation, numbers or a word), such as {examples(pairs)}: {', and '.join(todo)}",
+        f"case, punctuation, numbers or a word), such as {examples(pairs)}: {', and '.join(todo)}",
         figures={"pairs": len(pairs), "retain": len(retain), "everyday": len(everyday), "examples": rows(pairs)},
     )
 
 
 def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequence[Prompt]) -> ExportWarning | None:
     """Forget prompts of two skills that are the same or nearly so."""
-    matches = compare(ones, others)
-    if not matches:
+    pairs = [(ones[match.one], others[match.other]) for match in compare(ones, others)]
+    if not pairs:
         return None
-    pairs = [(ones[match.one], others[match.other]) for match in matches]
     return ExportWarning(
         code="skills-overlap",
         skill=None,
-        message=f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget "
-        f"prompts of "
-        f"{skills[0]}, such as {examples(pairs)}: each of both skills is to leave the other's prompts alone, so give "
-        "a prompt to one of them",
+        message=f"{len(pairs)} of the {len(others)} forget prompts of {skills[1]} are nearly or wholly forget prompts "
+        f"of {skills[0]}, such as {examples(pairs)}: each of both skills is to leave the other's prompts alone, so "
+        "give a prompt to one of them",
         figures={"skills": list(skills), "pairs": len(pairs), "prompts": len(others), "examples": rows(pairs)},
     )
 

@@ -24,7 +24,6 @@ from exporter.checkpoint.summary import (
 from exporter.common.rates import Rate
 from exporter.common.version import __version__
 from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
-from exporter.methods.key_space.framing import frame_figures
 from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.warnings import of_outcomes, shared_neurons
@@ -49,7 +48,7 @@ def summarise(plan: Plan, findings: Findings) -> Summary:
         if states
         else None,
         skills=tuple(skill_summary(outcome, findings.effects) for outcome in outcomes),
-        shared_neurons=tuple(each.summary() for each in shared),
+        shared_neurons=tuple(each.summary for each in shared),
         warnings=(*plan.warnings, *of_outcomes(outcomes, findings.effects, shared)),
     )
 
@@ -111,7 +110,7 @@ def key_space_summary(outcome: SkillOutcome, evidence: Evidence, decision: Decis
         false_blocks_over_answers=by_source(decision.false_answers),
         everyday_kinds_over_answers=stored(decision.kinds),
         limits=stored(outcome.limits),
-        frames=tuple(FrameSummary(**frame_figures(check)) for check in outcome.frames),
+        frames=tuple(FrameSummary(**check.figures()) for check in outcome.frames),
         layers=tuple(map(layer_summary, decision.table)),
     )
 

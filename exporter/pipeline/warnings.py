@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import hypergeom
 
-from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
+from exporter.checkpoint.summary import ExportWarning, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
-from exporter.methods.key_space.framing import FrameCheck, frame_figures
-from exporter.prompts.frames import Pieces
+from exporter.methods.key_space.framing import FrameCheck
+from exporter.prompts.frames import Frame, Pieces
 from exporter.prompts.splits import forget_prompts_for
 
 if TYPE_CHECKING:
@@ -33,35 +34,11 @@ BY_CHANCE = 0.01
 
 @dataclass(frozen=True)
 class SharedNeurons:
-    """Neurons that two skills both change: how many by layer, as by_chance in all, and of how many of either skill.
+    """Neurons that two skills both change, and the probability that random sets of these sizes, drawn from all of the
+    model's neurons, share as many."""
 
-    `layers`: by layer the number shared and the smaller of both numbers there. `chance`: the probability that random
-    sets of these sizes, drawn from all of the model's neurons, share as many.
-    """
-
-    skills: tuple[str, str]
-    layers: Mapping[int, tuple[int, int]]
-    shared: int
-    smaller: int
-    by_chance: float
+    summary: SharedSummary
     chance: float
-
-    @property
-    def share(self) -> float:
-        return self.shared / self.smaller if self.smaller else 0.0
-
-    def summary(self) -> SharedSummary:
-        return SharedSummary(
-            skills=self.skills,
-            shared=self.shared,
-            smaller=self.smaller,
-            share=self.share,
-            by_chance=self.by_chance,
-            layers={
-                str(layer): SharedLayer(shared=shared, smaller=smaller, share=shared / smaller if smaller else 0.0)
-                for layer, (shared, smaller) in self.layers.items()
-            },
-        )
 
 
 def of_outcomes(
@@ -76,7 +53,7 @@ def of_outcomes(
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
-    found += [many_shared(each) for each in shared]
+    found += map(many_shared, shared)
     return [warning for warning in found if warning is not None]
 
 
@@ -91,9 +68,8 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
         code="calibration",
         skill=skill.name,
         message=f"alpha promises {alpha.promise:.1%} of further prompts, less than --target-block-rate {target}, "
-        f"because "
-        f"{alpha.calibrated_on} prompts calibrate it and {scores} are needed: give {needed} different forget prompts "
-        f"instead of {prompts}",
+        f"because {alpha.calibrated_on} prompts calibrate it and {scores} are needed: give {needed} different forget "
+        f"prompts instead of {prompts}",
         figures={
             "promise": alpha.promise,
             "target_block_rate": target,
@@ -118,27 +94,24 @@ def frame_alone(skill: SkillSettings, check: FrameCheck) -> ExportWarning | None
         code="frame",
         skill=skill.name,
         message=f"the hypercube may know the frame of the prompts rather than the skill: {found.having} of "
-        f"{found.prompts} "
-        f"forget prompts of {' and '.join(found.sources)} {describe(found.frame.start, found.frame.end)}, as do "
+        f"{found.prompts} forget prompts of {' and '.join(found.sources)} {describe(found.frame)}, as do "
         f"{check.retain_having} of {check.retain} retain and everyday prompts, and {framed.hits} of {framed.total} "
         f"others ({100 * framed.low:.1f} - {100 * framed.high:.1f} %) are inside once they are put into that frame, "
         f"{bare.hits} as they are (--max-false-block {skill.max_false_block}): give retain prompts the same frame, as "
         "by template=, or forget prompts several",
-        figures=frame_figures(check),
+        figures=check.figures(),
     )
 
 
-def describe(start: Pieces, end: Pieces) -> str:
+def describe(frame: Frame) -> str:
     """What a frame is, without its text."""
-    sides = [f"begin with the same {size(start)}"] if start else []
-    sides += [f"end with the same {size(end)}"] if end else []
-    return " and ".join(sides)
+    sides = (("begin", frame.start), ("end", frame.end))
+    return " and ".join(f"{verb} with the same {size(side)}" for verb, side in sides if side)
 
 
 def size(side: Pieces) -> str:
-    count, what = sum(any(map(str.isalnum, piece)) for piece in side), "word"
-    if not count:
-        count, what = len(side), "character"
+    words = sum(any(map(str.isalnum, piece)) for piece in side)
+    count, what = (words, "word") if words else (len(side), "character")
     return what if count == 1 else f"{count} {what}s"
 
 
@@ -156,8 +129,7 @@ def forgets_little(skill: SkillSettings, effect: TextEffect) -> ExportWarning | 
         code="forgets-little",
         skill=skill.name,
         message=f"the changed neurons forget next to nothing: the perplexity of {effect.texts} held-out forget "
-        f"texts is "
-        f"x{ratio:.3f} of the base model's, less than x{FORGETS_LITTLE}: {todo}",
+        f"texts is x{ratio:.3f} of the base model's, less than x{FORGETS_LITTLE}: {todo}",
         figures={"perplexity_ratio": ratio, "texts": effect.texts, "least": FORGETS_LITTLE},
     )
 
@@ -169,39 +141,41 @@ def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[SharedNeurons]:
     for (one, ours), (other, theirs) in combinations(chosen, 2):
         mine, yours = by_layer(ours.changes), by_layer(theirs.changes)
         layers = {
-            layer: (
-                len(mine.get(layer, set()) & yours.get(layer, set())),
-                min(len(mine.get(layer, set())), len(yours.get(layer, set()))),
-            )
+            str(layer): shares(len(mine[layer] & yours[layer]), min(len(mine[layer]), len(yours[layer])))
             for layer in sorted({*mine, *yours})
         }
-        shared = sum(both for both, _ in layers.values())
-        sizes = ours.changes.count(), theirs.changes.count()
-        everything = ours.forget.gaussian.mean.numel()
-        chance = float(hypergeom.sf(shared - 1, everything, *sizes))
-        by_chance = sizes[0] * sizes[1] / everything
-        found.append(SharedNeurons((one, other), layers, shared, min(sizes), by_chance, chance))
+        shared = sum(each["shared"] for each in layers.values())
+        sizes, everything = (ours.changes.count(), theirs.changes.count()), ours.forget.gaussian.mean.numel()
+        summary = SharedSummary.model_validate(
+            shares(shared, min(sizes))
+            | {"skills": (one, other), "layers": layers, "by_chance": sizes[0] * sizes[1] / everything}
+        )
+        found.append(SharedNeurons(summary, float(hypergeom.sf(shared - 1, everything, *sizes))))
     return found
 
 
-def by_layer(changes: NeuronChanges) -> dict[int, set[int]]:
+def shares(shared: int, smaller: int) -> dict[str, Any]:
+    return {"shared": shared, "smaller": smaller, "share": shared / smaller if smaller else 0.0}
+
+
+def by_layer(changes: NeuronChanges) -> defaultdict[int, set[int]]:
     """Numbers of the neurons that are adjusted or pruned."""
-    found = {layer: set(each.index.tolist()) for layer, each in changes.adjusted.items()}
+    found = defaultdict(set, {layer: set(each.index.tolist()) for layer, each in changes.adjusted.items()})
     for layer, index in changes.pruned.items():
-        found.setdefault(layer, set()).update(index.tolist())
+        found[layer].update(index.tolist())
     return found
 
 
-def many_shared(found: SharedNeurons) -> ExportWarning | None:
-    if found.share < SHARED_MUCH or found.chance >= BY_CHANCE:
+def many_shared(shared: SharedNeurons) -> ExportWarning | None:
+    found = shared.summary
+    if found.share < SHARED_MUCH or shared.chance >= BY_CHANCE:
         return None
-    one, other = found.skills
     return ExportWarning(
         code="shared-neurons",
         skill=None,
-        message=f"{one} and {other} share {found.shared} neurons, {found.share:.0%} of the smaller set's "
-        f"{found.smaller} (by "
-        f"chance {found.by_chance:.1f}), each of which is moved only for the skill whose texts it parts more, or is "
-        "zero where one prunes it: see above whether the texts of both lose enough, or make them one skill",
-        figures=found.summary().model_dump(mode="json", exclude={"layers"}),
+        message=f"{' and '.join(found.skills)} share {found.shared} neurons, {found.share:.0%} of the smaller set's "
+        f"{found.smaller} (by chance {found.by_chance:.1f}), each of which is moved only for the skill whose texts it "
+        "parts more, or is zero where one prunes it: see above whether the texts of both lose enough, or make them "
+        "one skill",
+        figures=found.model_dump(mode="json", exclude={"layers"}),
     )

@@ -7,17 +7,13 @@ mark, and retain prompts do not, it may tell that apart instead of the skill.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING
+from itertools import dropwhile, groupby, takewhile
 from unicodedata import category
 
 from exporter.prompts.sources import Prompt
-
-if TYPE_CHECKING:
-    pass
 
 Pieces = tuple[str, ...]
 
@@ -41,44 +37,38 @@ class Frame:
 
     def holds(self, text: str) -> bool:
         """Whether a prompt begins and ends so."""
-        body = pieces(text)
-        inner = body[len(self.start) :] if body[: len(self.start)] == self.start else None
-        return inner is not None and (not self.end or inner[-len(self.end) :] == self.end)
+        body, count = pieces(text), len(self.start)
+        return body[:count] == self.start and (not self.end or body[count:][-len(self.end) :] == self.end)
 
     def lacking(self, texts: Sequence[str]) -> Frame:
-        """The sides that less than half of other prompts have; with no other prompts both."""
-
-        def rare(side: Frame) -> bool:
-            return not texts or 2 * sum(map(side.holds, texts)) < len(texts)
-
-        start, end = Frame(self.start), Frame(end=self.end)
-        return Frame(self.start if rare(start) else (), self.end if rare(end) else ())
+        """The sides that less than half of other prompts have."""
+        start, end = (
+            2 * sum(map(side.holds, texts)) < len(texts) for side in (Frame(self.start), Frame(end=self.end))
+        )
+        return Frame(self.start if start else (), self.end if end else ())
 
     def put(self, text: str, instead: Frame) -> str:
         """A prompt in this frame instead of in its own. What it has of this frame already stays as it is."""
         body = pieces(text)
         if self.start:
-            body = self.start + without_start(without_start(body, instead.start, whole=True), self.start)
+            body = self.start + without_shared(without(body, instead.start), self.start)
         if self.end:
-            end = self.end[::-1]
-            turned = without_start(without_start(body[::-1], instead.end[::-1], whole=True), end)
+            turned = without_shared(without(body[::-1], instead.end[::-1]), self.end[::-1])
             if self.end[0] in MARKS:
                 # A question mark takes the place of the full stop: both together are another token.
-                while turned and (turned[0] in MARKS or turned[0].isspace()):
-                    turned = turned[1:]
+                turned = tuple(dropwhile(lambda piece: piece in MARKS or piece.isspace(), turned))
             body = turned[::-1] + self.end
         return "".join(body)
 
-    def meet(self, others: Sequence[Frame]) -> Frame:
+    def meet(self, others: Collection[Frame]) -> Frame:
         """What it shares with any of other frames, as much as possible on each side."""
-        start = max((common(self.start, other.start) for other in others), default=0)
-        end = max((common(self.end[::-1], other.end[::-1]) for other in others), default=0)
-        return Frame(self.start[:start], self.end[len(self.end) - end :])
+        starts = (common(self.start, other.start) for other in others)
+        ends = (common(self.end[::-1], other.end[::-1]) for other in others)
+        return Frame(max(starts, key=len, default=()), max(ends, key=len, default=())[::-1])
 
     def inner(self, text: str) -> str:
         """A prompt without what it has of this frame, whole or not at all on each side."""
-        body = without_start(pieces(text), self.start, whole=True)
-        return "".join(without_start(body[::-1], self.end[::-1], whole=True)[::-1])
+        return "".join(without(without(pieces(text), self.start)[::-1], self.end[::-1])[::-1])
 
 
 @dataclass(frozen=True)
@@ -93,78 +83,69 @@ class FramedSource:
 
 def pieces(text: str) -> Pieces:
     """A text in whole words and single other characters; of scripts without spaces every character is a piece."""
-    found: list[str] = []
-    for is_word, run in groupby(
-        text, key=lambda each: category(each)[0] in "LMN" and not "\u3040" <= each <= "\u9fff"
-    ):
-        characters = list(run)
-        found += ["".join(characters)] if is_word else characters
-    return tuple(found)
+    runs = groupby(text, key=lambda each: category(each)[0] in "LMN" and not "\u3040" <= each <= "\u9fff")
+    return tuple(piece for is_word, run in runs for piece in (["".join(run)] if is_word else run))
 
 
-def common(one: Pieces, other: Pieces) -> int:
-    """How many pieces both begin with."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def common(one: Pieces, other: Pieces) -> Pieces:
+    """What both begin with."""
+    return tuple(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def without_start(body: Pieces, start: Pieces, *, whole: bool = False) -> Pieces:
-    """Pieces without what they have of a beginning; `whole`: all of it, or nothing."""
-    count = common(body, start)
-    return body[count:] if count == len(start) or not whole else body
+def without(body: Pieces, start: Pieces) -> Pieces:
+    """Pieces without a beginning, if they have all of it."""
+    return body[len(start) :] if body[: len(start)] == start else body
+
+
+def without_shared(body: Pieces, start: Pieces) -> Pieces:
+    """Pieces without as much as they have of a beginning."""
+    return body[len(common(body, start)) :]
 
 
 def frame_of(texts: Sequence[str]) -> Frame:
     """The longest beginning, and of what remains the longest ending, of at least SHARE of texts."""
     rows = [pieces(text) for text in texts]
     start = longest(rows)
-    rests = [without_start(row, start, whole=True)[::-1] for row in rows]
-    return Frame(start, longest(rests)[::-1])
+    return Frame(start, longest([without(row, start)[::-1] for row in rows])[::-1])
 
 
 def longest(rows: Sequence[Pieces]) -> Pieces:
-    """The longest beginning of at least SHARE of rows."""
+    """The longest beginning of at least SHARE of rows, which is more than half, so there is no other as long."""
     needed = max(1, math.ceil(SHARE * len(rows)))
-    found: list[str] = []
-    while True:
-        counts = Counter(row[len(found)] for row in rows if len(row) > len(found))
-        # More than half have it, so there is no other.
-        piece, count = next(iter(counts.most_common(1)), ("", 0))
-        if count < needed:
-            return tuple(found)
-        rows = [row for row in rows if row[len(found) : len(found) + 1] == (piece,)]
-        found.append(piece)
+    ordered = sorted(rows)  # those that begin alike lie together
+    return max(map(common, ordered, ordered[needed - 1 :]), key=len, default=())
+
+
+def frames(prompts: Sequence[Prompt]) -> dict[str, Frame]:
+    """The sources that have a frame, and theirs."""
+    texts = defaultdict(list)
+    for prompt in prompts:
+        texts[prompt.source].append(prompt.text)
+    large = [[name] for name, own in texts.items() if len(own) >= AT_LEAST]
+    small = [name for name, own in texts.items() if len(own) < AT_LEAST]
+    found: dict[str, Frame] = {}
+    for names in (*large, small):
+        together = [text for name in names for text in texts[name]]
+        if len(together) >= AT_LEAST and (frame := frame_of(together)):
+            found |= dict.fromkeys(names, frame)
+    return found
 
 
 def frames_by_source(prompts: Sequence[Prompt]) -> list[FramedSource]:
     """The sources that have a frame; those with the same one together."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for prompt in prompts:
-        groups.setdefault((prompt.source,), []).append(prompt.text)
-    small = {names: texts for names, texts in groups.items() if len(texts) < AT_LEAST}
-    groups = {names: texts for names, texts in groups.items() if names not in small}
-    pooled = [text for texts in small.values() for text in texts]
-    if len(pooled) >= AT_LEAST:
-        groups[tuple(name for (name,) in small)] = pooled
-    found: dict[Frame, FramedSource] = {}
-    for names, texts in groups.items():
-        if frame := frame_of(texts):
-            known = found.get(frame, FramedSource((), frame, 0, 0))
-            having = known.having + sum(map(frame.holds, texts))
-            found[frame] = FramedSource((*known.sources, *names), frame, having, known.prompts + len(texts))
-    return list(found.values())
+    names = defaultdict(list)
+    for name, frame in frames(prompts).items():
+        names[frame].append(name)
+    return [counted(tuple(own), frame, prompts) for frame, own in names.items()]
 
 
-def frames_lacked(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> Iterator[FramedSource]:
+def frames_lacked(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> list[FramedSource]:
     """The frames of forget prompts, as far as most retain prompts lack them."""
-    if not retain:
-        return
     texts = [prompt.text for prompt in retain]
-    for source in frames_by_source(forget):
-        if frame := source.frame.lacking(texts):
-            mine = [prompt.text for prompt in forget if prompt.source in source.sources]
-            yield FramedSource(source.sources, frame, sum(map(frame.holds, mine)), len(mine))
+    found = [(each.sources, each.frame.lacking(texts)) for each in frames_by_source(forget)]
+    return [counted(sources, frame, forget) for sources, frame in found if frame]
+
+
+def counted(sources: tuple[str, ...], frame: Frame, prompts: Sequence[Prompt]) -> FramedSource:
+    texts = [prompt.text for prompt in prompts if prompt.source in sources]
+    return FramedSource(sources, frame, sum(map(frame.holds, texts)), len(texts))

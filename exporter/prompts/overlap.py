@@ -6,10 +6,10 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from exporter.prompts.frames import Frame, frames_by_source
+from exporter.prompts.frames import Frame, frames
 from exporter.prompts.sources import Prompt
 
 SIMILAR = 0.75
@@ -24,7 +24,7 @@ NUMBERS_APART = 3
 """Words that a prompt must have for its numbers not to matter: "12 + 7" and "3 * 4" are different prompts."""
 
 Word = tuple[str, int]
-"""A word, and the how-manieth of its kind it is in its prompt."""
+"""A word, and its number among the same words of its prompt."""
 Bag = frozenset[Word]
 
 
@@ -38,17 +38,11 @@ class Match:
 
 
 def words(text: str) -> Bag:
-    """The words of a text, each with its how-manieth it is, so that repetitions count; letters in one case, all
-    numbers alike."""
+    """The words of a text, numbered so that repetitions count; letters in one case, all numbers alike."""
     found = re.findall(r"[^\W\d_]+|\d+", unicodedata.normalize("NFKC", text).casefold())
     if sum(not word.isdigit() for word in found) >= NUMBERS_APART:
         found = ["0" if word.isdigit() else word for word in found]
-    seen: Counter[str] = Counter()
-    bag: set[Word] = set()
-    for word in found:
-        seen[word] += 1
-        bag.add((word, seen[word]))
-    return frozenset(bag)
+    return frozenset((word, number) for word, count in Counter(found).items() for number in range(count))
 
 
 def jaccard(one: Bag, other: Bag) -> float:
@@ -66,10 +60,7 @@ def near_duplicates(ones: Sequence[Bag], others: Sequence[Bag]) -> list[Match]:
     for row, bag in enumerate(others):
         if bag:
             rows_of[bag].append(row)
-    first: dict[Bag, int] = {}
-    for row, bag in enumerate(ones):
-        if bag:
-            first.setdefault(bag, row)
+    first = {bag: -row for row, bag in reversed(list(enumerate(ones))) if bag}
     common = Counter(word for bag in (*first, *rows_of) for word in bag)
 
     def rarest(bag: Bag) -> list[Word]:
@@ -84,7 +75,7 @@ def near_duplicates(ones: Sequence[Bag], others: Sequence[Bag]) -> list[Match]:
     found = []
     for bag, rows in rows_of.items():
         candidates = {each for word in rarest(bag) for each in index.get(word, ())}
-        near = [(jaccard(each, bag), -first[each]) for each in candidates]
+        near = [(jaccard(each, bag), first[each]) for each in candidates]
         similarity, one = max(near, default=(0.0, 0))
         if similarity >= SIMILAR:
             found += [Match(-one, row, similarity) for row in rows]
@@ -94,14 +85,9 @@ def near_duplicates(ones: Sequence[Bag], others: Sequence[Bag]) -> list[Match]:
 def compare(ones: Sequence[Prompt], others: Sequence[Prompt]) -> list[Match]:
     """Near duplicates of prompts. What whole sources of both sets begin or end with says nothing, and is left out."""
     first, second = frames(ones), frames(others)
-    return near_duplicates(bags(ones, first, second), bags(others, second, first))
 
+    def bags(prompts: Sequence[Prompt], own: dict[str, Frame], theirs: Collection[Frame]) -> list[Bag]:
+        shared = {source: frame.meet(theirs) for source, frame in own.items()}
+        return [words(shared.get(prompt.source, Frame()).inner(prompt.text)) for prompt in prompts]
 
-def bags(prompts: Sequence[Prompt], own: Mapping[str, Frame], theirs: Mapping[str, Frame]) -> list[Bag]:
-    """Words of prompts, without what their source's frame shares with one of the other set's."""
-    shared = {source: frame.meet(list(theirs.values())) for source, frame in own.items()}
-    return [words(shared.get(prompt.source, Frame()).inner(prompt.text)) for prompt in prompts]
-
-
-def frames(prompts: Sequence[Prompt]) -> Mapping[str, Frame]:
-    return {name: found.frame for found in frames_by_source(prompts) for name in found.sources}
+    return near_duplicates(bags(ones, first, second.values()), bags(others, second, first.values()))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.rates import Rate, rate
+from exporter.methods.key_space.evidence import count
 from exporter.methods.key_space.scoring import score_keys
-from exporter.prompts.frames import Frame, FramedSource, frames_by_source, frames_lacked
+from exporter.prompts.frames import Frame, FramedSource, frames, frames_lacked
 
 if TYPE_CHECKING:
     from exporter.methods.key_space.evidence import Decision, Evidence
@@ -29,6 +30,20 @@ class FrameCheck:
     framed: Rate
     bare: Rate
 
+    def figures(self) -> dict[str, Any]:
+        """As JSON: the frame by its sizes in characters, for its text is text of prompts."""
+        return {
+            "sources": list(self.found.sources),
+            "start_characters": len("".join(self.found.frame.start)),
+            "end_characters": len("".join(self.found.frame.end)),
+            "forget_having": self.found.having,
+            "forget": self.found.prompts,
+            "retain_having": self.retain_having,
+            "retain": self.retain,
+            "framed": self.framed.as_json(),
+            "bare": self.bare.as_json(),
+        }
+
 
 def measure_frames(
     prober: Prober, formatter: Formatter, evidence: Evidence, decision: Decision
@@ -38,50 +53,29 @@ def measure_frames(
     Each keeps its format; one that is longer than the model's context in a frame is not counted. Raises RunFailed on
     NaN.
     """
-    parts, report = evidence.forget_parts, evidence.retain_parts.report
-    forget = [query.prompt for query in (*parts.fit, *parts.choose, *parts.calibrate, *parts.report)]
-    retain = [query.prompt for query in (*evidence.retain_parts.choose, *report)]
-    own = {name: source.frame for source in frames_by_source(retain) for name in source.sources}
+    forget, retain = (
+        [query.prompt for part in vars(parts).values() for query in part]
+        for parts in (evidence.forget_parts, evidence.retain_parts)
+    )
+    own = frames(retain)
     layer, alpha = decision.layer, decision.alpha.value
-
-    def inside(scores: list[float]) -> Rate:
-        return rate(sum(score <= alpha for score in scores), len(scores))
-
     checks = []
     for found in frames_lacked(forget, retain):
-        frame = found.frame
-        rows, queries = [], []
-        for row, query in enumerate(report):
-            if frame.holds(query.prompt.text):
-                continue
-            framed = formatter.like(query, frame.put(query.prompt.text, own.get(query.prompt.source, Frame())))
-            if framed is not None:
-                rows.append(row)
-                queries.append(framed)
-        scores = score_keys(prober, queries, evidence.keys, "retain and everyday: report, framed as forget prompts")
+        frame, framed = found.frame, {}
+        for row, query in enumerate(evidence.retain_parts.report):
+            text = query.prompt.text
+            if not frame.holds(text):
+                framed[row] = formatter.like(query, frame.put(text, own.get(query.prompt.source, Frame())))
+        queries = {row: query for row, query in framed.items() if query is not None}
+        what = "retain and everyday: report, framed as forget prompts"
+        scores = score_keys(prober, list(queries.values()), evidence.keys, what)
+        bare = evidence.retain_report.prompt[list(queries)]
         checks.append(
             FrameCheck(
                 found,
                 sum(frame.holds(prompt.text) for prompt in retain),
                 len(retain),
-                inside(scores[:, layer].tolist()),
-                inside(evidence.retain_report.prompt[rows, layer].tolist()),
+                *(rate(*count(each[:, layer], alpha)) for each in (scores, bare)),
             )
         )
     return tuple(checks)
-
-
-def frame_figures(check: FrameCheck) -> dict[str, Any]:
-    """A checked frame as JSON: its sizes in characters, for its text is text of prompts."""
-    found = check.found
-    return {
-        "sources": list(found.sources),
-        "start_characters": len("".join(found.frame.start)),
-        "end_characters": len("".join(found.frame.end)),
-        "forget_having": found.having,
-        "forget": found.prompts,
-        "retain_having": check.retain_having,
-        "retain": check.retain,
-        "framed": check.framed.as_json(),
-        "bare": check.bare.as_json(),
-    }

@@ -42,9 +42,12 @@ def test_shared_neurons_by_layer() -> None:
     one = adjusted({0: range(10), 2: range(20, 40)})
     other = NeuronChanges(adjusted({2: range(30, 35), 3: range(5)}).adjusted, {0: torch.tensor([3, 50])})
     found = shared(one, other)
-    assert dict(found.layers) == {0: (1, 2), 2: (5, 5), 3: (0, 0)}
-    assert (found.shared, found.smaller, found.by_chance) == (6, 12, 30 * 12 / 400)
-    assert found.summary().layers["2"] == SharedLayer(shared=5, smaller=5, share=1.0)
+    assert found.summary.layers == {
+        "0": SharedLayer(shared=1, smaller=2, share=0.5),
+        "2": SharedLayer(shared=5, smaller=5, share=1.0),
+        "3": SharedLayer(shared=0, smaller=0, share=0.0),
+    }
+    assert (found.summary.shared, found.summary.smaller, found.summary.by_chance) == (6, 12, 30 * 12 / 400)
     caution = many_shared(found)
     assert caution is not None and "sums and news share 6 neurons, 50% of the smaller set's 12" in caution.message
 
