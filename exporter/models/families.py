@@ -62,7 +62,7 @@ def check_config(config: dict[str, Any], name: str) -> None:
         raise BadInput(f"MODEL {name} brings its own modeling code (auto_map in config.json): not supported")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
-        raise BadInput(f"MODEL {name} is quantised ({method}), not supported yet: give the unquantised model")
+        raise BadInput(f"MODEL {name} is quantized ({method}), not supported yet: give the unquantized model")
     if model_type in GATED_FAMILIES:
         return
     why = "unsupported family"

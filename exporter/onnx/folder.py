@@ -21,7 +21,7 @@ from exporter.common.errors import BadInput
 from exporter.common.files import write_json
 from exporter.models.files import Base, size_in
 from exporter.onnx.graph import DATA_SUFFIX, cache_shape
-from exporter.onnx.settings import GRAPH, QUANTISED
+from exporter.onnx.settings import GRAPH, QUANTIZED
 
 # As they are in the checkpoint: the tokenizer knows R there.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -34,12 +34,12 @@ GENAI_TYPES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", 
 
 
 def write_folder(
-    folder: Path, files: Base, config: Any, dtype: str, quantised: Mapping[str, Any] | None = None
+    folder: Path, files: Base, config: Any, dtype: str, quantized: Mapping[str, Any] | None = None
 ) -> None:
     """Everything but the graph.
 
-    files: the checkpoint's; config: of the loaded model; dtype: a key of GRAPH; quantised: what `write_quantised`
-    found, for a graph with quantised weights.
+    files: the checkpoint's; config: of the loaded model; dtype: a key of GRAPH; quantized: what `write_quantized`
+    found, for a graph with quantized weights.
     """
     for pattern in COPIED:
         for path in filter(Path.is_file, sorted(files.folder.glob(pattern))):  # a folder LICENSES too fits a pattern
@@ -48,7 +48,7 @@ def write_folder(
     path = files.folder / "generation_config.json"
     generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(folder / "genai_config.json", genai_config(files.config, config, generation, dtype))
-    (folder / "README.md").write_text(render_card(files, dtype, quantised), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(files, dtype, quantized), encoding="utf-8")
 
 
 def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     found = {key: value for key, value in config.items() if key != "auto_map"}
     found["model_type"] = config["model_type"].removeprefix(PREFIX)
     found["architectures"] = [name.removeprefix("Unskill") for name in config["architectures"]]
-    # Activations and cache of a quantised graph are float32.
-    found["dtype"] = found["torch_dtype"] = "float32" if dtype in QUANTISED else dtype
+    # Activations and cache of a quantized graph are float32.
+    found["dtype"] = found["torch_dtype"] = "float32" if dtype in QUANTIZED else dtype
     name = Path(GRAPH[dtype]).name
     found["transformers.js_config"] = {
         "dtype": JS_DTYPES[dtype],
@@ -140,7 +140,7 @@ def signed(folder: Path, files: Base, summary: Mapping[str, Any]) -> dict[str, A
     return record | {"record_sha256": record_sha256(record)}
 
 
-def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) -> str:
+def render_card(files: Base, dtype: str, quantized: Mapping[str, Any] | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exporter.onnx", "."), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -152,7 +152,7 @@ def render_card(files: Base, dtype: str, quantised: Mapping[str, Any] | None) ->
         data=graph + DATA_SUFFIX,
         js_dtype=JS_DTYPES[dtype],
         unskill=files.config["unskill"],
-        quantised=quantised,
+        quantized=quantized,
     )
 
 

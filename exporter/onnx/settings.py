@@ -12,11 +12,11 @@ from exporter.common.files import check_apart
 from exporter.common.staging import check_target
 from exporter.recipes.settings import check_running
 
-QUANTISED = ("int8", "int4")
+QUANTIZED = ("int8", "int4")
 GRAPH = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx"}
 GRAPH |= {"int8": "onnx/model_int8.onnx", "int4": "onnx/model_q4.onnx"}
 """The graph's file, by the numbers in it; the names are those that transformers.js looks for."""
-DTYPES = tuple(name for name in GRAPH if name not in QUANTISED)
+DTYPES = tuple(name for name in GRAPH if name not in QUANTIZED)
 PROMPTS = 4
 """Prompts of every source in a self-check."""
 
@@ -53,13 +53,13 @@ class OnnxSettings:
         """Raises BadInput for values that no graph can have, and where the packages for it are not there."""
         if lacking := missing("onnx"):
             raise BadInput(f"ONNX {lacking}")
-        if self.dtype in QUANTISED:
+        if self.dtype in QUANTIZED:
             raise BadInput(no_dtype(self.dtype))
         check_running(None, self.dtype)
         if self.dtype not in DTYPES:
             raise BadInput(f"--dtype: a graph is {' or '.join(DTYPES)}, not {self.dtype}")
-        if self.quantize is not None and self.quantize not in QUANTISED:
-            raise BadInput(f"--quantize: weights become {' or '.join(QUANTISED)}, not {self.quantize}")
+        if self.quantize is not None and self.quantize not in QUANTIZED:
+            raise BadInput(f"--quantize: weights become {' or '.join(QUANTIZED)}, not {self.quantize}")
         if self.quantize is not None and self.dtype != "float32":
             raise BadInput(f"--dtype: with --quantize all but the weights is float32; leave out {self.dtype}")
         if self.max_false_block is not None and not 0 <= self.max_false_block <= 1:
@@ -76,9 +76,9 @@ class OnnxSettings:
 
 
 def no_dtype(name: str) -> str:
-    """Why quantised weights are not asked for by --dtype."""
+    """Why quantized weights are not asked for by --dtype."""
     return (
-        f"--dtype {name}: quantised weights move the activations that the interventions look at, so these have to be "
+        f"--dtype {name}: quantized weights move the activations that the interventions look at, so these have to be "
         f"fitted anew: --quantize {name} --forget SOURCE, with the export's sources"
     )
 

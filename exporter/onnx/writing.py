@@ -36,7 +36,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
 
     Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
     graph computes something else than the checkpoint; nothing is written then. For
-    settings with quantize there is `exporter.onnx.quantize.run.write_quantised`.
+    settings with quantize there is `exporter.onnx.quantize.run.write_quantized`.
     """
     return_freed_memory()
     for line in repair(settings.out):

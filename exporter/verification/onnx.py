@@ -71,7 +71,7 @@ def check_again(live: Live, folder: Path) -> str:
     """The self-check once more, of the graph's bodies."""
     require_packages()
     from exporter.common.errors import RunFailed
-    from exporter.onnx.check.quantized import check_quantised
+    from exporter.onnx.check.quantized import check_quantized
     from exporter.onnx.check.self_check import Expected, self_check
 
     marker = known_marker(folder)
@@ -81,7 +81,7 @@ def check_again(live: Live, folder: Path) -> str:
         if marker.get("quantize"):
             ids = live.record["refusal_token_id"], live.record["eos_token_id"]
             refusal = None if live.record["refusal"] is None else ids
-            checked = check_quantised(graph, None, sequences, live.pad_id, refusal, [])
+            checked = check_quantized(graph, None, sequences, live.pad_id, refusal, [])
             rows, agrees = checked.rows, checked.agrees
         else:
             # The comparison is with torch on the CPU.

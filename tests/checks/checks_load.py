@@ -272,7 +272,7 @@ def settings_missing(case: Case):
 
 
 @check
-def quantised_on_request(case: Case):
+def quantized_on_request(case: Case):
     chosen = BitsAndBytesConfig(load_in_8bit=True)
     assert_raises(case, case.checkpoint, RuntimeError, "quantization_config", quantization_config=chosen)
     plain = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -281,7 +281,7 @@ def quantised_on_request(case: Case):
 
 
 @check
-def quantised_in_config(case: Case):
+def quantized_in_config(case: Case):
     settings = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
     with copied(case) as folder:
         replace(folder / "config.json", json.dumps({**case.config, "quantization_config": settings}).encode())

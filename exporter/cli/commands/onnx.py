@@ -11,17 +11,17 @@ from exporter.cli.options import recorded_template
 from exporter.cli.output import echo_json, remarks
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import beside
-from exporter.onnx.settings import DTYPES, QUANTISED, OnnxSettings, no_dtype
+from exporter.onnx.settings import DTYPES, QUANTIZED, OnnxSettings, no_dtype
 
 
 class GraphDtype(click.Choice):
-    """float32 or float16; for quantised weights the way to them is named."""
+    """float32 or float16; for quantized weights the way to them is named."""
 
     def __init__(self) -> None:
         super().__init__(DTYPES)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in QUANTISED:
+        if value in QUANTIZED:
             raise BadInput(no_dtype(value))
         return super().convert(value, param, ctx)
 
@@ -32,8 +32,8 @@ class GraphDtype(click.Choice):
 @click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
 @click.option(
     "--quantize",
-    type=click.Choice(QUANTISED),
-    help="Quantise weights, and fit the interventions anew on what that gives; needs the export's --forget, --retain.",
+    type=click.Choice(QUANTIZED),
+    help="Quantize weights, and fit the interventions anew on what that gives; needs the export's --forget, --retain.",
 )
 @click.option("--retain", multiple=True, metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
 @click.option(
@@ -66,8 +66,8 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     ONNX Runtime, transformers.js, onnxruntime-genai and optimum load the folder, without unskill. What was written is
     compared with the checkpoint, and where the two differ nothing is kept.
 
-    Quantising the folder with other tools loses the interventions: int8 and int4 weights move the activations that
-    they look at. --quantize fits them anew on the quantised graph, on the export's own prompts.
+    Quantizing the folder with other tools loses the interventions: int8 and int4 weights move the activations that
+    they look at. --quantize fits them anew on the quantized graph, on the export's own prompts.
 
     \b
     unskill onnx OUT --forget maths.jsonl,column=question
@@ -80,7 +80,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     if settings.quantize is None:
         from exporter.onnx.writing import write_onnx as write
     else:
-        from exporter.onnx.quantize.run import write_quantised as write
+        from exporter.onnx.quantize.run import write_quantized as write
 
     try:
         summary = write(settings, remarks(settings.quiet))

@@ -16,15 +16,15 @@ from exporter.common.files import human_size
 
 
 def show_check(summary: dict[str, Any], as_json: bool) -> None:
-    """Print what was compared and, of quantised weights, what was fitted anew."""
+    """Print what was compared and, of quantized weights, what was fitted anew."""
     if as_json:
         echo_json(summary)
         return
     terminal = console(140)
-    quantised = summary.get("quantize")
+    quantized = summary.get("quantize")
     for skill in summary.get("skills", []):
         show_skill(skill, summary, terminal)
-    what = f"{quantised} weights: ONNX Runtime" if quantised else f"{summary['dtype']}: torch against ONNX Runtime"
+    what = f"{quantized} weights: ONNX Runtime" if quantized else f"{summary['dtype']}: torch against ONNX Runtime"
     terminal.print(check_table(f"{summary['checkpoint']}, {what}", summary["self_check"]))
     if "out" in summary:
         print(f"\nWrote {summary['out']} ({human_size(summary['bytes'])})")
@@ -46,7 +46,7 @@ def check_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: Console) -> None:
-    """One skill on the quantised graph."""
+    """One skill on the quantized graph."""
     neurons, found = skill["neurons"], skill["key_space"]
     if neurons is not None:
         moved = neurons["forget_mean_moved_deviations"]

@@ -1,4 +1,4 @@
-"""A quantised graph against itself: there is no torch model that computes what it computes.
+"""A quantized graph against itself: there is no torch model that computes what it computes.
 
 Its bodies are held against the kernels, prompts in a batch and with a cache against the same alone and whole, and what
 it refuses against what its probed key vectors say.
@@ -52,7 +52,7 @@ EXPECTED = (AFTER, EVERY)
 """Cases whose next tokens are known beforehand."""
 
 
-def check_quantised(
+def check_quantized(
     path: Path,
     kernels: Path | None,
     sequences: Sequence[Sequence[int]],
@@ -69,7 +69,7 @@ def check_quantised(
     if kernels is not None:
         sides[KERNELS] = Session(path, kernels)
         rows += [
-            compare(case, KERNELS, bodies, sides[KERNELS], steps, token, "quantised")
+            compare(case, KERNELS, bodies, sides[KERNELS], steps, token, "quantized")
             for case, steps in cases(sequences, pad, token)
         ]
     ways = list(other_ways(bodies, sequences, pad, token))

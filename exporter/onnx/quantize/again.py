@@ -105,7 +105,7 @@ def matched(wanted: Sequence[Mapping[str, Any]], given: Sequence[Fingerprinted],
             if source is None:
                 raise BadInput(
                     f"{flag}: give {record['label']} again, with all other sources of the export: what moves under "
-                    "quantised weights is fitted anew on their prompts"
+                    "quantized weights is fitted anew on their prompts"
                 )
             found.append(source)
     return found

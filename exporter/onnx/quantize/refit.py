@@ -1,8 +1,8 @@
-"""Interventions fitted anew on a quantised graph: what quantised weights move is measured on the file that ships.
+"""Interventions fitted anew on a quantized graph: what quantized weights move is measured on the file that ships.
 
 SmolLM2, GSM8K, layer 20: under int4 weights the keys of forget prompts lie 18 to 27 deviations from the centre of the
 hypercube that was fitted in float32, where its alpha is about 3, and overlap with those of retain prompts; a
-hypercube fitted on the quantised graph separates them as before.
+hypercube fitted on the quantized graph separates them as before.
 
 Nothing is computed here in another way than at the export: parts, formats, seed, layer and neurons are its own, and
 `exporter.methods.key_space.evidence` fits, calibrates and reports. Only the model is another, and it runs in ONNX
@@ -261,7 +261,7 @@ def fault_of(evidence: Evidence, decision: Decision, plan: SkillPlan, layer: int
         alpha = decision.alpha.value
         hits, total = count(evidence.retain_choose.answer[:, decision.layer], alpha)
     return (
-        f"on the quantised graph the hypercubes of layer {layer}, at alpha {alpha:.1f}, refuse {hits} of {total} "
+        f"on the quantized graph the hypercubes of layer {layer}, at alpha {alpha:.1f}, refuse {hits} of {total} "
         f"harmless prompts (--max-false-block {plan.skill.max_false_block})"
     )
 

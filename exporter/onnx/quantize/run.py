@@ -1,4 +1,4 @@
-"""`unskill onnx --quantize`: a quantised graph with interventions that were fitted on it, or nothing."""
+"""`unskill onnx --quantize`: a quantized graph with interventions that were fitted on it, or nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.common.version import __version__
 from exporter.models.files import Base, check_checkpoint, find_files
 from exporter.models.loading import load_files
 from exporter.models.tokens import context_of, eos_ids, pad_id_of
-from exporter.onnx.check.quantized import check_quantised
+from exporter.onnx.check.quantized import check_quantized
 from exporter.onnx.check.self_check import as_json
 from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
@@ -40,10 +40,10 @@ from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
 from exporter.recipes.settings import ExportSettings
 
 
-def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
-    """Write the ONNX folder of a checkpoint with quantised weights, and fit its interventions anew on them.
+def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
+    """Write the ONNX folder of a checkpoint with quantized weights, and fit its interventions anew on them.
 
-    Returns what self_check.json has: that of `write_onnx`, and the quantisation, the sha256 of the weights' file that
+    Returns what self_check.json has: that of `write_onnx`, and the quantization, the sha256 of the weights' file that
     was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
 
     Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
@@ -72,7 +72,7 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         weights = file_sha256(weights_of(graph))
         fitted = None
         if export is not None:
-            remark("probing the quantised graph in ONNX Runtime ...")
+            remark("probing the quantized graph in ONNX Runtime ...")
             fitted = refit(
                 graph,
                 plans,
@@ -92,14 +92,14 @@ def write_quantised(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
             )
             onnx.save(patched(graph, fitted.constants), graph)
         summary = summarise(settings, files, weights, fitted)
-        remark("comparing the quantised graph with itself ...")
+        remark("comparing the quantized graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
         sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
         record = files.config["unskill"]
         refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
         kernels = next(iter(built_libraries()), None)
         probed = fitted.refused if fitted else []
-        checked = check_quantised(graph, kernels, sequences, pad, refusal, probed)
+        checked = check_quantized(graph, kernels, sequences, pad, refusal, probed)
         summary |= {
             "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
             "agrees": checked.agrees,
@@ -127,11 +127,11 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
     if len(adjusting) > 1:
         raise BadInput(
             f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and of which of them a neuron has "
-            "its distributions is not recorded: quantise checkpoints with one such skill"
+            "its distributions is not recorded: quantize checkpoints with one such skill"
         )
     if fits(stored) and not settings.forget:
         raise BadInput(
-            "--quantize: quantised weights move the activations that the interventions look at; give the export's "
+            "--quantize: quantized weights move the activations that the interventions look at; give the export's "
             "sources again, --forget SOURCE and --retain SOURCE, on which they are fitted anew"
         )
 
@@ -155,7 +155,7 @@ def prepare_again(
 
 
 def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark) -> None:
-    """Trace the model in float32 and write the graph with quantised weights; the model has none afterwards."""
+    """Trace the model in float32 and write the graph with quantized weights; the model has none afterwards."""
     start = time.monotonic()
     remark(f"tracing {name} in float32: minutes for a model of many layers ...")
     graph.parent.mkdir()
@@ -164,7 +164,7 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark)
     try:
         write_graph(model, between / "model.onnx")
         release_weights(model)  # the graph is what counts from here on, and it takes its own memory
-        remark(f"traced in {time.monotonic() - start:.0f} s; quantising weights to {kind} ...")
+        remark(f"traced in {time.monotonic() - start:.0f} s; quantizing weights to {kind} ...")
         count = quantize(between / "model.onnx", graph, kind)
         remark(f"{count} weights are {kind} now.")
     finally:

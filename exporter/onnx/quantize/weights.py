@@ -1,11 +1,11 @@
-"""Quantising a graph file: the weights of the decoder layers' projections to int8 or int4, and nothing else.
+"""Quantizing a graph file: the weights of the decoder layers' projections to int8 or int4, and nothing else.
 
 What stays as it was, in float32:
 
 - The operators `ai.unskill::*` with their bodies, and everything that they read. What they decide by lies in the
   graph's own file, not beside the weights, so that refitting it leaves the weights' file as it was probed.
-- The output head. Key vectors do not depend on it, so quantising it would hide no refusal; but it is the embedding
-  once more in most small models, which is looked up in float32, so a quantised copy would make the file larger, and it
+- The output head. Key vectors do not depend on it, so quantizing it would hide no refusal; but it is the embedding
+  once more in most small models, which is looked up in float32, so a quantized copy would make the file larger, and it
   decides every token that is answered.
 - Products of two activations, as in attention.
 """
@@ -31,16 +31,16 @@ BITS = {"int8": 8, "int4": 4}
 
 
 def quantize(source: Path, target: Path, kind: str) -> int:
-    """Write the float32 graph at `source` (see `write_graph`) with quantised weights to `target` and `target`_data.
+    """Write the float32 graph at `source` (see `write_graph`) with quantized weights to `target` and `target`_data.
 
     kind: "int8" or "int4". Weights may be larger than one protobuf message holds: graph and weights are files apart,
     before, between and after.
 
     Returns:
-        How many weights were quantised.
+        How many weights were quantized.
 
     Raises:
-        RunFailed: There is no weight to quantise.
+        RunFailed: There is no weight to quantize.
     """
     graph = onnx.load(source, load_external_data=False).graph
     held = {tensor.name for tensor in graph.initializer}
@@ -49,7 +49,7 @@ def quantize(source: Path, target: Path, kind: str) -> int:
         node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in held and node.name != head
     ]
     if not names:
-        raise RunFailed("no projection of this graph has a constant weight that could be quantised")
+        raise RunFailed("no projection of this graph has a constant weight that could be quantized")
     with quiet_root_logger():
         write(weights_only(onnx.load(source), BITS[kind], names), target)
     return len(names)
@@ -84,7 +84,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         if tensor.name in ours:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-    # Shapes that the quantiser inferred and its own marks: both name nothing that a reader needs.
+    # Shapes that the quantizer inferred and its own marks: both name nothing that a reader needs.
     del model.graph.value_info[:]
     model.ClearField("metadata_props")
     onnx.save(model, path)
@@ -95,7 +95,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 @contextmanager
 def quiet_root_logger() -> Iterator[None]:
-    """Importing the quantisers configures the root logger, and so do their warnings, unless it has a handler."""
+    """Importing the quantizers configures the root logger, and so do their warnings, unless it has a handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(handler)

@@ -110,10 +110,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
 
 @pytest.fixture(scope="session")
-def quantised(
+def quantized(
     made: Callable[[str], Made], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str], tuple[Made, Path, dict[str, Any]]]:
-    """quantised(method, kind): the checkpoint, its folder, and what self_check.json has."""
+    """quantized(method, kind): the checkpoint, its folder, and what self_check.json has."""
     found: dict[tuple[str, str], tuple[Made, Path, dict[str, Any]]] = {}
 
     def get(method: str, kind: str) -> tuple[Made, Path, dict[str, Any]]:

@@ -41,7 +41,7 @@ def resident(how: str) -> int:
     return int(done.stdout)
 
 
-def test_torchs_weights_are_gone_when_the_graphs_are_quantised(tmp_path: Path) -> None:
+def test_torchs_weights_are_gone_when_the_graphs_are_quantized(tmp_path: Path) -> None:
     model, sizes = torch.nn.Linear(4, 4), []
 
     def sized(source: Path, target: Path, kind: str) -> int:

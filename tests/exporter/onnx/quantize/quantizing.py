@@ -1,4 +1,4 @@
-"""Checkpoints to be quantised, and their graphs as tests read them, who trust nothing of ours."""
+"""Checkpoints to be quantized, and their graphs as tests read them, who trust nothing of ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import numpy_helper
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from exporter.onnx.quantize.run import write_quantised
+from exporter.onnx.quantize.run import write_quantized
 from exporter.onnx.settings import OnnxSettings
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread
 
@@ -48,7 +48,7 @@ class Made(NamedTuple):
             mock.patch("exporter.onnx.quantize.run.write_graph", traced),
             mock.patch("exporter.onnx.quantize.run.built_libraries", lambda: list(kernels)),
         ):
-            summary = write_quantised(self.settings(out, kind, **changes), lambda text: None)
+            summary = write_quantized(self.settings(out, kind, **changes), lambda text: None)
         return json.loads(json.dumps(summary))
 
     @property

@@ -1,4 +1,4 @@
-"""`unskill onnx --quantize`: interventions fitted on the quantised graph.
+"""`unskill onnx --quantize`: interventions fitted on the quantized graph.
 
 What they have to be is computed here once more, with numpy, from activations that the test takes out of the graph that
 was written.
@@ -50,10 +50,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "kind"), CASES)
-def test_hypercube_is_that_of_the_quantised_graphs_keys(
-    method: str, kind: str, quantised: Callable[..., tuple[Made, Path, dict[str, Any]]]
+def test_hypercube_is_that_of_the_quantized_graphs_keys(
+    method: str, kind: str, quantized: Callable[..., tuple[Made, Path, dict[str, Any]]]
 ) -> None:
-    made, folder, summary = quantised(method, kind)
+    made, folder, summary = quantized(method, kind)
     path = folder / GRAPH[kind]
     (detect,) = nodes(path, "KeySpaceDetect")
     graph = Graph(path, [detect.input[0]])
@@ -76,10 +76,10 @@ def test_hypercube_is_that_of_the_quantised_graphs_keys(
 
 @pytest.mark.parametrize(("method", "kind"), CASES)
 def test_refuses_what_it_says(
-    method: str, kind: str, quantised: Callable[..., tuple[Made, Path, dict[str, Any]]]
+    method: str, kind: str, quantized: Callable[..., tuple[Made, Path, dict[str, Any]]]
 ) -> None:
     """Counted anew, by the file: with its own bounds, and with those that were fitted in float32."""
-    made, folder, summary = quantised(method, kind)
+    made, folder, summary = quantized(method, kind)
     (skill,) = summary["skills"]
     found, path = skill["key_space"], folder / GRAPH[kind]
     refused = refusals(path, made, ["forget.report"])
@@ -89,9 +89,9 @@ def test_refuses_what_it_says(
     assert refusals(path, made, ["forget.report"], {BOUNDS: old}) == found["blocked_without_refitting"]["hits"]
 
 
-def test_what_int4_weights_lose_is_had_back(quantised: Callable[..., tuple[Made, Path, dict[str, Any]]]) -> None:
+def test_what_int4_weights_lose_is_had_back(quantized: Callable[..., tuple[Made, Path, dict[str, Any]]]) -> None:
     """The bounds of float32 refuse fewer than half of the prompts that were held out; those fitted anew most."""
-    made, folder, _ = quantised("ksd", "int4")
+    made, folder, _ = quantized("ksd", "int4")
     path, held_out = folder / GRAPH["int4"], ["forget.report", "forget.choose"]
     total = sum(len(made.part(part)) for part in held_out)
     old = load_file(sorted(made.checkpoint.glob("*.safetensors"))[-1])[BOUNDS.removeprefix("model.")].numpy()
@@ -102,10 +102,10 @@ def test_what_int4_weights_lose_is_had_back(quantised: Callable[..., tuple[Made,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_distributions_are_those_of_the_quantised_graphs_pre_activations(
-    kind: str, quantised: Callable[..., tuple[Made, Path, dict[str, Any]]]
+def test_distributions_are_those_of_the_quantized_graphs_pre_activations(
+    kind: str, quantized: Callable[..., tuple[Made, Path, dict[str, Any]]]
 ) -> None:
-    made, folder, _ = quantised("na+ksd", kind)
+    made, folder, _ = quantized("na+ksd", kind)
     path = folder / GRAPH[kind]
     held = constants(path)
     (least,) = (name for name in held if name.endswith(".least"))
@@ -126,17 +126,17 @@ def test_distributions_are_those_of_the_quantised_graphs_pre_activations(
 
 
 @pytest.mark.slow
-def test_without_quantising_it_is_what_the_export_fitted(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_without_quantizing_it_is_what_the_export_fitted(made: Callable[[str], Made], tmp_path: Path) -> None:
     """The same way through ONNX Runtime, on the graph in float32."""
     tried = made("na+ksd")
 
-    def not_quantised(source: Path, target: Path, kind: str) -> int:
+    def not_quantized(source: Path, target: Path, kind: str) -> int:
         shutil.copyfile(source, target)
         shutil.copyfile(f"{source}_data", target.with_name("model.onnx_data"))
         shutil.copyfile(f"{source}_data", f"{target}_data")
         return 0
 
-    with mock.patch("exporter.onnx.quantize.run.quantize", not_quantised):
+    with mock.patch("exporter.onnx.quantize.run.quantize", not_quantized):
         summary = tried.write(tmp_path / "out")
     found = summary["skills"][0]["key_space"]
     assert found["alpha"]["value"] == pytest.approx(found["alpha_before"]["value"], rel=1e-3)
@@ -152,7 +152,7 @@ def test_without_quantising_it_is_what_the_export_fitted(made: Callable[[str], M
         np.testing.assert_allclose(after[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_a_head_of_its_own_is_not_quantised(tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_not_quantized(tmp_path: Path) -> None:
     """Where nothing is refused its weight is a constant of a plain product, as those of the projections are."""
     base = tiny_model(tmp_path / "base", chat=False, tie_word_embeddings=False)
     with one_thread():
@@ -163,16 +163,16 @@ def test_a_head_of_its_own_is_not_quantised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_projections_are_quantised_and_nothing_else(
-    kind: str, quantised: Callable[..., tuple[Made, Path, dict[str, Any]]]
+def test_projections_are_quantized_and_nothing_else(
+    kind: str, quantized: Callable[..., tuple[Made, Path, dict[str, Any]]]
 ) -> None:
-    made, folder, summary = quantised("ksd", kind)
+    made, folder, summary = quantized("ksd", kind)
     path = folder / GRAPH[kind]
     graph = onnx.load(path, load_external_data=False)
     held = {tensor.name: tensor for tensor in graph.graph.initializer}
     assert not [node.name for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in held]
-    quantised_nodes = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
-    assert len(quantised_nodes) == 3 * 7  # query, key, value, output, gate, up, down
+    quantized_nodes = [node for node in graph.graph.node if node.op_type == "MatMulNBits"]
+    assert len(quantized_nodes) == 3 * 7  # query, key, value, output, gate, up, down
     assert {function.name for function in graph.functions} == {"KeySpaceDetect"}
     for node in graph.graph.node:
         if node.domain == DOMAIN:

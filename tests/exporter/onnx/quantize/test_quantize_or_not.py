@@ -1,4 +1,4 @@
-"""What of quantised graphs is written, and what is refused: nothing leaves that was not fitted anew."""
+"""What of quantized graphs is written, and what is refused: nothing leaves that was not fitted anew."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from exporter.checkpoint.account import read_stored
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput, Rejected
-from exporter.onnx.quantize.run import check_refittable, write_quantised
+from exporter.onnx.quantize.run import check_refittable, write_quantized
 from exporter.onnx.settings import GRAPH, OnnxSettings
 from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
 from tests.tiny import Exported, one_thread, write_prompts
@@ -85,7 +85,7 @@ def test_prompts_in_other_parts_are_refused(made: Callable[[str], Made], tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_other_way_to_quantised_weights(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_no_other_way_to_quantized_weights(made: Callable[[str], Made], tmp_path: Path) -> None:
     checkpoint = str(made("ksd").checkpoint)
     for name in ("int8", "int4"):
         done = CliRunner().invoke(cli, ["onnx", checkpoint, str(tmp_path / "out"), "--dtype", name])
@@ -100,7 +100,7 @@ def test_no_other_way_to_quantised_weights(made: Callable[[str], Made], tmp_path
         with pytest.raises(BadInput, match="for --quantize"):
             OnnxSettings(checkpoint, tmp_path / "out", **changes)
     with pytest.raises(BadInput, match="give the export's sources again"):
-        write_quantised(OnnxSettings(checkpoint, tmp_path / "out", quantize="int8"), lambda text: None)
+        write_quantized(OnnxSettings(checkpoint, tmp_path / "out", quantize="int8"), lambda text: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_methods_that_refuse_nothing(method: str, tiny: Callable[..., Exported],
     sources = {} if method == "sp" else {side: (str(exported.prompts.with_name(f"{side}.jsonl")),) for side in TEXTS}
     settings = OnnxSettings(str(exported.checkpoint), tmp_path / "out", quantize="int8", quiet=True, **sources)
     with one_thread():
-        summary = write_quantised(settings, lambda text: None)
+        summary = write_quantized(settings, lambda text: None)
     assert summary["agrees"] is True
     assert [each["name"] for each in summary["skills"]] == ([] if method == "sp" else ["skill"])
     if method == "na":
