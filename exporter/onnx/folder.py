@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,17 @@ from typing import Any
 import jinja2
 
 from custom_modeling.loading import record_sha256
+from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.shards import file_sha256, read_header
 from exporter.common.errors import BadInput
-from exporter.common.files import write_json
-from exporter.models.files import Base, size_in
-from exporter.onnx.graph import DATA_SUFFIX, cache_shape
-from exporter.onnx.settings import GRAPH, QUANTIZED
+from exporter.common.files import write_errors, write_json
+from exporter.common.staging import Staging, repair
+from exporter.common.text import Remark
+from exporter.common.version import __version__
+from exporter.models.files import Base, check_checkpoint, find_files, size_in
+from exporter.onnx.check.self_check import Row
+from exporter.onnx.graph import DATA_SUFFIX, cache_shape, return_freed_memory, weights_of
+from exporter.onnx.settings import GRAPH, QUANTIZED, OnnxSettings
 
 # As they are in the checkpoint: the tokenizer knows R there.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -128,16 +135,45 @@ def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, 
     return {"model": model, "search": search}
 
 
-def signed(folder: Path, files: Base, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What self_check.json has, with what `unskill verify` knows the folder by: the sha256 of every file in it, and
-    that of the checkpoint's unskill object, which covers its interventions and its code."""
-    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
-    record = {
-        **summary,
-        "checkpoint_sha256": files.config["unskill"].get("record_sha256"),
-        "files": dict(sorted(found.items())),
-    }
-    return record | {"record_sha256": record_sha256(record)}
+def open_checkpoint(settings: OnnxSettings, remark: Remark) -> Base:
+    """The files of a checkpoint that has a graph. Raises BadInput for others."""
+    return_freed_memory()
+    for line in repair(settings.out):
+        remark(line)
+    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
+    if (compat := files.config["unskill"].get("compat")) is not None:
+        raise BadInput(
+            f"CHECKPOINT {files.name}: compat '{compat}' draws by torch's own generator, which ONNX does not have; "
+            "export it without --compat"
+        )
+    return files
+
+
+@contextmanager
+def checked_folder(settings: OnnxSettings, files: Base, size: int) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Where the graph goes in a folder of `size` bytes at most, and what self_check.json has: the caller adds to both.
+
+    The folder is there once the caller is through, and signed: self_check.json then has what `unskill verify` knows it
+    by, the sha256 of every file in it, and that of the checkpoint's unskill object, which covers its interventions and
+    its code. Where the caller raises, nothing is written.
+    """
+    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, size):
+        summary: dict[str, Any] = {"unskill": __version__, "checkpoint": files.name, "dtype": settings.dtype}
+        graph = staging.path / GRAPH[settings.numbers]
+        graph.parent.mkdir()
+        yield graph, summary
+        files_there = sorted(path for path in staging.path.rglob("*") if path.is_file())
+        summary["checkpoint_sha256"] = files.config["unskill"].get("record_sha256")
+        summary["files"] = {path.relative_to(staging.path).as_posix(): file_sha256(path) for path in files_there}
+        summary["record_sha256"] = record_sha256(summary)
+        write_json(staging.path / MARKER, summary)
+        staging.commit()
+
+
+def results(graph: Path, rows: Sequence[Row], agrees: bool) -> dict[str, Any]:
+    """What self_check.json has of a graph and its check."""
+    size = graph.stat().st_size + weights_of(graph).stat().st_size
+    return {"bytes": size, "agrees": agrees, "self_check": [asdict(row) for row in rows]}
 
 
 def render_card(files: Base, dtype: str, quantized: Mapping[str, Any] | None) -> str:
@@ -164,12 +200,3 @@ def graph_size(files: Base, dtype: str) -> int:
         for shard in files.shards
         for info in read_header(files.folder / shard).tensors.values()
     )
-
-
-def check_supported(files: Base) -> None:
-    """Raises BadInput for checkpoints that have no graph."""
-    if files.config["unskill"].get("compat") is not None:
-        raise BadInput(
-            f"CHECKPOINT {files.name}: compat '{files.config['unskill']['compat']}' draws by torch's own generator, "
-            "which ONNX does not have; export it without --compat"
-        )

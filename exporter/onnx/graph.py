@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import warnings
@@ -25,6 +26,7 @@ from exporter.onnx.symbolic import operators_for
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 # Sizes to trace with: all different and none of them 1, which would be taken for a constant.
 BATCH, TOKENS, PAST = 2, 3, 5
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of glibc's malloc.h; bytes
 DATA_SUFFIX = "_data"
 """What transformers.js appends to the name of a graph for that of its weights."""
 
@@ -140,6 +142,18 @@ def simplify(model: onnx_ir.Model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def return_freed_memory() -> None:
+    """From here on memory of a MiB or more goes back to the system as soon as it is freed; of glibc alone.
+
+    It raises the size from which it maps memory apart to that of the largest piece that was freed, up to 32 MiB. The
+    weights of a session, or what a trace leaves, are smaller, so they would stay in the heap when they are freed, and
+    the next copy would come on top.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def release_weights(model: Any) -> None:

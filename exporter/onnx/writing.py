@@ -8,20 +8,14 @@ from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
 from typing import Any
 
-from exporter.checkpoint.layout import MARKER
 from exporter.common.errors import Rejected
-from exporter.common.files import write_errors, write_json
-from exporter.common.staging import Staging, repair
-from exporter.common.version import __version__
-from exporter.models.files import check_checkpoint, find_files
 from exporter.models.loading import load_files
 from exporter.models.subjects import EDITED, Subject, identity_of
-from exporter.onnx.check.self_check import Expected, as_json, room_for, self_check
-from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
-from exporter.onnx.graph import release_weights, weights_of, write_graph
+from exporter.onnx.check.self_check import Expected, room_for, self_check
+from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
+from exporter.onnx.graph import release_weights, write_graph
 from exporter.onnx.library import built_libraries
-from exporter.onnx.memory import return_freed_memory
-from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
+from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.sources import Source, load_prompts
@@ -38,13 +32,9 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     graph computes something else than the checkpoint; nothing is written then. For
     settings with quantize there is `exporter.onnx.quantize.run.write_quantized`.
     """
-    return_freed_memory()
-    for line in repair(settings.out):
-        remark(line)
+    files = open_checkpoint(settings, remark)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
     prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
-    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
-    check_supported(files)
     size = graph_size(files, settings.dtype)
     check_out(settings, size)
     model: Any
@@ -59,33 +49,21 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         remark(f"the {len(queries) - len(sequences)} longest prompts are not compared: the disk lacks room for logits")
     size += room_for(sequences, model)
     check_out(settings, size)
-    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, size):
-        graph = staging.path / GRAPH[settings.dtype]
-        graph.parent.mkdir()
+    with checked_folder(settings, files, size) as (graph, summary):
         start = time.monotonic()
         remark(f"tracing {files.name} in {settings.dtype}: minutes for a model of many layers ...")
         write_graph(model, graph)
-        write_folder(staging.path, files, model.config, settings.dtype)
+        write_folder(graph.parent.parent, files, model.config, settings.dtype)
         kernels = next(iter(built_libraries()), None)
         what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
         remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
-        with TemporaryFile(dir=staging.path) as file:
+        with TemporaryFile(dir=graph.parent) as file:
             expected = Expected(model, sequences, subject.pad_id, file)
             release_weights(model)  # a session holds them too
             rows, agree = self_check(expected, graph, kernels)
-        summary = {
-            "unskill": __version__,
-            "checkpoint": files.name,
-            "dtype": settings.dtype,
-            "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
-            "agrees": agree,
-            "self_check": as_json(rows),
-        }
+        summary |= results(graph, rows, agree)
         if not agree:
             raise Rejected("the graph computes something else than the checkpoint: nothing was written", summary)
-        summary = signed(staging.path, files, summary)
-        write_json(staging.path / MARKER, summary)
-        staging.commit()
     return summary
 
 

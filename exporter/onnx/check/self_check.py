@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -240,7 +240,3 @@ def refused(logits: Array, refusal: int | None) -> Array:
         return np.zeros(logits.shape[:-1], bool)
     found: Array = blocked(logits[..., refusal])
     return found
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,25 +23,26 @@ from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
 
 
+@dataclass(frozen=True)
+class Running:
+    """How prompts run through a graph. `eos`: ids that end an answer."""
+
+    pad_id: int
+    eos: Sequence[int]
+    quiet: bool
+
+
 class GraphProber(KeyProber):
     """The graph at `path` with other constants in it and `taps` handed out, in the order of which its layers are.
 
-    taps: names of float32 tensors (batch, positions, d); eos: ids that end an answer.
+    taps: names of float32 tensors (batch, positions, d).
     """
 
-    def __init__(
-        self,
-        path: Path,
-        taps: Sequence[str],
-        constants: Mapping[str, Array],
-        *,
-        pad_id: int,
-        eos: Sequence[int],
-        batch_size: int | None,
-        quiet: bool,
-    ) -> None:
-        self._path, self._taps, self._constants, self._eos = path, taps, constants, tuple(eos)
-        self.pad_id, self.batch_size, self.quiet = pad_id, batch_size, quiet
+    batch_size = None
+
+    def __init__(self, path: Path, taps: Sequence[str], constants: Mapping[str, Array], running: Running) -> None:
+        self._path, self._taps, self._constants, self._eos = path, taps, constants, tuple(running.eos)
+        self.pad_id, self.quiet = running.pad_id, running.quiet
 
     @property
     def layers(self) -> int:

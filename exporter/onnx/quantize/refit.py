@@ -38,11 +38,12 @@ from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import longest_first
 from exporter.methods.neurons.trade_off import TextLosses
 from exporter.onnx.check.runners import Array
-from exporter.onnx.quantize.graph_probe import GraphProber
+from exporter.onnx.quantize.graph_probe import GraphProber, Running
 from exporter.onnx.surgery import STANDARDISERS, Places, find_places, read_constants
 from exporter.onnx.symbolic import constants_of
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.skills import SkillPlan, SkillTexts
+from exporter.recipes.settings import ExportSettings
 
 
 @dataclass(frozen=True)
@@ -79,27 +80,26 @@ class Refit:
     refused: Sequence[tuple[tuple[int, ...], bool]]
 
 
-def refit(
-    path: Path,
-    plans: Sequence[SkillPlan],
-    formatter: Formatter,
-    adjusted: Adjusted,
-    known: Mapping[str, KeySpaceSummary],
-    *,
-    seed: int,
-    refusal: str,
-    bos_id: int | None,
-    answers: bool,
-    probe: Mapping[str, Any],
-) -> Refit:
+@dataclass(frozen=True)
+class Exported:
+    """What the checkpoint was exported with. `plans`: of its skills, of which one at most adjusts neurons; `known`: by
+    skill what the export's summary says of its key space."""
+
+    settings: ExportSettings
+    formatter: Formatter
+    plans: Sequence[SkillPlan]
+    known: Mapping[str, KeySpaceSummary]
+    bos_id: int | None
+
+
+def refit(path: Path, exported: Exported, adjusted: Adjusted, running: Running, *, answers: bool) -> Refit:
     """Fit the neurons' distributions anew, then hypercubes on the keys that they give.
 
-    path: of the graph, which stays as it is; plans: the export's skills, of which one at most adjusts neurons; known:
-    by skill what the export's summary says of its key space; answers: whether false blocks are looked for over answers
-    too; probe: settings of `GraphProber`.
+    path: of the graph, which stays as it is; answers: whether false blocks are looked for over answers too.
 
     Raises RunFailed where the graph computes NaN or infinity, or the disk is full.
     """
+    plans = exported.plans
     places = find_places(path)
     # While it is probed nothing is refused, or answers would end where the hypercubes of float32 happen to hold them.
     held = read_constants(path, places.bounds.values())
@@ -114,22 +114,22 @@ def refit(
         assert adjusting.texts is not None and places.least is not None
         # Under an infinite threshold no neuron is moved.
         still = {name: values + float("inf") for name, values in read_constants(path, [places.least]).items()}
-        prober = GraphProber(path, list(places.values.values()), shut | still, **probe)
-        moved, found = refit_neurons(prober, adjusting.texts, adjusted, bos_id)
+        prober = GraphProber(path, list(places.values.values()), shut | still, running)
+        moved, found = refit_neurons(prober, adjusting.texts, adjusted, exported.bos_id)
         before = measure_effects(prober, sets, "texts, neurons as they were")
         del prober  # its sessions hold the weights, as those of the next one will
         neurons[adjusting.skill.name] = found
         constants = neuron_constants(places, moved)
         buffers = {in_mlp(layer, NA_PARAMS): each for layer, each in moved.items()}
-    prober = GraphProber(path, list(places.keys.values()), shut | constants, **probe)
+    prober = GraphProber(path, list(places.keys.values()), shut | constants, running)
     if adjusting is not None:
         after = measure_effects(prober, sets, "texts, neurons changed")
         neurons[adjusting.skill.name]["texts"] = {
-            f"{skill}: {side}": asdict(effect(losses, after[skill, side], seed))
+            f"{skill}: {side}": asdict(effect(losses, after[skill, side], exported.settings.seed))
             for (skill, side), losses in before.items()
         }
     old = {layer: torch.from_numpy(held[name].copy()) for layer, name in places.bounds.items()}
-    keys = refit_key_space(prober, old, plans, formatter, known, refusal, answers)
+    keys = refit_key_space(prober, old, exported, answers=answers)
     constants |= {places.bounds[layer]: bounds.numpy() for layer, bounds in keys.bounds.items()}
     buffers |= {in_mlp(layer, KSD_BOUNDS): bounds for layer, bounds in keys.bounds.items()}
     skills = [
@@ -195,21 +195,14 @@ class KeyRefit:
     refused: list[tuple[tuple[int, ...], bool]] = field(default_factory=list)
 
 
-def refit_key_space(
-    prober: GraphProber,
-    old: Mapping[int, Tensor],
-    plans: Sequence[SkillPlan],
-    formatter: Formatter,
-    known: Mapping[str, KeySpaceSummary],
-    refusal: str,
-    answers: bool,
-) -> KeyRefit:
+def refit_key_space(prober: GraphProber, old: Mapping[int, Tensor], exported: Exported, *, answers: bool) -> KeyRefit:
     """Fit, calibrate and report every skill's hypercubes, at the layer that the export chose.
 
     prober: its taps are the keys of the layers of `old`, in their order, and its hypercubes hold nothing; old: the
-    bounds that were fitted in float32, by layer; known: by skill, what the export found.
+    bounds that were fitted in float32, by layer.
     """
-    blocking = [plan for plan in plans if plan.skill.blocks]
+    formatter, known = exported.formatter, exported.known
+    blocking = [plan for plan in exported.plans if plan.skill.blocks]
     if not blocking:
         return KeyRefit()
     layers = list(old)
@@ -227,7 +220,7 @@ def refit_key_space(
         if fault is not None:
             found.faults.append(f"{plan.skill.name}: {fault}")
         before = inside(prober, plan.forget.report, {place: old[layer]}, "forget set: report, not fitted anew")
-        limits = measure_limits(prober, formatter, own, decision, refusal)
+        limits = measure_limits(prober, formatter, own, decision, exported.settings.refusal)
         found.skills[plan.skill.name] = {
             "layer": layer,
             "hypercubes": list(own.keys.formats),

@@ -13,26 +13,21 @@ import onnx
 
 from custom_modeling.loading import record_sha256, tensor_sha256
 from exporter.checkpoint.account import Stored, read_stored
-from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
-from exporter.common.files import write_errors, write_json
-from exporter.common.staging import Staging, repair
 from exporter.common.text import Remark
-from exporter.common.version import __version__
-from exporter.models.files import Base, check_checkpoint, find_files
+from exporter.models.files import Base
 from exporter.models.loading import load_files
 from exporter.models.tokens import context_of, eos_ids, pad_id_of
 from exporter.onnx.check.quantized import check_quantized
-from exporter.onnx.check.self_check import as_json
-from exporter.onnx.folder import check_supported, graph_size, signed, write_folder
+from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
-from exporter.onnx.memory import return_freed_memory
 from exporter.onnx.quantize.again import check_parts, export_again
-from exporter.onnx.quantize.refit import Adjusted, Refit, refit
+from exporter.onnx.quantize.graph_probe import Running
+from exporter.onnx.quantize.refit import Adjusted, Exported, Refit, refit
 from exporter.onnx.quantize.weights import quantize
-from exporter.onnx.settings import GRAPH, PROMPTS, OnnxSettings, check_out
+from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import patched
 from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.packaged import everyday_prompts
@@ -50,48 +45,36 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     Rejected where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
     RunFailed as `write_onnx`; nothing is written then.
     """
-    return_freed_memory()
     assert settings.quantize is not None
-    for line in repair(settings.out):
-        remark(line)
-    files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
-    check_supported(files)
+    files = open_checkpoint(settings, remark)
     stored = read_stored(settings.checkpoint)
     check_refittable(stored, settings)
     export, skills = export_again(stored, settings) if fits(stored) else (None, [])
-    size = graph_size(files, "float32")
-    check_out(settings, 2 * size)
+    size = 2 * graph_size(files, "float32")
+    check_out(settings, size)
     model: Any
     model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)
     formatter, plans = prepare_again(stored, model, tokenizer, export, skills, remark)
-    pad = pad_id_of(tokenizer, model, files.name)
-    with Staging(settings.out, settings.overwrite) as staging, write_errors(settings.out, 2 * size):
-        graph = staging.path / GRAPH[settings.quantize]
-        adjusted, live, eos = Adjusted.of(model), model.config, eos_ids(model, files.name)
+    running = Running(pad_id_of(tokenizer, model, files.name), eos_ids(model, files.name), settings.quiet)
+    with checked_folder(settings, files, size) as (graph, summary):
+        adjusted, live = Adjusted.of(model), model.config
         write_weights(model, files.name, settings.quantize, graph, remark)
         weights = file_sha256(weights_of(graph))
         fitted = None
         if export is not None:
             remark("probing the quantized graph in ONNX Runtime ...")
-            fitted = refit(
-                graph,
-                plans,
-                formatter,
-                adjusted,
-                {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None},
-                seed=export.seed,
-                refusal=export.refusal,
-                bos_id=tokenizer.bos_token_id,
-                answers=settings.answers,
-                probe={
-                    "pad_id": pad,
-                    "eos": eos,
-                    "batch_size": None,
-                    "quiet": settings.quiet,
-                },
-            )
+            known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
+            exported = Exported(export, formatter, plans, known, tokenizer.bos_token_id)
+            fitted = refit(graph, exported, adjusted, running, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)
-        summary = summarise(settings, files, weights, fitted)
+        summary |= {
+            "quantize": settings.quantize,
+            "head": "float32",
+            "weights_sha256": weights,
+            "separates": not (fitted and fitted.faults),
+            "answers": settings.answers,
+            "skills": [dict(each) for each in fitted.skills] if fitted else [],
+        }
         remark("comparing the quantized graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
         sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
@@ -99,20 +82,14 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
         kernels = next(iter(built_libraries()), None)
         probed = fitted.refused if fitted else []
-        checked = check_quantized(graph, kernels, sequences, pad, refusal, probed)
-        summary |= {
-            "bytes": graph.stat().st_size + weights_of(graph).stat().st_size,
-            "agrees": checked.agrees,
-            "self_check": as_json(checked.rows),
-        }
+        checked = check_quantized(graph, kernels, sequences, running.pad_id, refusal, probed)
+        summary |= results(graph, checked.rows, checked.agrees)
         if not checked.agrees:
             raise Rejected("the graph refuses something else than was probed: nothing was written", summary)
         if fitted and fitted.faults and not settings.force:
             raise Rejected(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
-        write_folder(staging.path, as_refitted(files, settings, summary, fitted), live, settings.quantize, summary)
-        summary = signed(staging.path, files, summary)
-        write_json(staging.path / MARKER, summary)
-        staging.commit()
+        told = as_refitted(files, settings, summary, fitted)
+        write_folder(graph.parent.parent, told, live, settings.quantize, summary)
     return summary
 
 
@@ -158,9 +135,8 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark)
     """Trace the model in float32 and write the graph with quantized weights; the model has none afterwards."""
     start = time.monotonic()
     remark(f"tracing {name} in float32: minutes for a model of many layers ...")
-    graph.parent.mkdir()
     between = graph.parent / "float32"
-    between.mkdir()
+    between.mkdir(parents=True)
     try:
         write_graph(model, between / "model.onnx")
         release_weights(model)  # the graph is what counts from here on, and it takes its own memory
@@ -169,21 +145,6 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark)
         remark(f"{count} weights are {kind} now.")
     finally:
         shutil.rmtree(between, ignore_errors=True)
-
-
-def summarise(settings: OnnxSettings, files: Base, weights: str, fitted: Refit | None) -> dict[str, Any]:
-    """What self_check.json tells but for the checks."""
-    return {
-        "unskill": __version__,
-        "checkpoint": files.name,
-        "dtype": "float32",
-        "quantize": settings.quantize,
-        "head": "float32",
-        "weights_sha256": weights,
-        "separates": not (fitted and fitted.faults),
-        "answers": settings.answers,
-        "skills": [dict(each) for each in fitted.skills] if fitted else [],
-    }
 
 
 def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit | None) -> Base:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 # Pieces of a size that glibc keeps in its heap once it has freed a larger one; the last one holds the heap's top.
 SCRIPT = """
-from exporter.onnx.memory import return_freed_memory
+from exporter.onnx.graph import return_freed_memory
 import ctypes, sys
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
