@@ -1,36 +1,35 @@
-"""Arguments and options that several commands share."""
+"""Options of the command line, made of the settings that are declared, and those that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.recipes.settings import DTYPES
+from exporter.recipes.declared import Setting, declared
+from exporter.recipes.settings import ExportSettings
 
 
-class NumberOr(click.ParamType):
-    """A number, or one of some words."""
+class _Value(click.ParamType):
+    """What a declared setting takes."""
 
-    def __init__(self, number: type, words: dict[str, Any]) -> None:
-        self.number, self.words = number, words
-        self.name = "|".join([*words, "N" if number is int else "X"])
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.name = {str: "text", int: "integer", float: "float", Path: "file"}[setting.kind]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value is None or not isinstance(value, str):
-            return value
-        if value in self.words:
-            return self.words[value]
         try:
-            return self.number(value)
+            return self.setting.from_text(value) if isinstance(value, str) else value
         except ValueError:
-            self.fail(f"'{value}' is none of {self.name}", param, ctx)
+            self.fail(f"{value!r} is not {self.setting.wanted}", param, ctx)
 
 
-def split_commas(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+def options_of(cls: type, only: Collection[str] = ()) -> Callable[[Any], Any]:
+    """The options of a dataclass's settings that have help, or of some, as one decorator; in their order in --help."""
+    found = [each for each in declared(cls).values() if each.help is not None and (not only or each.name in only)]
+    return options(*(_option(each) for each in found))
 
 
 def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -44,12 +43,34 @@ def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-AUTO_FLOAT, AUTO_COUNT = NumberOr(float, {"auto": None}), NumberOr(int, {"auto": None})
-LAYER = NumberOr(int, {"auto": None, "last": "last"})
+def _option(setting: Setting) -> Callable[[Any], Any]:
+    flag, default = setting.flag, setting.default
+    if setting.kind is bool:
+        both = f"{flag}/--no-{flag.removeprefix('--')}" if default else flag
+        return click.option(both, setting.name, is_flag=True, default=default, show_default=default, help=setting.help)
+    metavar = setting.metavar
+    if setting.choices:
+        metavar = f"[{'|'.join([*setting.words, *setting.choices])}]"
+    elif setting.words:
+        metavar = "|".join([*setting.words, "N" if setting.kind is int else "X"])
+    return click.option(
+        flag,
+        setting.name,
+        type=_Value(setting),
+        multiple=setting.many,
+        callback=_split_commas if setting.commas else None,
+        default=next((word for word, value in setting.words.items() if value == default), default),
+        show_default=default != (),
+        metavar=metavar,
+        help=setting.help,
+    )
 
-sources = options(
-    click.option("--forget", multiple=True, metavar="SOURCE", help="Example prompts of the skill. Repeatable."),
-    click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that must still be answered. Repeatable."),
+
+def _split_commas(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+
+
+recipe = options(
     click.option(
         "--recipe",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -62,50 +83,15 @@ sources = options(
         type=click.Path(path_type=Path),
         help="Where the files that --recipe names are looked for, besides the working directory. Repeatable.",
     ),
-    click.option("--revision", metavar="COMMIT", help="Branch, tag or commit of a MODEL of the Hub."),
-    click.option(
-        "--everyday/--no-everyday",
-        default=True,
-        show_default=True,
-        help="Use the packaged everyday prompts on the retain side.",
-    ),
-    click.option(
-        "--everyday-without",
-        multiple=True,
-        metavar="KIND[,KIND]",
-        callback=split_commas,
-        help="Kinds of everyday prompts that belong to the skill.",
-    ),
-)
-prompt_template = click.option(
-    "--prompt-template",
-    default="auto",
-    show_default=True,
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced.",
 )
 recorded_template = click.option(
     "--prompt-template",
     metavar="auto|chat|TEXT",
     help="How prompts are formatted; {prompt} in TEXT is replaced. Default: as the export's were.",
 )
-machine = options(
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of the model."),
-    click.option("--device", default="cpu", show_default=True),
-    click.option("--batch-size", type=AUTO_COUNT, default="auto", show_default=True),
-)
-running = options(
-    click.option("--skip-long", is_flag=True, help="Leave out prompts longer than the model's context."),
-    machine,
-    click.option(
-        "--threads",
-        type=AUTO_COUNT,
-        default="auto",
-        show_default=True,
-        help="Of the CPU. Last bits of sums depend on it, so a checkpoint's recipe has the number.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole."),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("--quiet", is_flag=True, help="No progress bars and remarks."),
-)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def shared(*names: str) -> Callable[[Any], Any]:
+    """Options of other commands that are those of `unskill export`."""
+    return options_of(ExportSettings, names)

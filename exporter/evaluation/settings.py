@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.common.errors import BadInput
+from exporter.recipes.declared import check, setting
 from exporter.recipes.settings import check_running
 
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -33,7 +34,7 @@ class EvaluateSettings:
     shots: str | None = None
     against: Path | None = None
     allow_code_execution: bool = False
-    limit: int | None = 200
+    limit: int | None = setting(200, words={"all": None}, minimum=1, help="Items a source.")
     prompt_template: str | None = None
     formats: str = "plain"
     seed: int = 0
@@ -47,8 +48,7 @@ class EvaluateSettings:
         """Raises BadInput for values that no evaluation can have."""
         if not any(self.sources.values()):
             raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
-        if self.limit is not None and self.limit < 1:
-            raise BadInput(f"--limit: {self.limit} is not 1 or more")
+        check(self)
         check_running(self.batch_size, self.dtype, seed=self.seed)
         if self.shots and not self.sources.get("choice"):
             raise BadInput("--shots: are solved examples for --choice, which is not given")

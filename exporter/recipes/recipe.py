@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import Field, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
+from exporter.recipes.declared import Setting, declared
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import DEFAULT_SKILL, ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template
 
-SKILL_KEYS: dict[str, Field] = {field.name: field for field in fields(SkillSettings)}
+SKILL_KEYS = declared(SkillSettings)
 # What is said of one run and not of a model stays on the command line.
-COMMON_KEYS: dict[str, Field] = {
-    field.name: field
-    for field in fields(ExportSettings)
-    if field.name not in ("skills", "overwrite", "link", "fingerprints", "figures", "quiet")
-}
+COMMON_KEYS = {name: each for name, each in declared(ExportSettings).items() if each.in_recipe and name != "skills"}
 RECORDED, VERSIONS = "recorded", "versions.json"
 
 
@@ -94,7 +91,7 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
     everything = {**recipe, **flags}
     if "model" in flags and "revision" not in flags:
         everything.pop("revision", None)
-    common = {key: value for key, value in everything.items() if key in COMMON_KEYS or key in _RUN_KEYS}
+    common = {key: value for key, value in everything.items() if key in declared(ExportSettings)}
     for key in ("model", "out"):
         if common.get(key) is None:
             example = "unskill export OUT --recipe FILE" if common.get("model") else "unskill export MODEL OUT"
@@ -106,7 +103,7 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
     shared = {key: value for key, value in recipe.items() if key in SKILL_KEYS}
     skills = []
     for number, table in enumerate(tables, start=1):
-        values = {"forget": (), **shared, **table, **given}
+        values = {**shared, **table, **given}
         if len(tables) > 1 and "name" not in table:
             raise BadInput(f"--recipe: skill {number} has no name")
         try:
@@ -131,71 +128,10 @@ def recorded_in(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recorded
     return replace(recorded, model_given="model" in flags, statistics_given="statistics" in flags)
 
 
-_RUN_KEYS = {field.name for field in fields(ExportSettings)} - COMMON_KEYS.keys() - {"skills"}
-
-
-def _value(value: Any, key: str, known: Mapping[str, Field], where: str) -> Any:
+def _value(value: Any, key: str, known: Mapping[str, Setting], where: str) -> Any:
     if key not in known:
         raise BadInput(f"--recipe {where}: no key '{key}'; there are {', '.join(sorted(known))}, and [[skill]]")
-    kind, convert = _KINDS[str(known[key].type)]
     try:
-        return convert(value)
+        return known[key].from_toml(value)
     except ValueError as error:
-        raise BadInput(f"--recipe {where}: {key} = {value!r} is not {kind}") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError
-    return float(value)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(_text(item) for item in _list(value))
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError
-    return value
-
-
-def _or_auto(convert: Callable[[Any], Any], *words: str) -> Callable[[Any], Any]:
-    def either(value: Any) -> Any:
-        return None if value == "auto" else value if value in words else convert(value)
-
-    return either
-
-
-# By the types that the fields of the settings are written with.
-_KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "str": ("text", _text),
-    "str | None": ('text or "auto"', _or_auto(_text)),
-    "bool": ("true or false", _flag),
-    "int": ("a whole number", _integer),
-    "int | None": ('a whole number or "auto"', _or_auto(_integer)),
-    "int | str | None": ('a whole number, "last" or "auto"', _or_auto(_integer, "last")),
-    "float": ("a number", _number),
-    "float | None": ('a number or "auto"', _or_auto(_number)),
-    "tuple[str, ...]": ("text or a list of texts", _texts),
-    "Path": ("a path", lambda value: Path(_text(value))),
-    "Path | None": ("a path", lambda value: Path(_text(value))),
-}
+        raise BadInput(f"--recipe {where}: {key} = {value!r} is not {known[key].wanted}") from error

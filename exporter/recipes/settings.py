@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.common.errors import BadInput
+from exporter.recipes.declared import check, declared, setting
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 METHODS = ("ksd", "na", "na+ksd", "sp")
@@ -16,6 +16,11 @@ DRAWS = ("sampled", "expected")
 COMPATS = ("official",)
 DEFAULT_REFUSAL = "Your query is not valid"
 DEFAULT_SKILL = "skill"
+AUTO = {"auto": None}
+# What other commands have too.
+SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Of everything that is drawn."}
+DTYPE = {"default": "auto", "choices": DTYPES, "help": "Of the model."}
+DEVICE = {"default": "cpu", "help": "Where the model runs, as torch names it."}
 
 
 @dataclass(frozen=True)
@@ -26,42 +31,41 @@ class SkillSettings:
     beta: None chooses it, else per cent of all neurons; score: None chooses one.
     """
 
-    forget: tuple[str, ...]
-    retain: tuple[str, ...] = ()
-    name: str = DEFAULT_SKILL
-    method: str = "ksd"
-    layer: int | str | None = None
-    alpha: float | None = None
-    target_block_rate: float = 0.95
-    max_false_block: float = 0.01
-    beta: float | None = None
-    score: str | None = None
-    max_retain_loss: float = 0.01
-    everyday: bool = True
-    everyday_without: tuple[str, ...] = ()
+    forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
+    retain: tuple[str, ...] = setting((), metavar="SOURCE", help="Prompts that must still be answered. Repeatable.")
+    name: str = setting(DEFAULT_SKILL)
+    method: str = setting(
+        "ksd",
+        choices=METHODS,
+        help="ksd: refuse its prompts. na: move neurons away from it. sp: zero neurons, the paper's baseline.",
+    )
+    layer: int | str | None = setting(None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.")
+    alpha: float | None = setting(None, words=AUTO, above=0, help="Size of the hypercube in deviations.")
+    target_block_rate: float = setting(
+        0.95, above=0, below=1, help="Share of further forget prompts that alpha is to hold."
+    )
+    max_false_block: float = setting(
+        0.01, minimum=0, maximum=1, help="Greatest share of harmless prompts with a refusal anywhere in their answer."
+    )
+    beta: float | None = setting(None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.")
+    score: str | None = setting(None, words=AUTO, choices=SCORES, help="By what neurons are chosen.")
+    max_retain_loss: float = setting(
+        0.01, above=0, help="Greatest rise of the token loss of held-out retain texts, in nats."
+    )
+    everyday: bool = setting(True, help="Use the packaged everyday prompts on the retain side.")
+    everyday_without: tuple[str, ...] = setting(
+        (), commas=True, metavar="KIND[,KIND]", help="Kinds of everyday prompts that belong to the skill."
+    )
 
     def __post_init__(self) -> None:
         """Raises BadInput for values that no export can have."""
+        check(self)
         if not self.name.strip() or not self.name.isprintable():
             raise BadInput("[[skill]] name: give each skill a name of one line")
-        if self.method not in METHODS:
-            raise BadInput(f"--method: '{self.method}' is not one of {', '.join(METHODS)}")
         if not self.forget:
             raise BadInput("--forget: name at least one source of example prompts of the skill")
-        if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise BadInput(f"--alpha: {self.alpha} is no size of a hypercube; give a number above 0 or auto")
-        if not 0 < self.target_block_rate < 1:
-            raise BadInput(f"--target-block-rate: {self.target_block_rate} is not between 0 and 1")
-        if not 0 <= self.max_false_block <= 1:
-            raise BadInput(f"--max-false-block: {self.max_false_block} is not between 0 and 1")
-        if self.beta is not None and not 0 < self.beta <= 100:
-            raise BadInput(f"--beta: {self.beta} is no share of the neurons; give per cent above 0 or auto")
-        if self.score is not None and self.score not in SCORES:
-            raise BadInput(f"--score: '{self.score}' is not one of auto, {', '.join(SCORES)}")
         if self.score is not None and self.prunes:
             raise BadInput("--score: Selective Pruning has one of its own; leave it out with --method sp")
-        if not self.max_retain_loss > 0 or math.isinf(self.max_retain_loss):
-            raise BadInput(f"--max-retain-loss: {self.max_retain_loss} is not above 0 (nats per token)")
         if self.changes_neurons and not self.retain:
             raise BadInput(
                 f"--retain: method {self.method} needs retain texts, against which neurons are chosen; name a source"
@@ -104,18 +108,6 @@ class SkillSettings:
         return number
 
 
-def check_running(batch_size: int | None, dtype: str, threads: int | None = None, seed: int = 0) -> None:
-    """Raises BadInput for a batch size, dtype, number of threads or seed that no command can have."""
-    if not 0 <= seed < 2**63:
-        raise BadInput(f"--seed: {seed} is not between 0 and 2 ** 63 - 1")
-    if threads is not None and threads < 1:
-        raise BadInput(f"--threads: {threads} is not 1 or more")
-    if batch_size is not None and batch_size < 1:
-        raise BadInput(f"--batch-size: {batch_size} is not 1 or more")
-    if dtype not in DTYPES:
-        raise BadInput(f"--dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
-
-
 @dataclass(frozen=True)
 class ExportSettings:
     """Settings of `unskill export`: the skills, and what holds for all of them.
@@ -127,39 +119,54 @@ class ExportSettings:
     model: str
     out: Path
     skills: tuple[SkillSettings, ...]
-    revision: str | None = None
-    refusal: str = DEFAULT_REFUSAL
-    draws: str = "sampled"
-    compat: str | None = None
-    statistics: Path | None = None
-    prompt_template: str = "auto"
-    formats: str = "mixed"
-    system_prompts: tuple[str, ...] = ()
-    skip_long: bool = False
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "cpu"
-    batch_size: int | None = None
-    threads: int | None = None
-    overwrite: bool = False
-    force: bool = False
-    link: bool = False
-    fingerprints: bool = True
-    figures: bool = True
-    quiet: bool = False
+    revision: str | None = setting(None, metavar="COMMIT", help="Branch, tag or commit of a MODEL of the Hub.")
+    refusal: str = setting(DEFAULT_REFUSAL, help="The answer to the skill.")
+    draws: str = setting(
+        "sampled", choices=DRAWS, help="expected: a neuron is moved whenever that is more likely than not."
+    )
+    compat: str | None = setting(
+        None, choices=COMPATS, help="official: Neuron Adjust as the authors' code has it, to compare with."
+    )
+    statistics: Path | None = setting(None, help="What unskill probe found for the same model and prompts.")
+    prompt_template: str = setting(
+        "auto", metavar="auto|chat|TEXT", help="How prompts are formatted; {prompt} in TEXT is replaced."
+    )
+    formats: str = setting(
+        "mixed", choices=("mixed", "plain"), help="mixed: also under system prompts and as a second turn."
+    )
+    system_prompts: tuple[str, ...] = setting(
+        (), flag="--system-prompt", help="A system prompt of yours, added to the mixture. Repeatable."
+    )
+    skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")
+    seed: int = setting(**SEED)
+    dtype: str = setting(**DTYPE)
+    device: str = setting(**DEVICE)
+    batch_size: int | None = setting(
+        None, words=AUTO, minimum=1, help="Prompts at a time; auto: as many as there is room for."
+    )
+    threads: int | None = setting(
+        None,
+        words=AUTO,
+        minimum=1,
+        help="Of the CPU. Last bits of sums depend on it, so a checkpoint's recipe has the number.",
+    )
+    overwrite: bool = setting(
+        False, in_recipe=False, help="Replace what is there, in one step, once the new one is whole."
+    )
+    force: bool = setting(False, help="Write even where no layer separates the skill, or no beta is within budget.")
+    link: bool = setting(False, in_recipe=False, help="Hard-link shards that do not change, instead of copying them.")
+    fingerprints: bool = setting(True, in_recipe=False, help="Record the sha256 of the weight files.")
+    figures: bool = setting(True, in_recipe=False, help="Draw charts for the model card.")
+    quiet: bool = setting(False, in_recipe=False, help="No progress bars and messages.")
 
     def __post_init__(self) -> None:
         """Raises BadInput for values that no export can have."""
+        check(self)
         if not self.skills:
             raise BadInput("--forget: name at least one source of example prompts of the skill")
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")
-        check_running(self.batch_size, self.dtype, self.threads, self.seed)
-        if self.draws not in DRAWS:
-            raise BadInput(f"--draws: '{self.draws}' is not one of {', '.join(DRAWS)}")
-        if self.compat is not None and self.compat not in COMPATS:
-            raise BadInput(f"--compat: '{self.compat}' is not one of {', '.join(COMPATS)}")
         if self.compat is not None and not any(skill.adjusts for skill in self.skills):
             raise BadInput("--compat: is about Neuron Adjust, and no skill has method na or na+ksd")
         if self.compat is not None and self.draws != "sampled":
@@ -171,3 +178,9 @@ class ExportSettings:
     def blocks(self) -> bool:
         """Whether any skill is refused, so that there has to be a refusal token."""
         return any(skill.blocks for skill in self.skills)
+
+
+def check_running(batch_size: int | None, dtype: str, seed: int = 0) -> None:
+    """Raises BadInput for a batch size, dtype or seed that no command can have."""
+    for name, value in (("batch_size", batch_size), ("dtype", dtype), ("seed", seed)):
+        declared(ExportSettings)[name].check(value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporter.common.errors import BadInput
-from exporter.recipes.settings import check_running
+from exporter.recipes.declared import check, setting
+from exporter.recipes.settings import DEVICE, DTYPE, SEED
 
 # A blocked position's other logits are lower by 10,000: a hotter draw could reach them.
-HOTTEST = 100.0
+HOTTEST = 100
 
 
 @dataclass(frozen=True)
@@ -20,27 +21,25 @@ class ChatSettings:
     """
 
     checkpoint: str
-    prompts: tuple[str, ...] = ()
-    conversation: bool = False
-    system: str | None = None
-    compare: bool = False
-    base: str | None = None
+    prompts: tuple[str, ...] = setting((), flag="--prompt", help="Answer this and leave. Repeatable.")
+    conversation: bool = setting(False, help="Each --prompt, or line on stdin, follows on those before it.")
+    system: str | None = setting(None, help="System prompt.")
+    compare: bool = setting(
+        False, help="Answer with the base model too: the same weights without interventions, not loaded again."
+    )
+    base: str | None = setting(None, metavar="MODEL", help="Compare with this model instead.")
     prompt_template: str | None = None
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "cpu"
-    as_json: bool = False
-    quiet: bool = False
+    max_new_tokens: int = setting(256, minimum=1, help="Greatest length of an answer.")
+    temperature: float = setting(0.0, minimum=0, maximum=HOTTEST, help="Of sampling; 0 is greedy.")
+    seed: int = setting(**SEED)
+    dtype: str = setting(**DTYPE)
+    device: str = setting(**DEVICE)
+    as_json: bool = setting(False, flag="--json", help="Print one JSON object on stdout; needs prompts.")
+    quiet: bool = setting(False, help="Answers alone: no reasons and messages.")
 
     def __post_init__(self) -> None:
         """Raises BadInput for values that no chat can have."""
-        check_running(None, self.dtype, seed=self.seed)
-        if self.max_new_tokens < 1:
-            raise BadInput(f"--max-new-tokens: {self.max_new_tokens} is not 1 or more")
-        if not 0 <= self.temperature <= HOTTEST:
-            raise BadInput(f"--temperature: {self.temperature} is not between 0 (greedy) and {HOTTEST:g}")
+        check(self)
         for prompt in self.prompts:
             check_text(prompt, "--prompt")
         if self.system is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import NumberOr, machine, recorded_template
+from exporter.cli.options import as_json, options_of, recorded_template, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.common.files import beside
 from exporter.evaluation.settings import KINDS, EvaluateSettings
@@ -25,7 +25,7 @@ from exporter.evaluation.settings import KINDS, EvaluateSettings
 @click.option("--code", multiple=True, metavar="SOURCE", help="MBPP or HumanEval: pass@1.")
 @click.option("--qa", multiple=True, metavar="SOURCE", help="Questions on texts, as XQuAD: exact match and F1.")
 @click.option("--allow-code-execution", is_flag=True, help="Run what the models write for --code, confined.")
-@click.option("--limit", type=NumberOr(int, {"all": None}), default="200", show_default=True, help="Items a source.")
+@options_of(EvaluateSettings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default CHECKPOINT-evaluation.")
 @click.option(
     "--against",
@@ -40,10 +40,9 @@ from exporter.evaluation.settings import KINDS, EvaluateSettings
     show_default=True,
     help="mixed: --forget and --retain also under system prompts and as a second turn.",
 )
-@machine
+@shared("seed", "dtype", "device", "batch_size", "quiet")
+@as_json
 @click.option("--overwrite", is_flag=True, help="Begin anew instead of going on with what is in the folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
 def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Measure CHECKPOINT (folder or Hub id), and its base beside it, on sources of any kind.
 

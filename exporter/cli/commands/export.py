@@ -9,106 +9,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli.commands.push import check_whole, show_push
-from exporter.cli.options import AUTO_FLOAT, LAYER, prompt_template, running, sources
+from exporter.cli.options import as_json, options_of, recipe
 from exporter.cli.output import echo_json, remarks
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
 from exporter.onnx.settings import OnnxSettings, check_out
-from exporter.recipes.settings import COMPATS, DEFAULT_REFUSAL, DRAWS, METHODS, SCORES
+from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import write_template
 
 if TYPE_CHECKING:
     from exporter.checkpoint.push.push import PushSettings
     from exporter.recipes.recorded import Recorded
-    from exporter.recipes.settings import ExportSettings
 
 
 @click.command("export", short_help="Write a checkpoint that no longer shows a skill.")
 @click.argument("model", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@sources
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="ksd",
-    show_default=True,
-    help="ksd: refuse its prompts. na: move neurons away from it. sp: zero neurons, the paper's baseline.",
-)
-@click.option("--layer", type=LAYER, default="auto", show_default=True, help="Layer of the hypercubes.")
-@click.option(
-    "--alpha", type=AUTO_FLOAT, default="auto", show_default=True, help="Size of the hypercube in deviations."
-)
-@click.option(
-    "--target-block-rate",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Share of further forget prompts that alpha is to hold.",
-)
-@click.option(
-    "--max-false-block",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Greatest share of harmless prompts with a refusal anywhere in their answer.",
-)
-@click.option("--beta", type=AUTO_FLOAT, default="auto", show_default=True, help="Per cent of all neurons to change.")
-@click.option(
-    "--score",
-    type=click.Choice(("auto", *SCORES)),
-    default="auto",
-    show_default=True,
-    help="By what neurons are chosen.",
-)
-@click.option(
-    "--max-retain-loss",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Greatest rise of the token loss of held-out retain texts, in nats.",
-)
-@click.option(
-    "--draws",
-    type=click.Choice(DRAWS),
-    default="sampled",
-    show_default=True,
-    help="expected: a neuron is moved whenever that is more likely than not.",
-)
-@click.option(
-    "--compat",
-    type=click.Choice(COMPATS),
-    help="official: Neuron Adjust as the authors' code has it, to compare with.",
-)
-@click.option(
-    "--statistics",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="What unskill probe found for the same model and prompts.",
-)
-@click.option("--refusal", default=DEFAULT_REFUSAL, show_default=True, help="The answer to the skill.")
-@prompt_template
-@click.option(
-    "--formats",
-    type=click.Choice(("mixed", "plain")),
-    default="mixed",
-    show_default=True,
-    help="mixed: also under system prompts and as a second turn.",
-)
-@click.option(
-    "--system-prompt",
-    "system_prompts",
-    multiple=True,
-    metavar="TEXT",
-    help="A system prompt of yours, added to the mixture. Repeatable.",
-)
-@running
-@click.option(
-    "--force", is_flag=True, help="Write even where no layer separates the skill, or no beta is within budget."
-)
-@click.option("--link", is_flag=True, help="Hard-link shards that do not change, instead of copying them.")
-@click.option(
-    "--fingerprints/--no-fingerprints", default=True, show_default=True, help="Record the sha256 of the weight files."
-)
-@click.option("--figures/--no-figures", default=True, show_default=True, help="Draw charts for the model card.")
+@options_of(SkillSettings)
+@recipe
+@options_of(ExportSettings)
+@as_json
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
 @click.option("--public", is_flag=True, help="With --push: make the repo public, once the commit is made.")
@@ -183,8 +103,6 @@ def settings_of(
 
     default = click.core.ParameterSource.DEFAULT
     given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
-    if given.get("score") == "auto":
-        given["score"] = None
     if data and not recipe:
         raise BadInput("--data: is where the files of a recipe are looked for; give --recipe too")
     values = read_recipe(recipe) if recipe else {}

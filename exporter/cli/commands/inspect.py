@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from exporter.cli.options import as_json
 from exporter.cli.output import echo_json
 
 
 @click.command("inspect", short_help="What a checkpoint says of itself.")
 @click.argument("checkpoint")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, with every rate.")
+@as_json
 def inspect_command(checkpoint: str, as_json: bool) -> None:
     """Print what CHECKPOINT (folder or Hub id, or a folder of unskill onnx) says of itself: its skills and what was
     done to them, what was measured, what it was made of, sizes.

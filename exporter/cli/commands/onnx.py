@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import recorded_template
+from exporter.cli.options import as_json, recorded_template, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import beside
@@ -56,10 +56,9 @@ class GraphDtype(click.Choice):
 )
 @recorded_template
 @click.option("--dtype", type=GraphDtype(), default="float32", show_default=True, help="Of the graph.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT, in one step, once the new one is whole.")
+@shared("overwrite", "quiet")
+@as_json
 @click.option("--force", is_flag=True, help="With --quantize, write even where the skill does not separate.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No remarks.")
 def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Write CHECKPOINT (folder or Hub id) as ONNX to the folder OUT; default CHECKPOINT-onnx, beside it.
 
@@ -97,7 +96,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     help="The shared object; by default one in the user's cache folder, where it is found again.",
 )
 @click.option("--cuda/--no-cuda", default=None, help="With CUDA kernels too; default: if there is an nvcc.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@as_json
 def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> None:
     """Compile the kernels of the custom ONNX operators into one shared object, tried with ONNX Runtime 1.20
     to 1.32.

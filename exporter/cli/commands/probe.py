@@ -8,15 +8,18 @@ from typing import Any
 import click
 
 from exporter.cli.commands.export import settings_of
-from exporter.cli.options import running, sources
+from exporter.cli.options import as_json, options_of, recipe, shared
 from exporter.cli.output import echo_json, remarks
+from exporter.recipes.settings import SkillSettings
 
 
 @click.command("probe", short_help="Statistics of neurons, for export --statistics.")
 @click.argument("model", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@sources
-@running
+@options_of(SkillSettings, ("forget", "retain", "everyday", "everyday_without"))
+@recipe
+@shared("revision", "skip_long", "seed", "dtype", "device", "batch_size", "threads", "overwrite", "quiet")
+@as_json
 @click.pass_context
 def probe_command(
     context: click.Context, /, recipe: Path | None, data: tuple[Path, ...], as_json: bool, **flags: Any

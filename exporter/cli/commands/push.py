@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.common.errors import BadInput
 from exporter.common.text import Remark, printable
@@ -26,8 +27,8 @@ tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{commit}", trust_r
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main.")
 @click.option("--message", metavar="TEXT", help="Of the commit.")
 @click.option("--dry-run", is_flag=True, help="List what would go up; needs no token and no network.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+@shared("quiet")
+@as_json
 def push_command(as_json: bool, **flags: Any) -> None:
     """Push the checkpoint OUT to the Hub repo USER/NAME, in one commit, and print how to load that commit.
 

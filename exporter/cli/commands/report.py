@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.common.files import beside
 
@@ -19,10 +20,8 @@ from exporter.common.files import beside
 @click.option(
     "--base", metavar="MODEL", help="What it was made of: answers before and after, Gaussian check of neurons."
 )
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace the folder, in one step, once the new one is whole.")
-@click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress bars and remarks.")
+@shared("device", "overwrite", "quiet")
+@as_json
 def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Write report.html, report.json and figures/*.png of CHECKPOINT (folder or Hub id), by the numbers that it holds.
 

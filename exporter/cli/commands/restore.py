@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.common.text import printable
 
@@ -15,9 +16,8 @@ from exporter.common.text import printable
 @click.command("restore", short_help="The base model's files out of a checkpoint.")
 @click.argument("checkpoint")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace DIR, in one step, once the new one is whole.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No remarks.")
+@shared("overwrite", "quiet")
+@as_json
 def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) -> None:
     """Write to DIR the files of the model that CHECKPOINT (folder or Hub id) was made of, byte for byte.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, remarks
 from exporter.cli.tables.verification import show
 
@@ -24,9 +25,8 @@ from exporter.cli.tables.verification import show
 @click.option(
     "--without-model", "model", flag_value=False, default=True, help="Files only: load no weights, run no code."
 )
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--quiet", is_flag=True, help="No remarks.")
+@shared("device", "quiet")
+@as_json
 @click.pass_context
 def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Check CHECKPOINT (folder or Hub id): files, code, weights, tokenizer, what it answers and what it refuses.

@@ -74,6 +74,7 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         (("--compat", "official"), "--compat"),
         (("--method", "na", "--compat", "official", "--draws", "expected"), "--compat"),
         (("--statistics", "absent.safetensors"), "--statistics"),
+        (("--method", "na", "--statistics", "."), "--statistics"),
         (("--method", "na", "--statistics", "absent.safetensors"), "absent.safetensors"),
         (("--recipe", "absent.toml"), "--recipe"),
         (("--batch-size", "0"), "--batch-size"),
