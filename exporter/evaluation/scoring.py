@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from exporter.common.errors import BadInput, RunFailed
 from exporter.evaluation.items import Item
@@ -146,8 +147,6 @@ class Choices(Task):
 
     def _cache(self, subject: Subject, about: str, rows: int) -> Any:
         """Keys and values of what the subject's questions share, for so many rows."""
-        from transformers import DynamicCache
-
         if self._prefix is None or self._prefix[:2] != (subject.role, about):
             row = self.subjects.index(about)
             prefix = torch.tensor([self.ids[row][: self.shared[about]]], device=subject.device)

@@ -86,67 +86,45 @@ def height(figure: Figure) -> int:
     return 60 + 44 * len({row["prompts"] for row in figure.rows}) if figure.kind in ("matrix", "methods") else HEIGHT
 
 
-def series_of(figure: Figure) -> list[str]:
-    return list(dict.fromkeys(row["series"] for row in figure.rows))
-
-
-def channels(figure: Figure, *, shapes: bool) -> dict[str, Any]:
-    """How series are told apart: by colour and dash, and where there are marks by shape."""
-    names = series_of(figure)
-    if all(name in PLACES for name in names):
-        places = [PLACES[name] for name in names]
-    else:
-        places = [place % len(COLOURS) for place in range(len(names))]
-
-    def scale(values: Sequence[Any]) -> alt.Scale:
-        return alt.Scale(domain=names, range=[values[place] for place in places])
-
-    legend = alt.Legend(title=None, symbolType="stroke") if not shapes else alt.Legend(title=None)
-    found: dict[str, Any] = {
-        "color": alt.Color("series:N", scale=scale(COLOURS), sort=None, legend=legend),
-        "strokeDash": alt.StrokeDash("series:N", scale=scale(DASHES), sort=None, legend=legend),
-    }
-    if shapes:
-        found["shape"] = alt.Shape("series:N", scale=scale(SHAPES), sort=None, legend=legend)
-    return found
-
-
 def lines(figure: Figure, x: alt.X, y: alt.Y, tooltip: Sequence[alt.Tooltip], *, step: bool = False) -> Drawn:
-    """One line for each series, with marks unless it goes by steps, and the figure's rules."""
-    base = alt.Chart(alt.NamedData("rows"))
-    told = channels(figure, shapes=not step)
-    line = base.mark_line(strokeWidth=2.2, interpolate="step-after" if step else "linear", clip=True).encode(
-        x=x, y=y, color=told["color"], strokeDash=told["strokeDash"], tooltip=list(tooltip)
+    """One line for each series, with marks unless it goes by steps, and the figure's rules. Series are told apart by
+    colour and dash, and where there are marks by shape."""
+    names = list(dict.fromkeys(row["series"] for row in figure.rows))
+    known = all(name in PLACES for name in names)
+    places = [PLACES[name] if known else place % len(COLOURS) for place, name in enumerate(names)]
+
+    def by_series(channel: Callable[..., Any], values: Sequence[Any]) -> Any:
+        scale = alt.Scale(domain=names, range=[values[place] for place in places])
+        legend = alt.Legend(title=None, symbolType="stroke") if step else alt.Legend(title=None)
+        return channel("series:N", scale=scale, sort=None, legend=legend)
+
+    base = alt.Chart(alt.NamedData("rows")).encode(
+        x=x, y=y, color=by_series(alt.Color, COLOURS), tooltip=list(tooltip)
     )
-    layers: list[alt.Chart] = [line]
-    if not step:
-        layers.append(
-            base.mark_point(filled=True, size=55, opacity=1).encode(
-                x=x, y=y, color=told["color"], shape=told["shape"], tooltip=list(tooltip)
-            )
+    layers: list[alt.Chart] = [
+        base.mark_line(strokeWidth=2.2, interpolate="step-after" if step else "linear", clip=True).encode(
+            strokeDash=by_series(alt.StrokeDash, DASHES)
         )
-    return alt.layer(*layers, *rules(figure, x, y))
+    ]
+    if not step:
+        layers.append(base.mark_point(filled=True, size=55, opacity=1).encode(shape=by_series(alt.Shape, SHAPES)))
+    return alt.layer(*layers, *rules(figure))
 
 
-def rules(figure: Figure, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+def rules(figure: Figure) -> list[alt.Chart]:
     """A labelled line at each of the figure's rules: upright, or with "across" level."""
     layers: list[alt.Chart] = []
     for place, rule in enumerate(figure.rules):
         base = alt.Chart(alt.NamedData("rules")).transform_filter(f"datum.label === {quoted(rule['label'])}")
-        across = rule.get("across", False)
-        field = alt.Y("value:Q") if across else alt.X("value:Q")
-        encoded = {"y": field} if across else {"x": field}
-        layers.append(base.mark_rule(strokeWidth=1.4, strokeDash=[5, 4], opacity=0.8).encode(**encoded))
-        if across:
-            text = base.mark_text(align="left", dx=5, baseline="middle").encode(
-                y=field, x=alt.value("width"), text="label:N"
-            )
+        if rule.get("across", False):
+            base = base.encode(y=alt.Y("value:Q"))
+            text = base.mark_text(align="left", dx=5, baseline="middle").encode(x=alt.value("width"), text="label:N")
         else:
+            base = base.encode(x=alt.X("value:Q"))
             # Above the plot, where no line of data is.
-            text = base.mark_text(align="center", dy=-6 - 14 * place, baseline="bottom").encode(
-                x=field, y=alt.value(0), text="label:N"
-            )
-        layers.append(text)
+            text = base.mark_text(align="center", dy=-6 - 14 * place, baseline="bottom")
+            text = text.encode(y=alt.value(0), text="label:N")
+        layers += [base.mark_rule(strokeWidth=1.4, strokeDash=[5, 4], opacity=0.8), text]
     return layers
 
 
@@ -155,8 +133,7 @@ def quoted(text: str) -> str:
     return "'" + "".join(letter if letter not in "\\'" else f"\\{letter}" for letter in text) + "'"
 
 
-PER_CENT = alt.Axis(format=".0%")
-SHARE_SCALE = alt.Scale(domain=[0, 1])
+SHARES: dict[str, Any] = {"title": "prompts inside", "axis": alt.Axis(format=".0%"), "scale": alt.Scale(domain=[0, 1])}
 
 
 def layer_axis(figure: Figure) -> alt.X:
@@ -169,7 +146,10 @@ def layer_axis(figure: Figure) -> alt.X:
     )
 
 
-def tips(*fields: tuple[str, str, str]) -> list[alt.Tooltip]:
+Tip = tuple[str, str, str]
+
+
+def tips(*fields: Tip) -> list[alt.Tooltip]:
     """Tooltips of (field with its type, title, format)."""
     return [alt.Tooltip(name, title=title, format=form or alt.Undefined) for name, title, form in fields]
 
@@ -189,65 +169,26 @@ def over_alpha(figure: Figure) -> Drawn:
             scale=scale,
             axis=alt.Axis(format="~g", tickCount=8),
         ),
-        alt.Y("share:Q", title="prompts inside", axis=PER_CENT, scale=SHARE_SCALE),
+        alt.Y("share:Q", **SHARES),
         tips(SERIES, ("alpha:Q", "alpha", ".3f"), ("share:Q", "inside", ".1%"), ("n:Q", "prompts in all", "d")),
         step=True,
     )
 
 
-def share_by_layer(figure: Figure) -> Drawn:
-    return lines(
-        figure,
-        layer_axis(figure),
-        alt.Y("share:Q", title="prompts inside", axis=PER_CENT, scale=SHARE_SCALE),
-        tips(
-            SERIES,
-            LAYER,
-            ("share:Q", "inside", ".1%"),
-            ("hits:Q", "prompts", "d"),
-            ("total:Q", "of", "d"),
-            ("low:Q", "95 % interval from", ".1%"),
-            ("high:Q", "to", ".1%"),
-            ("alpha:Q", "alpha", ".2f"),
-        ),
-    )
+def by_layer(field: str, *more: Tip, series: str = "prompts", **axis: Any) -> Callable[[Figure], Drawn]:
+    """A chart over layers. more: tooltips beside series and layer; axis: of `alt.Y`."""
 
-
-def separation(figure: Figure) -> Drawn:
-    low = min(0.9, *(row["share"] for row in figure.rows))
-    return lines(
-        figure,
-        layer_axis(figure),
-        alt.Y("share:Q", title="area under the ROC curve", scale=alt.Scale(domain=[low, 1], nice=True)),
-        tips(SERIES, LAYER, ("share:Q", "area", ".4f")),
-    )
-
-
-def by_layer(field: str, title: str, *, zero: bool, form: str) -> Callable[[Figure], Drawn]:
     def draw(figure: Figure) -> Drawn:
         return lines(
-            figure,
-            layer_axis(figure),
-            alt.Y(f"{field}:Q", title=title, scale=alt.Scale(zero=zero, nice=True)),
-            tips(SERIES, LAYER, (f"{field}:Q", title, form)),
+            figure, layer_axis(figure), alt.Y(f"{field}:Q", **axis), tips(("series:N", series, ""), LAYER, *more)
         )
 
     return draw
 
 
-def neuron_gaussian(figure: Figure) -> Drawn:
-    return lines(
-        figure,
-        layer_axis(figure),
-        alt.Y("distance:Q", title="Kolmogorov-Smirnov distance", scale=alt.Scale(zero=True, nice=True)),
-        tips(
-            ("series:N", "texts", ""),
-            LAYER,
-            ("distance:Q", "median", ".3f"),
-            ("high:Q", "nine of ten neurons below", ".3f"),
-            ("neurons:Q", "neurons", "d"),
-        ),
-    )
+def separation(figure: Figure) -> Drawn:
+    scale = alt.Scale(domain=[min(0.9, *(row["share"] for row in figure.rows)), 1], nice=True)
+    return by_layer("share", ("share:Q", "area", ".4f"), title="area under the ROC curve", scale=scale)(figure)
 
 
 def trade_off(figure: Figure) -> Drawn:
@@ -324,14 +265,35 @@ def cells(columns_are: str, share_is: str) -> Callable[[Figure], Drawn]:
     return draw
 
 
+FROM_ZERO = alt.Scale(zero=True, nice=True)
+SIDE, DISTANCE, MEDIAN = "mean log10 of the side length", "Kolmogorov-Smirnov distance", "median score, deviations"
 CHARTS: dict[str, Callable[[Figure], Drawn]] = {
     "alpha": over_alpha,
-    "layers": share_by_layer,
+    "layers": by_layer(
+        "share",
+        ("share:Q", "inside", ".1%"),
+        ("hits:Q", "prompts", "d"),
+        ("total:Q", "of", "d"),
+        ("low:Q", "95 % interval from", ".1%"),
+        ("high:Q", "to", ".1%"),
+        ("alpha:Q", "alpha", ".2f"),
+        **SHARES,
+    ),
     "separation": separation,
-    "volume": by_layer("log10_side", "mean log10 of the side length", zero=False, form=".3f"),
-    "gaussian": by_layer("distance", "Kolmogorov-Smirnov distance", zero=True, form=".3f"),
-    "median": by_layer("score", "median score, deviations", zero=True, form=".2f"),
-    "neuron_gaussian": neuron_gaussian,
+    "volume": by_layer(
+        "log10_side", ("log10_side:Q", SIDE, ".3f"), title=SIDE, scale=alt.Scale(zero=False, nice=True)
+    ),
+    "gaussian": by_layer("distance", ("distance:Q", DISTANCE, ".3f"), title=DISTANCE, scale=FROM_ZERO),
+    "median": by_layer("score", ("score:Q", MEDIAN, ".2f"), title=MEDIAN, scale=FROM_ZERO),
+    "neuron_gaussian": by_layer(
+        "distance",
+        ("distance:Q", "median", ".3f"),
+        ("high:Q", "nine of ten neurons below", ".3f"),
+        ("neurons:Q", "neurons", "d"),
+        series="texts",
+        title=DISTANCE,
+        scale=FROM_ZERO,
+    ),
     "trade_off": trade_off,
     "neurons": bars,
     "matrix": cells("inside the hypercubes of", "share inside"),

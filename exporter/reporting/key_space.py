@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
-from scipy.stats import kstest, t
+from scipy.stats import ecdf, kstest, mannwhitneyu, t
 
 from exporter.checkpoint.account import Floats, Records, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id, prompts
@@ -84,9 +84,8 @@ def alpha_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats]) 
 
 def distribution(scores: Floats, low: float, high: float) -> list[tuple[float, float]]:
     """The empirical distribution of scores (n,), as the corners of its steps from low to high."""
-    values, counts = np.unique(scores, return_counts=True)
-    shares = np.cumsum(counts) / len(scores)
-    return [(low, 0.0), *zip(values.tolist(), shares.tolist(), strict=True), (high, 1.0)]
+    steps = ecdf(scores).cdf
+    return [(low, 0.0), *zip(steps.quantiles.tolist(), steps.probabilities.tolist(), strict=True), (high, 1.0)]
 
 
 def counted(series: Mapping[str, Floats]) -> str:
@@ -116,8 +115,9 @@ def separation_figures(number: int, series: Mapping[str, Floats], chosen: Row) -
     forget = series[FORGET]
     others = {name: scores for name, scores in series.items() if name not in (FORGET, UNSEEN)}
     for name, scores in others.items():
-        for layer in range(forget.shape[1]):
-            rows.append({"series": name, "layer": layer, "share": lower_share(forget[:, layer], scores[:, layer])})
+        # Ties count half.
+        shares = mannwhitneyu(scores, forget).statistic / (len(forget) * len(scores))
+        rows += [{"series": name, "layer": layer, "share": share} for layer, share in enumerate(shares.tolist())]
     caption = (
         "Share of pairs of a forget prompt and another one in which the forget prompt is nearer to the middle of its "
         "hypercube (area under the ROC curve of the scores): 1 parts them whole, 0.5 is chance. No alpha is in it. "
@@ -125,13 +125,6 @@ def separation_figures(number: int, series: Mapping[str, Floats], chosen: Row) -
     )
     figure = Figure(figure_id(number, "separation"), "separation", "Separation by layer", caption, rows, [chosen])
     return [figure] if rows else []
-
-
-def lower_share(ours: Floats, theirs: Floats) -> float:
-    """Share of all pairs in which ours is less than theirs; ties count half."""
-    ordered = np.sort(theirs)
-    below, upto = np.searchsorted(ordered, ours, "left"), np.searchsorted(ordered, ours, "right")
-    return float(1 - (below + upto).sum() / (2 * len(ours) * len(theirs)))
 
 
 def volume_figure(skill: StoredSkill, number: int, chosen: Row) -> Figure:

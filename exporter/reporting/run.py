@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.checkpoint.account import read_stored
+from exporter.checkpoint.given import read_given
 from exporter.common.errors import BadInput
 from exporter.common.extras import missing
 from exporter.common.files import check_apart, write_errors
@@ -47,8 +49,6 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
         remark(text)
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
 
-    from exporter.checkpoint.account import read_stored
-    from exporter.checkpoint.given import read_given
     from exporter.reporting.collect import add_texts, collect
     from exporter.reporting.page.render import figures_of, render_json, render_page, render_png
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from custom_modeling.loading import record_sha256
 from exporter.checkpoint.layout import MARKER
+from exporter.common.errors import RunFailed
 from exporter.common.extras import missing
 from exporter.common.files import human_size, read_json
 from exporter.onnx.settings import GRAPH
@@ -70,7 +71,6 @@ def check_stored(folder: Path) -> str:
 def check_again(live: Live, folder: Path) -> str:
     """The self-check once more, of the graph's bodies."""
     require_packages()
-    from exporter.common.errors import RunFailed
     from exporter.onnx.check.quantized import check_quantized
     from exporter.onnx.check.self_check import Expected, self_check
 

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from exporter.checkpoint.account import read_stored
+from exporter.checkpoint.given import Given, read_given
 from exporter.common.errors import BadInput, first_line
 from exporter.common.files import sibling
 from exporter.common.text import Remark
 from exporter.models.loading import check_device
+from exporter.verification import behaviour, code, config, files, interventions, onnx, tokenizer, weights
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
+from exporter.verification.live import Live
 from exporter.verification.view import View
-
-if TYPE_CHECKING:
-    from exporter.checkpoint.given import Given
-    from exporter.verification.live import Live
 
 
 @dataclass(frozen=True)
@@ -87,36 +87,27 @@ def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
 
 def of_files(view: View) -> list[Check]:
     """Checks for which no code of the checkpoint is run and no weights are loaded."""
-    from exporter.verification.code import check_code, check_code_again
-    from exporter.verification.config import check_base_config, check_config
-    from exporter.verification.files import check_base_weights, check_files, check_others
-    from exporter.verification.interventions import check_interventions, check_refusal_row, check_statistics
-    from exporter.verification.tokenizer import check_base_tokenizer, check_refusal_token
-    from exporter.verification.weights import check_index, check_tensors
-
     chosen: dict[str, Callable[[View], str]] = {
-        "files": check_files,
-        "base weights": check_base_weights,
-        "other files": check_others,
-        "config.json": check_config,
-        "config against base": check_base_config,
-        "code": check_code,
-        "code written again": check_code_again,
-        "index and headers": check_index,
-        "tensors": check_tensors,
-        "interventions": check_interventions,
-        "statistics": check_statistics,
-        "refusal row": check_refusal_row,
-        "refusal token": check_refusal_token,
-        "tokenizer against base": check_base_tokenizer,
+        "files": files.check_files,
+        "base weights": files.check_base_weights,
+        "other files": files.check_others,
+        "config.json": config.check_config,
+        "config against base": config.check_base_config,
+        "code": code.check_code,
+        "code written again": code.check_code_again,
+        "index and headers": weights.check_index,
+        "tensors": weights.check_tensors,
+        "interventions": interventions.check_interventions,
+        "statistics": interventions.check_statistics,
+        "refusal row": interventions.check_refusal_row,
+        "refusal token": tokenizer.check_refusal_token,
+        "tokenizer against base": tokenizer.check_base_tokenizer,
     }
     return [make(name, partial(check, view)) for name, check in chosen.items()]
 
 
 def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | None, list[Check]]:
     """The live checkpoint, and whether it loads."""
-    from exporter.verification.live import Live
-
     remark(f"loading {view.name} ...")
     found: list[Live] = []
 
@@ -131,9 +122,6 @@ def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | N
 
 def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
     """The forget prompts that are given again. Raises BadInput where they are not those of the export."""
-    from exporter.checkpoint.account import read_stored
-    from exporter.checkpoint.given import read_given
-
     try:
         return read_given(read_stored(str(view.folder)), forget, ())
     except NOT_AS_WRITTEN as error:
@@ -145,8 +133,6 @@ def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
 
 def of_model(live: Live | None, given: Given | None, why: str) -> list[Check]:
     """What the model does; without one, why not."""
-    from exporter.verification import behaviour
-
     chosen: dict[str, Callable[[Live], str]] = {
         "everyday scores": behaviour.check_scores,
         "everyday answered": behaviour.check_answered,
@@ -160,8 +146,6 @@ def of_model(live: Live | None, given: Given | None, why: str) -> list[Check]:
 
 
 def of_onnx(view: View, live: Live | None, folder: Path, why: str) -> list[Check]:
-    from exporter.verification import onnx
-
     checks = [
         make("onnx: files", lambda: onnx.check_folder(folder)),
         make("onnx: origin", lambda: onnx.check_origin(view, folder)),

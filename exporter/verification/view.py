@@ -18,6 +18,7 @@ from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import GATED_FAMILIES, Family, family_of
 from exporter.models.files import INDEX
+from exporter.models.loading import UNSOUND, empty_model
 from exporter.verification.checks import NOT_AS_WRITTEN, NotMade
 
 if TYPE_CHECKING:
@@ -101,9 +102,6 @@ class View:
 
         Raises NotMade where transformers makes none of it.
         """
-        # Not above, so that files can be checked without torch.
-        from exporter.models.loading import UNSOUND, empty_model
-
         model_type = self.model_type
         try:
             return empty_model(self.config)

@@ -9,7 +9,6 @@ import click
 
 from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, remarks
-from exporter.cli.tables.verification import show
 
 
 @click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
@@ -38,6 +37,7 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     \b
     unskill verify OUT --forget maths.jsonl,column=question
     """
+    from exporter.cli.tables.verification import show
     from exporter.verification.run import VerifySettings, verify
 
     found = verify(VerifySettings(**flags), remarks(quiet))

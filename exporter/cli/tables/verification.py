@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
+from exporter.cli.tables.console import console
 from exporter.common.text import literal, printable
 
 
 def show(found: Mapping[str, Any]) -> None:
     """The checks as a table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from exporter.cli.tables.console import console
-
     words = {True: "ok", False: "[bold red]FAILED[/]", None: "not checked"}
     table = Table(title=escape(printable(found["checkpoint"])), title_justify="left")
     for name in ("check", "result", "what was seen"):
