@@ -50,8 +50,8 @@ from exporter.methods.key_space import hypercubes as key_space
 from exporter.methods.key_space.scoring import score_keys
 from exporter.methods.neurons.texts import longest_first, probe_texts
 from exporter.methods.outcome import SkillOutcome
-from exporter.models import subjects as evaluated
-from exporter.models.files import find_base
+from exporter.models.files import check_checkpoint, find_base, find_files
+from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
 from exporter.models.tokens import eos_ids
 from exporter.pipeline.run import export
@@ -306,7 +306,7 @@ def measure_peaks(folder: Path, pairs: int) -> dict[str, tuple[list[float], list
 def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
     """Perplexity and multiple choice by the exported model against its own forwards of the same batches."""
     model, tokenizer = subject.models[1], subject.prober.loaded.tokenizer
-    ours = evaluated.Subject("edited", "ours", model, tokenizer, model.config.unskill, "")
+    ours = LoadedModel(find_files(str(subject.out), "", check_checkpoint), model, tokenizer)
     texts = as_texts(tokenizer, [query.prompt for query in subject.outcome.plan.forget.calibrate], "", None)
     items = [
         Item("", row, {"question": f"{text}?", "choices": ["one", "two", "three", "four"], "answer": 1})

@@ -13,7 +13,7 @@ from checkpoint_checks import load_case, run
 from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput
-from exporter.models.families import GATED_FAMILIES, identify, supported
+from exporter.models.families import GATED_FAMILIES, check_modules, family_of, supported
 from exporter.models.files import find_base
 from tests.tiny import Exported, one_thread, tiny_export, tiny_model
 
@@ -126,7 +126,8 @@ def test_a_checkpoint_is_no_base(tiny: Callable[..., Exported]) -> None:
 
 def test_a_head_with_a_bias_is_refused(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path))
-    assert identify(model).model_type == "llama"
+    check_modules(model)
+    assert family_of(model).model_type == "llama"
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
     with pytest.raises(BadInput, match="MODEL of type llama: its output head has a bias"):
-        identify(model)
+        check_modules(model)

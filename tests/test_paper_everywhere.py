@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples.paper.everywhere import Positions, positions
 from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item
-from exporter.models.subjects import Subject
+from exporter.models.files import Base
+from exporter.models.loading import LoadedModel
 from tests.paper_runs import found, invoke
 from tests.tiny import FORGET, LAYER, RETAIN, Exported
 
@@ -100,10 +101,10 @@ def test_pads_are_no_positions() -> None:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4))
 
     model, tokenizer = Mock(side_effect=refuse_everything, device="cpu"), SimpleNamespace(pad_token_id=0)
-    subject = Subject("edited", "all", model, tokenizer, {"refusal_token_id": 3}, "")
+    files = Base(Path(), "all", None, {"unskill": {"refusal_token_id": 3}}, ())
     items = [Item("items", row, {}) for row in (1, 2)]
     task = Positions("chat", items, [[1, 2], [1, 2, 1, 2]])
-    assert positions(task, subject, None) == [[0, 1], [0, 1, 2, 3]]
+    assert positions(task, LoadedModel(files, model, tokenizer), None) == [[0, 1], [0, 1, 2, 3]]
 
 
 def test_no_text_is_written_and_a_second_run_is_the_same(tiny: Callable[..., Exported], place: Path) -> None:

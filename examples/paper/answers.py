@@ -8,23 +8,21 @@ import torch
 from transformers import GenerationConfig
 
 from exporter.models.batches import ANSWER_TOKENS, batched
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import eos_ids
 
 
 def answers(
-    subject: Subject, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int | None
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int | None
 ) -> list[list[int]]:
     """Answers to prompts of token ids, of at most `new_tokens` each; an EOS ends one and is not of it."""
-    eos = eos_ids(subject.model, subject.name)
-    greedy = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=subject.pad_id
-    )
+    eos = eos_ids(loaded.model, loaded.name)
+    greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=loaded.pad_id)
     found: list[list[int]] = [[] for _ in prompts]
     for rows in batched(range(len(prompts)), lambda row: len(prompts[row]) + new_tokens, ANSWER_TOKENS, batch_size):
-        inputs = subject.pad([prompts[row] for row in rows], "left")
+        inputs = loaded.pad([prompts[row] for row in rows], "left")
         with torch.inference_mode():
-            output = subject.model.generate(**inputs, generation_config=greedy)
+            output = loaded.model.generate(**inputs, generation_config=greedy)
         for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in eos), len(ids))
             found[row] = ids[:end]

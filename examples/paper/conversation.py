@@ -24,7 +24,7 @@ from examples.paper.experiment import Experiment, Results, Table, counted
 from exporter.common.errors import BadInput
 from exporter.common.rates import Rate, rate
 from exporter.models.hooks import pre_activation_taps
-from exporter.models.subjects import Subject, load_edited
+from exporter.models.loading import LoadedModel, load_checkpoint
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, Formatter, Message
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
@@ -95,23 +95,23 @@ class Reading:
 
 
 def run(settings: Settings) -> Results:
-    subject = load_edited(settings.model, settings.dtype, settings.device)
-    check(settings, subject)
-    formatter = Formatter(subject.tokenizer)
+    loaded = load_checkpoint(settings.model, settings.dtype, settings.device)
+    check(settings, loaded)
+    formatter = Formatter(loaded.tokenizer)
     if SECOND_TURN not in formatter.formats_used:
-        raise BadInput(f"model: {subject.name} has no chat template that takes earlier turns; name another")
+        raise BadInput(f"model: {loaded.name} has no chat template that takes earlier turns; name another")
     found = [Conversation(number, each) for number, each in enumerate(drawn(settings))]
-    talk(settings, subject, formatter, found)
-    readings = [read(subject, each) for each in tqdm(found, desc="reading", disable=None, leave=False)]
-    return report(settings, subject, found, readings)
+    talk(settings, loaded, formatter, found)
+    readings = [read(loaded, each) for each in tqdm(found, desc="reading", disable=None, leave=False)]
+    return report(settings, loaded, found, readings)
 
 
-def check(settings: Settings, subject: Subject) -> None:
-    if subject.settings.get("compat"):
-        raise BadInput(f"model: {subject.name} adjusts neurons as the authors' code does, which takes no batches")
-    context = context_of(subject.model)
+def check(settings: Settings, loaded: LoadedModel) -> None:
+    if loaded.settings.get("compat"):
+        raise BadInput(f"model: {loaded.name} adjusts neurons as the authors' code does, which takes no batches")
+    context = context_of(loaded.model)
     if context is not None and context < settings.tokens:
-        raise BadInput(f"tokens: {settings.tokens} are more than the context of {subject.name}, {context}")
+        raise BadInput(f"tokens: {settings.tokens} are more than the context of {loaded.name}, {context}")
 
 
 def drawn(settings: Settings) -> Iterator[Iterator[tuple[str, Prompt]]]:
@@ -140,9 +140,9 @@ def drawn(settings: Settings) -> Iterator[Iterator[tuple[str, Prompt]]]:
     return (asked(number) for number in range(settings.conversations))
 
 
-def talk(settings: Settings, subject: Subject, formatter: Formatter, conversations: Sequence[Conversation]) -> None:
+def talk(settings: Settings, loaded: LoadedModel, formatter: Formatter, conversations: Sequence[Conversation]) -> None:
     """Ask and answer, turn by turn, until every conversation has `tokens` tokens or no room for another turn."""
-    context = context_of(subject.model)
+    context = context_of(loaded.model)
     going = list(conversations)
     bar = tqdm(total=settings.tokens * len(going), desc="talking", unit="token", disable=None, leave=False)
     while going:
@@ -154,13 +154,11 @@ def talk(settings: Settings, subject: Subject, formatter: Formatter, conversatio
                 asked.append((each, kind, prompt))
                 rendered.append(ids)
             elif not each.turns:
-                raise BadInput(
-                    f"{kind} {prompt.source}: row {prompt.row} is too long for {subject.name}; leave it out"
-                )
-        said = answers(subject, rendered, settings.answer_tokens, settings.batch_size)
+                raise BadInput(f"{kind} {prompt.source}: row {prompt.row} is too long for {loaded.name}; leave it out")
+        said = answers(loaded, rendered, settings.answer_tokens, settings.batch_size)
         for (each, kind, prompt), ids, answer in zip(asked, rendered, said, strict=True):
             before = each.length
-            add_turn(each, kind, prompt, len(ids), answer, subject, formatter)
+            add_turn(each, kind, prompt, len(ids), answer, loaded, formatter)
             bar.update(min(each.length, settings.tokens) - before)
         going = [each for each, _, _ in asked if each.length < settings.tokens]
     bar.close()
@@ -172,17 +170,17 @@ def add_turn(
     prompt: Prompt,
     length: int,
     answer: Sequence[int],
-    subject: Subject,
+    loaded: LoadedModel,
     formatter: Formatter,
 ) -> None:
     """length: tokens of the conversation with the prompt; answer: token ids."""
     text = formatter.render_text(prompt.text, history=conversation.messages)
     if not text.startswith(conversation.text):
-        raise BadInput(f"model: the chat template of {subject.name} does not leave earlier turns as they were")
+        raise BadInput(f"model: the chat template of {loaded.name} does not leave earlier turns as they were")
     # Templates differ in the white space around messages.
-    said = str(subject.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-    refused = bool(answer) and answer[0] == subject.refusal_id
-    cut = not refused and subject.refusal_id in answer
+    said = str(loaded.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    refused = bool(answer) and answer[0] == loaded.refusal_id
+    cut = not refused and loaded.refusal_id in answer
     conversation.text = text + said
     turn = Turn(prompt, kind, length - 1, refused, cut, len(text), len(conversation.text))
     conversation.turns.append(turn)
@@ -190,17 +188,15 @@ def add_turn(
     conversation.length = length + len(answer)
 
 
-def read(subject: Subject, conversation: Conversation) -> Reading:
+def read(loaded: LoadedModel, conversation: Conversation) -> Reading:
     """The finished conversation in one forward."""
-    encoded = subject.tokenizer(
-        conversation.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    encoded = loaded.tokenizer(conversation.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ends = [turn.end for turn in conversation.turns]
     starts = [min(start, ends[-1] - 1) for start, _ in encoded["offset_mapping"]]
     turn = torch.tensor([bisect_right(ends, start) for start in starts])
     turns = [conversation.turns[number] for number in turn.tolist()]
     answer = torch.tensor([not at.refused and start >= at.begin for at, start in zip(turns, starts, strict=True)])
-    core: Any = subject.model.base_model
+    core: Any = loaded.model.base_model
     count = sum(layer.mlp.unskill_adjusted for layer in core.layers if hasattr(layer.mlp, "unskill_adjusted"))
     sums = torch.zeros(3, len(turn), dtype=torch.float64)
 
@@ -209,13 +205,13 @@ def read(subject: Subject, conversation: Conversation) -> Reading:
         if getattr(mlp, "unskill_adjusted", 0):
             sums.add_(seen(mlp, values).cpu())
 
-    ids = torch.tensor([encoded["input_ids"]], device=subject.device)
-    with torch.inference_mode(), pre_activation_taps(subject.model, receive):
-        if subject.refusal_id is None:
+    ids = torch.tensor([encoded["input_ids"]], device=loaded.device)
+    with torch.inference_mode(), pre_activation_taps(loaded.model, receive):
+        if loaded.refusal_id is None:
             core(input_ids=ids, use_cache=False)
             blocked = torch.zeros(len(turn), dtype=torch.bool)
         else:
-            blocked = subject.refused(subject.model(input_ids=ids, use_cache=False).logits[0])
+            blocked = loaded.refused(loaded.model(input_ids=ids, use_cache=False).logits[0])
     moved, z_forget, z_retain = sums / count if count else (None, None, None)
     return Reading(turn, answer, blocked, moved, z_forget, z_retain)
 
@@ -232,7 +228,7 @@ def seen(mlp: Any, values: Tensor) -> Tensor:
 
 
 def report(
-    settings: Settings, subject: Subject, conversations: Sequence[Conversation], readings: Sequence[Reading]
+    settings: Settings, loaded: LoadedModel, conversations: Sequence[Conversation], readings: Sequence[Reading]
 ) -> Results:
     turns = [
         {
@@ -250,14 +246,14 @@ def report(
     ]
     tokens = {name: torch.cat(parts) for name, parts in by_token(settings, conversations, readings).items()}
     quarters = [summary(turns, tokens, number) for number in (*range(1, QUARTERS + 1), None)]
-    lines = [line(each, subject.refusal_id is not None) for each in quarters]
+    lines = [line(each, loaded.refusal_id is not None) for each in quarters]
     note = (
         f"{len(conversations)} conversations of {settings.tokens} tokens or a little more, greedy answers of at most "
-        f"{settings.answer_tokens}, {subject.name}, {settings.dtype}, seed {settings.seed}. Quarters by the position "
+        f"{settings.answer_tokens}, {loaded.name}, {settings.dtype}, seed {settings.seed}. Quarters by the position "
         "at which an answer begins; of tokens, by their own. As many forget, retain and everyday prompts each; the "
         "last are those that an export sees by default."
     )
-    if subject.refusal_id is not None:
+    if loaded.refusal_id is not None:
         note += " In brackets: 95 % intervals. Positions blocked: of the answers that were not refused at once."
     if "moved" in tokens:
         note += (

@@ -23,7 +23,7 @@ from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.records import Result
 from exporter.evaluation.scoring import check_choices, introduction, question_text, subject_of
 from exporter.evaluation.tasks import Task
-from exporter.models.subjects import Subject, load_edited
+from exporter.models.loading import LoadedModel, load_checkpoint
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, Formatter
 
@@ -58,11 +58,11 @@ class Positions(Task):
     def __init__(self, form: str, items: Sequence[Item], ids: Sequence[Sequence[int]]) -> None:
         self.kind, self.label, self.items, self.ids, self.found = form, items[0].source, items, ids, len(items)
 
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
         # Causal, and padded on the right: no real token sees a pad, so no mask is needed.
-        inputs = subject.pad([self.ids[row] for row in rows], "right")["input_ids"]
+        inputs = loaded.pad([self.ids[row] for row in rows], "right")["input_ids"]
         with torch.inference_mode():
-            refused = subject.refused(subject.model(input_ids=inputs, use_cache=False).logits)
+            refused = loaded.refused(loaded.model(input_ids=inputs, use_cache=False).logits)
         return [
             {"hits": each[: len(self.ids[row])].nonzero().flatten().tolist()}
             for row, each in zip(rows, refused, strict=True)
@@ -73,32 +73,32 @@ def run(settings: Settings) -> Results:
     items = read_items(settings.place(settings.items), "items", ("question", "choices", "answer"), ("subject",))
     check_choices(items, "items")
     items = sample(items, settings.limit, settings.seed)
-    subject = load_edited(settings.model, settings.dtype, settings.device)
-    if subject.refusal_id is None:
-        raise BadInput(f"model: {subject.name} refuses nothing; give a checkpoint of method ksd or na+ksd by --model")
-    ids = written(settings, subject, items)
+    loaded = load_checkpoint(settings.model, settings.dtype, settings.device)
+    if loaded.refusal_id is None:
+        raise BadInput(f"model: {loaded.name} refuses nothing; give a checkpoint of method ksd or na+ksd by --model")
+    ids = written(settings, loaded, items)
     tasks = [Positions(form, items, each) for form, each in ids.items()]
     for task in tasks:
-        task.check_length(context_of(subject.model), "items")
-    hits = {task.kind: positions(task, subject, settings.batch_size) for task in tasks}
-    return report(settings, subject, items, ids, hits)
+        task.check_length(context_of(loaded.model), "items")
+    hits = {task.kind: positions(task, loaded, settings.batch_size) for task in tasks}
+    return report(settings, loaded, items, ids, hits)
 
 
-def written(settings: Settings, subject: Subject, items: Sequence[Item]) -> dict[str, Sequence[Sequence[int]]]:
+def written(settings: Settings, loaded: LoadedModel, items: Sequence[Item]) -> dict[str, Sequence[Sequence[int]]]:
     """Token ids of the items in both forms."""
-    formatter = Formatter(subject.tokenizer, template=settings.prompt_template, formats=PLAIN)
+    formatter = Formatter(loaded.tokenizer, template=settings.prompt_template, formats=PLAIN)
     texts = [introduction(subject_of(item)) + question_text(item) for item in items]
     return {
         CHAT: [formatter.render(question_text(item).removesuffix("\nAnswer:")) for item in items],
-        EVALUATION: [subject.tokenizer(text, verbose=False)["input_ids"] for text in texts],
+        EVALUATION: [loaded.tokenizer(text, verbose=False)["input_ids"] for text in texts],
     }
 
 
-def positions(task: Positions, subject: Subject, batch_size: int | None) -> list[list[int]]:
+def positions(task: Positions, loaded: LoadedModel, batch_size: int | None) -> list[list[int]]:
     """Of each item, the positions that are inside a hypercube."""
     found: list[list[int]] = [[] for _ in task.ids]
     with tqdm(total=len(found), desc=f"{task.label}: {task.kind}", unit="item", disable=None, leave=False) as bar:
-        for rows, results in task.results(subject, task.batches(batch_size)):
+        for rows, results in task.results(loaded, task.batches(batch_size)):
             for row, result in zip(rows, results, strict=True):
                 found[row] = result["hits"]
             bar.update(len(rows))
@@ -107,7 +107,7 @@ def positions(task: Positions, subject: Subject, batch_size: int | None) -> list
 
 def report(
     settings: Settings,
-    subject: Subject,
+    loaded: LoadedModel,
     items: Sequence[Item],
     ids: Mapping[str, Sequence[Sequence[int]]],
     hits: Mapping[str, Sequence[Sequence[int]]],
@@ -134,7 +134,7 @@ def report(
             }
         )
     note = (
-        f"{len(items)} items of {items[0].source}, {subject.name}, {settings.dtype}. Every token is looked at, those "
+        f"{len(items)} items of {items[0].source}, {loaded.name}, {settings.dtype}. Every token is looked at, those "
         f"of the template too. {CHAT}: question and lettered choices as a user's message; {EVALUATION}: as "
         "`unskill evaluate --choice` writes them, without solved examples. In brackets: 95 % intervals."
     )

@@ -32,7 +32,6 @@ from exporter.models.files import find_base
 from exporter.models.hooks import pre_activation_taps
 from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
-from exporter.models.subjects import BASE, Subject
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
@@ -116,10 +115,9 @@ def texts(settings: Settings, loaded: LoadedModel, name: str) -> list[Query]:
 
 def answered(settings: Settings, loaded: LoadedModel, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts with the model's own answers."""
-    subject = Subject(BASE, loaded.base.name, loaded.model, loaded.tokenizer, {}, "")
     formatter = Formatter(loaded.tokenizer, formats=PLAIN)
     asked = [formatter.render(prompt.text) for prompt in prompts]
-    said = answers(subject, asked, settings.answer_tokens, settings.batch_size)
+    said = answers(loaded, asked, settings.answer_tokens, settings.batch_size)
     decoded = [str(loaded.tokenizer.decode(each, skip_special_tokens=True)) for each in said]
     return [replace(prompt, answer=answer) for prompt, answer in zip(prompts, decoded, strict=True)]
 

@@ -27,7 +27,6 @@ from exporter.evaluation.run import evaluate
 from exporter.evaluation.settings import EvaluateSettings
 from exporter.models.files import find_base
 from exporter.models.loading import load
-from exporter.models.subjects import identity_of
 from exporter.prompts.texts import answer_starts
 
 KSD = "Key Space Detection"
@@ -71,7 +70,7 @@ class Kept:
     def __init__(self, settings: Settings) -> None:
         self._path = settings.out / "methods.json"
         about = settings.model_dump(mode="json", exclude={"data", "out", "title", "methods"})
-        self._about = about | {"model": identity_of(find_base(settings.model))}
+        self._about = about | {"model": find_base(settings.model).identity}
         self._rows: dict[str, Row] = {}
         if self._path.exists():
             found = json.loads(self._path.read_text(encoding="utf-8"))

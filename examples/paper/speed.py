@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from exporter.models.subjects import load_base, load_edited
+from exporter.models.files import find_base
+from exporter.models.loading import load_checkpoint, load_files
 
 PREFILL, DECODE, PAIRS = 256, 48, 5
 
@@ -37,7 +38,7 @@ class Speed:
 
 
 def compare_speed(base: str, checkpoint: str, dtype: str, device: str) -> Speed:
-    models = [load_base(base, dtype, device).model, load_edited(checkpoint, dtype, device).model]
+    models = [load_files(find_base(base), dtype, device).model, load_checkpoint(checkpoint, dtype, device).model]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(models[0].config.vocab_size, (1, PREFILL + DECODE), generator=generator).to(models[0].device)
     for model in models:

@@ -179,7 +179,7 @@ def intervention_buffers(
 def unused_weights(loaded: LoadedModel) -> list[str]:
     """Tensors of the base that its own class does not have, and so does not load: they are copied all the same."""
     known = loaded.model.state_dict().keys()
-    stored = {name for shard in loaded.base.shards for name in read_header(loaded.base.folder / shard).tensors}
+    stored = {name for shard in loaded.files.shards for name in read_header(loaded.files.folder / shard).tensors}
     return sorted(stored - known)
 
 
@@ -192,7 +192,7 @@ def write_weights(
     buffers: dict[str, Tensor],
 ) -> list[CopiedShard]:
     """Base shards with R's row, one more shard with the interventions, and the index. Returns the base's."""
-    base = loaded.base
+    base = loaded.files
     names = shard_names(len(base.shards) + 1)
     shards: list[CopiedShard] = []
     patched: set[str] = set()

@@ -9,10 +9,9 @@ from typing import Any
 
 from exporter.common.rates import rate
 from exporter.evaluation.paired import flips, loss_rise
-from exporter.evaluation.records import Result
+from exporter.evaluation.records import BASE, EDITED, Result
 from exporter.evaluation.scoring import Perplexity, Refusals
 from exporter.evaluation.tasks import Task
-from exporter.models.subjects import BASE, EDITED
 
 DROP = 0.5
 """A text is dropped where the mean token loss of its answer rises by so many nats: perplexity x1.65."""

@@ -14,7 +14,7 @@ from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of, exact_match, f1, last_number
 from exporter.evaluation.records import Result
 from exporter.evaluation.tasks import Task
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import context_of, eos_ids
 from exporter.prompts.formats import Formatter
 
@@ -40,23 +40,23 @@ class Generation(Task):
     def judge(self, item: Item, answer: str) -> Result:
         """What is to be said of an answer; "correct" is the metric of the field."""
 
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = subject.pad([self.ids[row] for row in rows], "left")
-        eos, context = eos_ids(subject.model, subject.name), context_of(subject.model)
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
+        inputs = loaded.pad([self.ids[row] for row in rows], "left")
+        eos, context = eos_ids(loaded.model, loaded.name), context_of(loaded.model)
         room = self.new_tokens if context is None else context - inputs["input_ids"].shape[1]
         greedy = GenerationConfig(
             max_new_tokens=min(self.new_tokens, room),
             do_sample=False,
             eos_token_id=eos,
-            pad_token_id=subject.pad_id,
+            pad_token_id=loaded.pad_id,
         )
         with torch.inference_mode():
-            output = subject.model.generate(**inputs, generation_config=greedy)
+            output = loaded.model.generate(**inputs, generation_config=greedy)
         found = []
         for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in eos), len(ids))
-            answer = subject.tokenizer.decode(ids[:end], skip_special_tokens=True)
-            refused = subject.refusal_id is not None and ids[0] == subject.refusal_id
+            answer = loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)
+            refused = loaded.refusal_id is not None and ids[0] == loaded.refusal_id
             result = {"correct": False, "refused": refused, "tokens": end, "answer": answer}
             # What comes after a refusal in the middle of an answer is EOS: that answer is judged as it stands.
             found.append(result if refused else result | self.judge(self.items[row], answer))

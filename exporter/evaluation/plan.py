@@ -10,7 +10,7 @@ from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
 from exporter.evaluation.settings import COLUMNS
 from exporter.evaluation.tasks import Task
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import Formatter
 from exporter.prompts.sources import Prompt, Source, load_prompts
@@ -57,17 +57,17 @@ def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed
     return Read(kind, label, len(items), items=sample(items, limit, seed), shots=solved)
 
 
-def make_task(subject: Subject, formatter: Formatter, read: Read) -> Task:
-    """The task for models with this subject's tokenizer. Raises BadInput for items longer than its context."""
-    flag, context = f"--{read.kind}", context_of(subject.model)
+def make_task(loaded: LoadedModel, formatter: Formatter, read: Read) -> Task:
+    """The task for models with this model's tokenizer. Raises BadInput for items longer than its context."""
+    flag, context = f"--{read.kind}", context_of(loaded.model)
     if read.kind in ("forget", "retain"):
         return Refusals(read.kind, read.label, formatter.format(read.prompts, flag), read.found)
     if read.kind == "text":
-        texts = as_texts(subject.tokenizer, read.prompts, flag, context)
-        return Perplexity(read.label, texts, answer_starts(subject.tokenizer, texts), read.found)
+        texts = as_texts(loaded.tokenizer, read.prompts, flag, context)
+        return Perplexity(read.label, texts, answer_starts(loaded.tokenizer, texts), read.found)
     task: Task
     if read.kind == "choice":
-        task = Choices(read.label, read.items, read.shots, subject.tokenizer, read.found)
+        task = Choices(read.label, read.items, read.shots, loaded.tokenizer, read.found)
     else:
         task = WRITTEN[read.kind](read.label, read.items, formatter, read.found)
     task.check_length(context, flag)

@@ -13,6 +13,8 @@ from exporter.common.files import write_errors
 from exporter.evaluation.items import Item
 from exporter.prompts.sources import Prompt
 
+BASE, EDITED = "base", "edited"
+"""What role a model has in an evaluation."""
 ABOUT = ("item", "source", "row", "sha256")
 """The fields of a line that say which item it is of; the others are its result."""
 Result = dict[str, Any]

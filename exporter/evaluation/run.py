@@ -16,12 +16,13 @@ from exporter.common.version import __version__
 from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
 from exporter.evaluation.plan import make_task, read_source
-from exporter.evaluation.records import Records, Result, read_by_item
+from exporter.evaluation.records import BASE, EDITED, Records, Result, read_by_item
 from exporter.evaluation.scoring import Refusals
 from exporter.evaluation.settings import KINDS, EvaluateSettings
 from exporter.evaluation.tasks import Task
 from exporter.models.batches import run_batches
-from exporter.models.subjects import BASE, EDITED, Subject, load_base, load_edited
+from exporter.models.files import find_base
+from exporter.models.loading import LoadedModel, load_checkpoint, load_files
 from exporter.recipes.templates import given_template
 
 
@@ -38,24 +39,24 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
         for kind in KINDS
         for spec in settings.sources.get(kind, ())
     ]
-    subject = load_edited(settings.checkpoint, settings.dtype, settings.device)
+    loaded = load_checkpoint(settings.checkpoint, settings.dtype, settings.device)
     template = given_template(settings.prompt_template)
-    formatter = subject.formatter(template, formats=settings.formats, seed=settings.seed)
+    formatter = loaded.formatter(template, formats=settings.formats, seed=settings.seed)
     for text in formatter.remarks:
         remark(text)
-    tasks = [make_task(subject, formatter, each) for each in read]
+    tasks = [make_task(loaded, formatter, each) for each in read]
     names = file_names(tasks)
     results: list[dict[str, list[Result]]] = [{} for _ in tasks]
-    about = {"unskill": __version__, EDITED: subject.name, "dtype": str(subject.model.dtype).removeprefix("torch.")}
+    about = {"unskill": __version__, EDITED: loaded.name, "dtype": str(loaded.model.dtype).removeprefix("torch.")}
     roles = [EDITED] if settings.base is None else [EDITED, BASE]
     for role in roles:
         if role == BASE:
-            del subject  # its memory, before the base takes as much
-            subject = load_base(str(settings.base), settings.dtype, settings.device)
-            about[BASE] = subject.name
+            del loaded  # its memory, before the base takes as much
+            loaded = load_files(find_base(str(settings.base)), settings.dtype, settings.device)
+            about[BASE] = loaded.name
         for task, name, found in zip(tasks, names, results, strict=True):
             if role == EDITED or not isinstance(task, Refusals):  # a base model refuses nothing
-                found[role] = run_task(settings, task, subject, f"{name}.{role}.jsonl")
+                found[role] = run_task(settings, task, role, loaded, f"{name}.{role}.jsonl")
     summaries = []
     for task, name, found in zip(tasks, names, results, strict=True):
         summary: dict[str, Any] = {"task": task.kind, "source": task.label, "items": len(task.items), "of": task.found}
@@ -83,17 +84,17 @@ def file_names(tasks: Sequence[Task]) -> list[str]:
     return found
 
 
-def run_task(settings: EvaluateSettings, task: Task, subject: Subject, file: str) -> list[Result]:
+def run_task(settings: EvaluateSettings, task: Task, role: str, loaded: LoadedModel, file: str) -> list[Result]:
     """Results of all items, those of an earlier, interrupted run among them."""
     path = settings.out / file
     if settings.overwrite:
         path.unlink(missing_ok=True)
     # The authors' code draws one number for a whole call, which the runtime lets have one row only.
-    batch_size = 1 if subject.settings.get("compat") == "official" else settings.batch_size
-    records = Records(path, header(settings, task, subject) | {"batch_size": batch_size}, task.items)
+    batch_size = 1 if loaded.settings.get("compat") == "official" else settings.batch_size
+    records = Records(path, header(settings, task, role, loaded) | {"batch_size": batch_size}, task.items)
     batches = task.batches(batch_size)
     todo = [rows for rows in batches if not all(row in records.results for row in rows)]
-    what = f"{subject.role}: {task.kind} {task.label}"
+    what = f"{role}: {task.kind} {task.label}"
     with tqdm(
         total=len(task.items),
         initial=len(task.items) - sum(map(len, todo)),
@@ -106,7 +107,7 @@ def run_task(settings: EvaluateSettings, task: Task, subject: Subject, file: str
         def run(rows: list[int]) -> list[Result]:
             # For the authors' code, which alone draws from torch here.
             torch.manual_seed(settings.seed + rows[0])
-            return task.run(subject, rows)
+            return task.run(loaded, rows)
 
         for done, results in run_batches(todo, run, f"{task.kind} {task.label}"):
             records.append(done, results)
@@ -114,7 +115,7 @@ def run_task(settings: EvaluateSettings, task: Task, subject: Subject, file: str
     return records.all()
 
 
-def header(settings: EvaluateSettings, task: Task, subject: Subject) -> dict[str, Any]:
+def header(settings: EvaluateSettings, task: Task, role: str, loaded: LoadedModel) -> dict[str, Any]:
     """Everything that the results of a task depend on."""
     ids = hashlib.sha256(json.dumps([list(row) for row in task.ids]).encode())
     for item in task.items:
@@ -123,12 +124,12 @@ def header(settings: EvaluateSettings, task: Task, subject: Subject) -> dict[str
         "unskill": __version__,
         "task": task.kind,
         "source": task.label,
-        "role": subject.role,
-        "model": subject.name,
-        "identity": subject.identity,
+        "role": role,
+        "model": loaded.name,
+        "identity": loaded.files.identity,
         "items": len(task.items),
         "items_sha256": ids.hexdigest(),
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": settings.device,
     }
 

@@ -15,7 +15,7 @@ from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
 from exporter.evaluation.tasks import Task
 from exporter.models.batches import batched
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
 
@@ -32,12 +32,12 @@ class Refusals(Task):
         self.items, self.ids = [query.prompt for query in queries], [query.ids for query in queries]
         self.formats = [query.format for query in queries]
 
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = subject.pad([self.ids[row] for row in rows], "left")
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
+        inputs = loaded.pad([self.ids[row] for row in rows], "left")
         positions = positions_of(inputs)
         with torch.inference_mode():
-            logits = subject.model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1).logits
-        refused = subject.refused(logits[:, -1])
+            logits = loaded.model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1).logits
+        refused = loaded.refused(logits[:, -1])
         return [{"refused": bool(each), "format": self.formats[row]} for each, row in zip(refused, rows, strict=True)]
 
 
@@ -51,17 +51,17 @@ class Perplexity(Task):
         self.label, self.found, self.starts = label, found, starts
         self.items, self.ids = [query.prompt for query in queries], [query.ids for query in queries]
 
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
-        inputs = subject.pad([self.ids[row] for row in rows], "right")
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
+        inputs = loaded.pad([self.ids[row] for row in rows], "right")
         with torch.inference_mode():
             # Causal, and padded on the right: no real token sees a pad, so no mask is needed.
-            logits = subject.model(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1]
+            logits = loaded.model(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1]
             found = []
             for place, row, ids in zip(rows, logits, inputs["input_ids"], strict=True):
                 count, before = len(self.ids[place]) - 1, max(0, self.starts[place] - 1)
                 # Row by row: float32 copies of all logits would take twice their memory.
                 losses = F.cross_entropy(row[:count].float(), ids[1 : count + 1], reduction="none").double().cpu()
-                blocked = subject.refused(row[:count])
+                blocked = loaded.refused(row[:count])
                 found.append(
                     {
                         "loss": finite(float(losses[~blocked].sum()), self),
@@ -114,25 +114,25 @@ class Choices(Task):
             found += batched(rows, length, self.tokens, batch_size)
         return found
 
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
         about = self.subjects[rows[0]]
         shared = self.shared[about]
         rests = [self.ids[row][shared:] for row in rows]
-        inputs = subject.pad(rests, "right")["input_ids"]
+        inputs = loaded.pad(rests, "right")["input_ids"]
         # The positions after which the tokens of a letter are expected, (rows, scored); the last tells letters apart.
         ends = torch.tensor([len(rest) for rest in rests]).unsqueeze(-1) - torch.arange(self.scored, 0, -1)
         kept, places = torch.unique(ends, return_inverse=True)
-        positions = torch.arange(shared, shared + inputs.shape[1], device=subject.device)
+        positions = torch.arange(shared, shared + inputs.shape[1], device=loaded.device)
         with torch.inference_mode():
-            logits = subject.model(
+            logits = loaded.model(
                 input_ids=inputs,
                 position_ids=positions.expand(len(rows), -1),
-                past_key_values=self._cache(subject, about, len(rows)),
+                past_key_values=self._cache(loaded, about, len(rows)),
                 use_cache=True,
-                logits_to_keep=kept.to(subject.device),
+                logits_to_keep=kept.to(loaded.device),
             ).logits
         logits = logits[torch.arange(len(rows)).unsqueeze(-1), places.to(logits.device)]
-        refused = subject.refused(logits).any(-1)
+        refused = loaded.refused(logits).any(-1)
         odds = logits[:, -1, self.letters].float().cpu()
         found = []
         for row, blocked, each in zip(rows, refused.tolist(), odds, strict=True):
@@ -145,16 +145,16 @@ class Choices(Task):
             found.append({"correct": right, "refused": blocked, "chosen": None if blocked else chosen})
         return found
 
-    def _cache(self, subject: Subject, about: str, rows: int) -> Any:
+    def _cache(self, loaded: LoadedModel, about: str, rows: int) -> Any:
         """Keys and values of what the subject's questions share, for so many rows."""
-        if self._prefix is None or self._prefix[:2] != (subject.role, about):
+        if self._prefix is None or self._prefix[:2] != (loaded.files.identity, about):
             row = self.subjects.index(about)
-            prefix = torch.tensor([self.ids[row][: self.shared[about]]], device=subject.device)
-            cache = DynamicCache(config=subject.model.config)
+            prefix = torch.tensor([self.ids[row][: self.shared[about]]], device=loaded.device)
+            cache = DynamicCache(config=loaded.model.config)
             if prefix.shape[1]:
                 with torch.inference_mode():
-                    subject.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            self._prefix = subject.role, about, cache
+                    loaded.model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._prefix = loaded.files.identity, about, cache
         cache = deepcopy(self._prefix[2])
         if rows > 1 and self.shared[about]:
             cache.batch_repeat_interleave(rows)

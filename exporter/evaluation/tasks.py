@@ -10,7 +10,7 @@ from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
 from exporter.models.batches import batched, run_batches
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.prompts.sources import Prompt
 
 
@@ -35,7 +35,7 @@ class Task(ABC):
     found: int
 
     @abstractmethod
-    def run(self, subject: Subject, rows: Sequence[int]) -> list[Result]:
+    def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
         """Results of the items with these numbers, one batch."""
 
     def batches(self, batch_size: int | None) -> list[list[int]]:
@@ -43,9 +43,9 @@ class Task(ABC):
         whoever resumes computes the same sums."""
         return batched(range(len(self.items)), lambda row: len(self.ids[row]), self.tokens, batch_size)
 
-    def results(self, subject: Subject, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Result]]]:
+    def results(self, loaded: LoadedModel, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Result]]]:
         """Each batch with its results, in smaller parts where memory runs out. Raises RunFailed as `run_batches`."""
-        return run_batches(batches, lambda rows: self.run(subject, rows), f"{self.kind} {self.label}")
+        return run_batches(batches, lambda rows: self.run(loaded, rows), f"{self.kind} {self.label}")
 
     def check_length(self, context: int | None, flag: str) -> None:
         """Raises BadInput for an item that leaves no room for an answer in the model's context."""

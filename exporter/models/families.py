@@ -73,8 +73,8 @@ def check_config(config: dict[str, Any], name: str) -> None:
     raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported()}")
 
 
-def identify(model: PreTrainedModel) -> Family:
-    """The family of a loaded model. Raises BadInput where its modules are not those the family should have."""
+def check_modules(model: PreTrainedModel) -> None:
+    """Raises BadInput where a base model's modules are not those that its family should have."""
     model_type = model.config.model_type
     core: Any = model.base_model
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
@@ -83,7 +83,6 @@ def identify(model: PreTrainedModel) -> Family:
     # R is one row of the head, in a checkpoint's weights and in the states that any head is to read.
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise BadInput(f"MODEL of type {model_type}: its output head has a bias, not supported")
-    return family_of(model)
 
 
 def family_of(model: PreTrainedModel) -> Family:

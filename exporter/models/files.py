@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,13 +39,24 @@ HUB_FILES = (*SMALL_FILES, "*.json")
 
 @dataclass(frozen=True)
 class Base:
-    """A base checkpoint on disk. `name`: Hub id or folder name, never a path; `revision`: commit of a Hub model."""
+    """A base model or checkpoint on disk. `name`: Hub id or folder name, never a path; `revision`: commit of a Hub
+    model."""
 
     folder: Path
     name: str
     revision: str | None
     config: dict[str, Any]
     shards: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """What stands for the files, by which a later run knows that it is the same model.
+
+        Hex digest of config.json, which holds the sha256 of every intervention, and of the size of each weight file;
+        not of the weights themselves, of which there may be many gigabytes.
+        """
+        sizes = {shard: (self.folder / shard).stat().st_size for shard in self.shards}
+        return hashlib.sha256(json.dumps([self.config, sizes], sort_keys=True).encode()).hexdigest()
 
 
 def find_base(model: str, revision: str | None = None) -> Base:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
@@ -18,8 +19,10 @@ from transformers.utils import logging
 from custom_modeling.buffers import is_unskill
 from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.models.batches import out_of_memory
-from exporter.models.families import EMBEDDING, HEAD, Family, identify
-from exporter.models.files import PREFIX, Base
+from exporter.models.families import EMBEDDING, HEAD, Family, check_modules, family_of
+from exporter.models.files import PREFIX, Base, check_checkpoint, find_files
+from exporter.models.tokens import blocked, context_of, eos_ids, padded
+from exporter.prompts.formats import Formatter
 
 # Of those that torch hands to MKL: what models, losses and the interventions call.
 FUNCTIONS = ("cos", "sin", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "erf", "erfc")
@@ -42,12 +45,66 @@ UNSOUND = (
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model in memory, with its tokenizer and what is known of its family."""
+    """A base model or checkpoint in memory."""
 
-    base: Base
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    family: Family
+    files: Base
+    model: Any
+    tokenizer: Any
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """config.json's unskill object, empty for a base model."""
+        return self.files.config.get("unskill", {})
+
+    @property
+    def family(self) -> Family:
+        """Of a base model."""
+        return family_of(self.model)
+
+    @property
+    def refusal_id(self) -> int | None:
+        """R, or None where nothing is ever refused."""
+        return self.settings.get("refusal_token_id")
+
+    @property
+    def pad_id(self) -> int:
+        """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return pad if pad is not None else eos_ids(self.model, self.name)[0]
+
+    @property
+    def device(self) -> torch.device:
+        return cast("torch.device", self.model.device)
+
+    @property
+    def template(self) -> str | None:
+        """The prompt template that the export recorded with its skills; None where none did, as for a base model."""
+        skills = self.settings.get("skills", ())
+        return next((each["prompt_template"] for each in skills if "prompt_template" in each), None)
+
+    def formatter(self, template: str | None = None, **options: Any) -> Formatter:
+        """How the model is asked: by a template, already read, where one is given, else by `self.template`, else by
+        the chat template.
+
+        options: of Formatter; max_length is the model's context unless given. Raises BadInput as Formatter.
+        """
+        given = {"max_length": context_of(self.model)} | options
+        chosen = self.template if template is None else template
+        return Formatter(self.tokenizer, template="auto" if chosen is None else chosen, **given)
+
+    def pad(self, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
+        """Token ids and mask (rows, positions), padded on the left or the right."""
+        return padded(ids, self.pad_id, side, self.device)
+
+    def refused(self, logits: Tensor) -> Tensor:
+        """Which rows of logits (..., vocabulary) are those of a blocked position: (...) bool, on the CPU."""
+        if self.refusal_id is None:
+            return torch.zeros(logits.shape[:-1], dtype=torch.bool)
+        return cast("Tensor", blocked(logits[..., self.refusal_id]).cpu())
 
 
 def load(base: Base, dtype: str, device: str, threads: int | None = None) -> LoadedModel:
@@ -60,46 +117,51 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
     # The number that torch takes is set too: libraries below it may otherwise have another of their own, and then the
     # same number given by a recipe would give other last bits.
     torch.set_num_threads(threads or torch.get_num_threads())
-    model, tokenizer = load_files(base, dtype, device, "MODEL")
-    return LoadedModel(base, model, tokenizer, identify(model))
+    loaded = load_files(base, dtype, device)
+    check_modules(loaded.model)
+    return loaded
 
 
-def load_files(
-    base: Base, dtype: str, device: str, what: str, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The live model and tokenizer of a base, or with `trust_remote_code` of a checkpoint. Same errors as `load`."""
+def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:
+    """A folder or Hub id, with the checkpoint's own modeling code. Raises BadInput where it is none, and as `load`."""
+    return load_files(find_files(name, "CHECKPOINT", check_checkpoint, code=True), dtype, device, code=True)
+
+
+def load_files(files: Base, dtype: str, device: str, code: bool = False) -> LoadedModel:
+    """The live model and tokenizer of a base, or with `code` of a checkpoint, by its own. Same errors as `load`."""
+    what = f"{'CHECKPOINT' if code else 'MODEL'} {files.name}"
     check_device(device)
     logging.disable_progress_bar()
     try:
-        tokenizer = load_tokenizer(AutoTokenizer, base.folder, trust_remote_code=trust_remote_code)
-        empty_model(base.config)
+        tokenizer = load_tokenizer(AutoTokenizer, files.folder, trust_remote_code=code)
+        empty_model(files.config)
     except UNSOUND as error:
-        raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
+        raise BadInput(f"{what} does not load: {first_line(error)}") from error
     auto: Any = AutoModelForCausalLM
     try:
         model, info = auto.from_pretrained(
-            base.folder,
+            files.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=code,
         )
         model.to(device)  # not by device_map, for which transformers wants accelerate
     # RuntimeError: of weights in other shapes than config.json's; SyntaxError: of a checkpoint's code. Any other error
     # of that code is a bug of it.
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError, SyntaxError) as error:
         if out_of_memory(error):
-            raise RunFailed(f"{what} {base.name}: out of memory while loading it to {device}") from error
-        raise BadInput(f"{what} {base.name} does not load: {first_line(error)}") from error
+            raise RunFailed(f"{what}: out of memory while loading it to {device}") from error
+        raise BadInput(f"{what} does not load: {first_line(error)}") from error
     if info["missing_keys"]:
-        raise BadInput(f"{what} {base.name} lacks weights: {sorted(info['missing_keys'])[0]}")
+        raise BadInput(f"{what} lacks weights: {sorted(info['missing_keys'])[0]}")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise RunFailed(f"{what} {base.name}: weight {name} holds NaN or infinity")
+            raise RunFailed(f"{what}: weight {name} holds NaN or infinity")
     if not tokenizer.is_fast:
-        raise BadInput(f"{what} {base.name} has no fast tokenizer")
+        raise BadInput(f"{what} has no fast tokenizer")
     model.requires_grad_(False)
     make_first_calls()
-    return model.eval(), tokenizer
+    return LoadedModel(files, model.eval(), tokenizer)
 
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -115,17 +177,15 @@ def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     return model
 
 
-def plain_model(model: Any, settings: Mapping[str, Any]) -> Any:
-    """The base model of a checkpoint's model, whose weights it shares, less R's row.
+def plain_base(edited: LoadedModel) -> LoadedModel:
+    """The base model of a checkpoint, whose weights it shares, less R's row.
 
     Where R took a padding row of the base, the row stays and says what R's says: whoever compares or writes leaves R
     out. All other logits are the base's own, bit by bit.
-
-    settings: config.json's unskill object.
     """
-    config = model.config.to_dict()
-    if settings["added_row"]:
-        config["vocab_size"] = settings["refusal_token_id"]
+    model, config = edited.model, edited.model.config.to_dict()
+    if edited.settings["added_row"]:
+        config["vocab_size"] = edited.refusal_id
     base: Any = empty_model(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_unskill(name)}
     state |= {name: state[name][: config["vocab_size"]] for name in (EMBEDDING, HEAD) if name in state}
@@ -137,7 +197,8 @@ def plain_model(model: Any, settings: Mapping[str, Any]) -> Any:
     base.tie_weights()
     base.generation_config = copy.deepcopy(model.generation_config)
     base.requires_grad_(False)
-    return base.eval()
+    own = {name: value for name, value in edited.files.config.items() if name != "unskill"}
+    return LoadedModel(replace(edited.files, name=f"base of {edited.name}", config=own), base.eval(), edited.tokenizer)
 
 
 def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:

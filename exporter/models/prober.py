@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from exporter.common.errors import RunFailed
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
 from exporter.models.hooks import LastLayerReached, final_state_tap, key_taps
 from exporter.models.loading import LoadedModel
-from exporter.models.tokens import eos_ids, pad_id_of, padded, positions_of
+from exporter.models.tokens import eos_ids, padded, positions_of
 from exporter.prompts.formats import Query
 
 
@@ -35,7 +35,7 @@ class KeyScores(Protocol):
 class KeyProber(ABC):
     """Key vectors of queries, wherever a model runs, in batches of similar length.
 
-    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of `pad_id_of`.
+    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of masked positions.
     """
 
     batch_size: int | None
@@ -101,12 +101,11 @@ class Prober(KeyProber):
     pad_id: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pad_id = pad_id_of(self.loaded.tokenizer, self.loaded.model, self.loaded.base.name)
+        self.pad_id = self.loaded.pad_id
 
     @property
     def layers(self) -> int:
-        core: Any = self.loaded.model.base_model
-        return len(core.layers)
+        return len(self.loaded.model.base_model.layers)
 
     def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
         def run(rows: list[int]) -> Batch:
@@ -136,7 +135,7 @@ class Prober(KeyProber):
     ) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
-        eos = eos_ids(self.loaded.model, self.loaded.base.name)
+        eos = eos_ids(self.loaded.model, self.loaded.name)
         greedy = GenerationConfig(
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=self.pad_id
         )
@@ -151,9 +150,8 @@ class Prober(KeyProber):
                 seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
 
             inputs = self.pad([queries[row] for row in rows])
-            model: Any = self.loaded.model
             with key_taps(self.loaded.model, receive), torch.inference_mode():
-                output = model.generate(**inputs, generation_config=greedy)
+                output = self.loaded.model.generate(**inputs, generation_config=greedy)
             steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
             # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
             answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
@@ -168,7 +166,7 @@ class Prober(KeyProber):
 
     @property
     def device(self) -> torch.device:
-        return self.loaded.model.device
+        return self.loaded.device
 
     def forward(self, queries: Sequence[Query]) -> None:
         """One forward of the base model without its head."""
@@ -177,9 +175,8 @@ class Prober(KeyProber):
             self.loaded.model.base_model(**inputs, position_ids=positions_of(inputs), use_cache=False)
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        model: Any = self.loaded.model
         with torch.inference_mode():
-            found: Tensor = model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
+            found: Tensor = self.loaded.model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
         return found
 
 

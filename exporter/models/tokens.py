@@ -17,12 +17,6 @@ def positions_of(inputs: dict[str, Tensor]) -> Tensor:
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
 
-def pad_id_of(tokenizer: Any, model: Any, name: str) -> int:
-    """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
-    pad: int | None = tokenizer.pad_token_id
-    return pad if pad is not None else eos_ids(model, name)[0]
-
-
 def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
     """Token ids and mask (rows, positions), padded on the left or the right."""
     width = max(len(row) for row in ids)

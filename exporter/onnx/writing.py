@@ -10,7 +10,6 @@ from typing import Any
 
 from exporter.common.errors import Rejected
 from exporter.models.loading import load_files
-from exporter.models.subjects import EDITED, Subject, identity_of
 from exporter.onnx.check.self_check import Expected, room_for, self_check
 from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
 from exporter.onnx.graph import release_weights, write_graph
@@ -37,10 +36,9 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
     size = graph_size(files, settings.dtype)
     check_out(settings, size)
-    model: Any
-    model, tokenizer = load_files(files, settings.dtype, "cpu", "CHECKPOINT", trust_remote_code=True)
-    subject = Subject(EDITED, files.name, model, tokenizer, files.config["unskill"], identity_of(files))
-    formatter = subject.formatter(given_template(settings.prompt_template), formats=PLAIN, skip_long=True)
+    loaded = load_files(files, settings.dtype, "cpu", code=True)
+    model = loaded.model
+    formatter = loaded.formatter(given_template(settings.prompt_template), formats=PLAIN, skip_long=True)
     queries = [query for each in prompts for query in shortest(formatter.format(each, "--forget"))]
     queries += formatter.format(everyday_prompts()[:PROMPTS], "everyday")
     free = shutil.disk_usage(settings.out.absolute().parent).free
@@ -58,7 +56,7 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
         what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
         remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
         with TemporaryFile(dir=graph.parent) as file:
-            expected = Expected(model, sequences, subject.pad_id, file)
+            expected = Expected(model, sequences, loaded.pad_id, file)
             release_weights(model)  # a session holds them too
             rows, agree = self_check(expected, graph, kernels)
         summary |= results(graph, rows, agree)

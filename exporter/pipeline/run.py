@@ -128,7 +128,7 @@ def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
     file = StatisticsFile.load(path, "--statistics")
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
-        raise BadInput(f"--statistics: {path.name} is of another model than {loaded.base.name} in {dtype}")
+        raise BadInput(f"--statistics: {path.name} is of another model than {loaded.name} in {dtype}")
     return file
 
 
@@ -180,7 +180,7 @@ def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) 
         prober.final_states(spread(*found), "refusal states: find"),
         prober.final_states(spread(*checked), "refusal states: check"),
         refusal_id,
-        eos_ids(loaded.model, loaded.base.name),
+        eos_ids(loaded.model, loaded.name),
     )
 
 

@@ -21,9 +21,8 @@ from exporter.evaluation.records import Result
 from exporter.methods.neurons.texts import counted_tokens
 from exporter.models.files import find_base
 from exporter.models.hooks import pre_activation_taps
-from exporter.models.loading import LoadedModel, load
+from exporter.models.loading import LoadedModel, load, load_checkpoint
 from exporter.models.prober import Prober
-from exporter.models.subjects import BASE, Subject, identity_of, load_edited
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import Query
 from exporter.prompts.packaged import EVERYDAY
@@ -59,7 +58,7 @@ def add_models(
     """
     dtype = stored.summary.dtype
     found = find_base(base)
-    edited = load_edited(checkpoint, dtype, device)
+    edited = load_checkpoint(checkpoint, dtype, device)
     asked = [questions(skill, given) for skill in stored.skills]
     formatter = edited.formatter(formats="plain")
     tasks = [
@@ -71,11 +70,10 @@ def add_models(
     loaded = load(found, dtype, device)
     if not (sample.shape == (other := some_weights(loaded.model)).shape and torch.equal(sample, other)):
         raise BadInput(f"--base {found.name}: is not the model that {stored.name} was made of: other weights")
-    subject = Subject(BASE, found.name, loaded.model, loaded.tokenizer, {}, identity_of(found))
     for number, (skill, task, entry, later) in enumerate(
         zip(stored.skills, tasks, numbers["skills"], after, strict=True), start=1
     ):
-        before = answers(task, subject)
+        before = answers(task, loaded)
         entry["answers"] = [
             {"source": item.source, "row": item.row, "prompt": task.prompt(item)}
             | {"before": old["answer"], "after": new["answer"], "refused": new["refused"]}
@@ -98,18 +96,18 @@ def questions(skill: StoredSkill, given: Given) -> list[Item]:
     return [Item(prompt.source, prompt.row, {"prompt": prompt.text}) for prompt in chosen]
 
 
-def answers(task: Answers, subject: Subject) -> list[Result]:
+def answers(task: Answers, loaded: LoadedModel) -> list[Result]:
     """One prompt at a time, so that no answer depends on what it is asked together with."""
     found = []
     for row in range(len(task.items)):
-        for _, results in task.results(subject, [[row]]):
+        for _, results in task.results(loaded, [[row]]):
             found += results
     return found
 
 
-def adjusted_places(subject: Subject) -> dict[int, Tensor]:
+def adjusted_places(loaded: LoadedModel) -> dict[int, Tensor]:
     """Numbers of the adjusted neurons of each layer that has any."""
-    core: Any = subject.model.base_model
+    core: Any = loaded.model.base_model
     found = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     return {layer: index.cpu() for layer, index in found.items() if index is not None and len(index)}
 

@@ -20,6 +20,7 @@ from exporter.common.files import read_json
 from exporter.common.version import __version__
 from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
 from exporter.methods.key_space.scoring import score_keys
+from exporter.models.prober import Prober
 from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
@@ -56,7 +57,7 @@ def check_scores(live: Live) -> str:
     """Everyday prompts' scores, as the export stored them, from the keys of the loaded model."""
     assert_repeatable(live)
     asked, statistics = recorded_everyday(live), read_statistics(live)
-    prober = live.prober()
+    prober = Prober(live.loaded)
     tolerance = ROUNDING[live.record["dtype"]]
     close = total = 0
     worst = 0.0
@@ -183,7 +184,7 @@ def assert_refused(live: Live, query: Query, what: str) -> None:
     answer = live.answer(query.ids, NEW_TOKENS)
     if answer != [record["refusal_token_id"], record["eos_token_id"]]:
         raise Wrong(f"{what} gets tokens {answer}, not the refusal and EOS")
-    printed = live.tokenizer.decode(answer[:1], skip_special_tokens=True)  # no tokenizer has to hide EOS
+    printed = live.loaded.tokenizer.decode(answer[:1], skip_special_tokens=True)  # no tokenizer has to hide EOS
     if printed != record["refusal"]:
         raise Wrong(f"the refusal prints '{printed}'")
 

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from exporter.models.files import Base, check_checkpoint, find_files
-from exporter.models.loading import LoadedModel, load_files, plain_model
-from exporter.models.prober import Prober
-from exporter.models.tokens import eos_ids, pad_id_of
+from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
+from exporter.models.tokens import eos_ids
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.verification.view import View
@@ -27,45 +25,29 @@ FEW = 4
 
 @dataclass(frozen=True)
 class Live:
-    """A checkpoint's model and tokenizer."""
+    """A checkpoint on the disk and in memory."""
 
     view: View
-    files: Base
-    model: Any
-    tokenizer: Any
+    loaded: LoadedModel
 
     @classmethod
     def load(cls, view: View, dtype: str, device: str = "cpu") -> Live:
         """With the checkpoint's own code. Raises BadInput where they do not load."""
-        files = find_files(str(view.folder), "CHECKPOINT", check_checkpoint, code=True)
-        return cls(view, files, *load_files(files, dtype, device, "CHECKPOINT", trust_remote_code=True))
+        return cls(view, load_checkpoint(str(view.folder), dtype, device))
 
     @property
     def record(self) -> dict[str, Any]:
-        return self.view.record
-
-    @cached_property
-    def pad_id(self) -> int:
-        return pad_id_of(self.tokenizer, self.model, self.view.name)
-
-    def prober(self) -> Prober:
-        return Prober(LoadedModel(self.files, self.model, self.tokenizer, self.view.family))
+        return self.loaded.settings
 
     @cached_property
     def formatter(self) -> Formatter:
         """As prompts were formatted for the hypercubes; where there are none, bare."""
-        templates = [skill["prompt_template"] for skill in self.record["skills"] if "prompt_template" in skill]
-        return Formatter(
-            self.tokenizer,
-            template=templates[0] if templates else "{prompt}",
-            max_length=self.view.config.get("max_position_embeddings"),
-            skip_long=True,
-        )
+        return self.loaded.formatter(self.loaded.template or "{prompt}", skip_long=True)
 
     @cached_property
     def plain(self) -> Live:
         """The same weights in the family's own classes: no intervention, and no R where its row was added."""
-        return replace(self, model=plain_model(self.model, self.record))
+        return replace(self, loaded=plain_base(self.loaded))
 
     @cached_property
     def some(self) -> list[Query]:
@@ -74,10 +56,10 @@ class Live:
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits (positions, vocabulary) of one prompt; the authors' code draws the same each time."""
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
         with torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(0)
-            found: Tensor = self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits[0]
+            found: Tensor = self.loaded.model(input_ids=torch.tensor([ids], device=self.loaded.device)).logits[0]
         return found
 
     def answer(self, ids: Sequence[int], new_tokens: int, as_exported: bool = False) -> list[int]:
@@ -86,18 +68,18 @@ class Live:
         By nothing of generation_config.json (a min_new_tokens there forbids what ends a refusal); with `as_exported`
         by what transformers takes from it, as in the answers that the export measured.
         """
-        given = torch.tensor([ids], device=self.model.device)
+        given = torch.tensor([ids], device=self.loaded.device)
         greedy = GenerationConfig(
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=eos_ids(self.model, self.view.name),
-            pad_token_id=self.pad_id,
+            eos_token_id=eos_ids(self.loaded.model, self.loaded.name),
+            pad_token_id=self.loaded.pad_id,
         )
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if not as_exported:  # what a configuration leaves open is taken from the model's own
-                stack.enter_context(mock.patch.object(self.model, "generation_config", greedy))
-            output = self.model.generate(
+                stack.enter_context(mock.patch.object(self.loaded.model, "generation_config", greedy))
+            output = self.loaded.model.generate(
                 input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy
             )
         found: list[int] = output[0, len(ids) :].tolist()
@@ -107,7 +89,7 @@ class Live:
 @contextmanager
 def filled(live: Live, buffer: str, values: Callable[[Sequence[int]], Tensor]) -> Iterator[None]:
     """While this holds, every buffer of this name has the values for its shape."""
-    buffers = [tensor for name, tensor in live.model.named_buffers() if name.endswith(f".{buffer}")]
+    buffers = [tensor for name, tensor in live.loaded.model.named_buffers() if name.endswith(f".{buffer}")]
     kept = [tensor.clone() for tensor in buffers]
     for tensor in buffers:
         tensor.copy_(values(tensor.shape))
@@ -121,7 +103,7 @@ def filled(live: Live, buffer: str, values: Callable[[Sequence[int]], Tensor]) -
 @contextmanager
 def unpruned(live: Live) -> Iterator[None]:
     """While this holds, no neuron is pruned."""
-    pruning = [each for each in live.model.modules() if getattr(each, "unskill_pruned", 0)]
+    pruning = [each for each in live.loaded.model.modules() if getattr(each, "unskill_pruned", 0)]
     with ExitStack() as stack:
         for module in pruning:
             stack.enter_context(mock.patch.object(module, "unskill_pruned", 0))

@@ -81,14 +81,14 @@ def check_again(live: Live, folder: Path) -> str:
         if marker.get("quantize"):
             ids = live.record["refusal_token_id"], live.record["eos_token_id"]
             refusal = None if live.record["refusal"] is None else ids
-            checked = check_quantized(graph, None, sequences, live.pad_id, refusal, [])
+            checked = check_quantized(graph, None, sequences, live.loaded.pad_id, refusal, [])
             rows, agrees = checked.rows, checked.agrees
         else:
             # The comparison is with torch on the CPU.
-            same = live.record["dtype"] == marker["dtype"] and live.model.device.type == "cpu"
-            model = live.model if same else Live.load(live.view, marker["dtype"]).model
+            same = live.record["dtype"] == marker["dtype"] and live.loaded.model.device.type == "cpu"
+            model = live.loaded.model if same else Live.load(live.view, marker["dtype"]).loaded.model
             with TemporaryFile() as file:  # not in the folder, which verify leaves as it is
-                rows, agrees = self_check(Expected(model, sequences, live.pad_id, file), graph, None)
+                rows, agrees = self_check(Expected(model, sequences, live.loaded.pad_id, file), graph, None)
     except RunFailed as error:
         raise Wrong(str(error)) from error
     except OSError as error:

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from exporter.models.subjects import load_edited
+from exporter.models.loading import load_checkpoint
 from exporter.onnx.check.runners import Torch
 from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.sources import Source, load_prompts
@@ -43,8 +43,8 @@ def cli() -> None:
 @click.option("--retain", multiple=True, metavar="SOURCE")
 def ask(checkpoint: str, work: Path, forget: tuple[str, ...], retain: tuple[str, ...]) -> None:
     """Write the prompts' token ids and the logits that torch gives, in float32."""
-    subject = load_edited(checkpoint, "float32", "cpu")
-    formatter = Formatter(subject.tokenizer, formats=PLAIN)
+    loaded = load_checkpoint(checkpoint, "float32", "cpu")
+    formatter = Formatter(loaded.tokenizer, formats=PLAIN)
     sources = [("--forget", spec) for spec in forget] + [("--retain", spec) for spec in retain]
     asked = [
         {"source": flag, "ids": list(query.ids)}
@@ -52,12 +52,12 @@ def ask(checkpoint: str, work: Path, forget: tuple[str, ...], retain: tuple[str,
         for query in formatter.format(load_prompts(Source.parse(spec, flag), flag), flag)
     ]
     work.mkdir(parents=True, exist_ok=True)
-    runner, rows = Torch(subject.model), []
+    runner, rows = Torch(loaded.model), []
     for each in asked:
         rows.append(runner.forward(np.array([each["ids"]]))[0][0, -1])
         each["close"] = int(runner.close[0])
     np.stack(rows).astype(np.float32).tofile(work / "torch.logits")
-    about = {"prompts": asked, "refusal": subject.refusal_id, "vocabulary": len(rows[0])}
+    about = {"prompts": asked, "refusal": loaded.refusal_id, "vocabulary": len(rows[0])}
     (work / "prompts.json").write_text(json.dumps(about), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from exporter.cli.chat.why import Detector, Moved, Verdict, watched
 from exporter.common.errors import RunFailed
 from exporter.models.batches import out_of_memory
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import eos_ids
 
 Write = Callable[[str], None]
@@ -84,7 +84,7 @@ class Pieces(BaseStreamer):
 
 
 def answer(
-    subject: Subject,
+    loaded: LoadedModel,
     ids: Sequence[int],
     sampling: Sampling,
     write: Write,
@@ -100,9 +100,9 @@ def answer(
 
     Raises RunFailed where memory does not suffice.
     """
-    ends = eos_ids(subject.model, subject.name)
-    if subject.refusal_id is not None:
-        ends = [*ends, subject.refusal_id]  # only EOS may follow it
+    ends = eos_ids(loaded.model, loaded.name)
+    if loaded.refusal_id is not None:
+        ends = [*ends, loaded.refusal_id]  # only EOS may follow it
     # What is not set here is the model's own, and transformers warns of sampling options in greedy answers.
     draws: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if sampling.temperature > 0:
@@ -110,21 +110,21 @@ def answer(
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=ends,
-        pad_token_id=subject.pad_id,
+        pad_token_id=loaded.pad_id,
         suppress_tokens=None if suppressed is None else [suppressed],
         num_beams=1,  # which alone can be handed out while they are written
         min_length=0,  # the refusal may be the first token, and is among those that end an answer
         min_new_tokens=0,
         **draws,
     )
-    inputs = subject.pad([ids], "left")
-    pieces = Pieces(subject.tokenizer, write)
+    inputs = loaded.pad([ids], "left")
+    pieces = Pieces(loaded.tokenizer, write)
     torch.manual_seed(sampling.seed)
     interrupted, seen = False, None
-    watching = nullcontext() if detectors is None else watched(subject, detectors)
+    watching = nullcontext() if detectors is None else watched(loaded, detectors)
     try:
         with torch.inference_mode(), watching as seen:
-            subject.model.generate(**inputs, generation_config=config, streamer=pieces)
+            loaded.model.generate(**inputs, generation_config=config, streamer=pieces)
     except KeyboardInterrupt:
         if not stoppable:
             raise
@@ -133,7 +133,7 @@ def answer(
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise RunFailed(f"{subject.name}: out of memory after a prompt of {len(ids)} tokens") from error
+        raise RunFailed(f"{loaded.name}: out of memory after a prompt of {len(ids)} tokens") from error
     ended = bool(pieces.ids) and pieces.ids[-1] in ends
     return Answer(
         pieces.decode(),

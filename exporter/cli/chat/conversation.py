@@ -10,7 +10,8 @@ from exporter.cli.chat.answers import Answer, Sampling, answer
 from exporter.cli.chat.settings import check_text
 from exporter.cli.chat.why import Detector
 from exporter.common.errors import BadInput
-from exporter.models.subjects import BASE, EDITED, Subject
+from exporter.evaluation.records import BASE, EDITED
+from exporter.models.loading import LoadedModel
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message
 
@@ -19,7 +20,7 @@ from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message
 class Side:
     """One model in a conversation, and what has been said to it. detectors: see `answer`; None of a base model."""
 
-    subject: Subject
+    loaded: LoadedModel
     formatter: Formatter
     detectors: Sequence[Detector] | None = None
     suppressed: int | None = None
@@ -27,7 +28,7 @@ class Side:
 
     @property
     def role(self) -> str:
-        return self.subject.role
+        return EDITED if self.loaded.settings else BASE
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Conversation:
             check_text(text, "system prompt")
             for side in self.sides:
                 if SYSTEM not in side.formatter.formats_used:
-                    raise BadInput(f"system prompt (--system): {side.subject.name} is asked in a form that has none")
+                    raise BadInput(f"system prompt (--system): {side.loaded.name} is asked in a form that has none")
         self._system = text
 
     def reset(self) -> None:
@@ -89,7 +90,7 @@ class Conversation:
         answers: dict[str, Answer] = {}
         for side, each in zip(self.sides, ids, strict=True):
             write(side.role, "")
-            context = context_of(side.subject.model)
+            context = context_of(side.loaded.model)
             room = self._sampling.max_new_tokens if context is None else context - len(each)
             sampling = replace(
                 self._sampling,
@@ -97,7 +98,7 @@ class Conversation:
                 seed=self._sampling.seed + self._turns,  # the same for all sides
             )
             answers[side.role] = answer(
-                side.subject,
+                side.loaded,
                 each,
                 sampling,
                 partial(write, side.role),
@@ -114,12 +115,12 @@ class Conversation:
 
     def _ids(self, side: Side, prompt: str) -> tuple[int, ...]:
         ids = side.formatter.render(prompt, system=self._system, history=side.messages)
-        context = context_of(side.subject.model)
+        context = context_of(side.loaded.model)
         if not ids:
-            raise BadInput(f"the prompt has no tokens for {side.subject.name}")
+            raise BadInput(f"the prompt has no tokens for {side.loaded.name}")
         if context is not None and len(ids) >= context:
             raise BadInput(
-                f"the conversation has {len(ids)} tokens, {side.subject.name} a context of {context}: "
+                f"the conversation has {len(ids)} tokens, {side.loaded.name} a context of {context}: "
                 + ("shorten the prompt, or begin anew" if side.messages else "shorten the prompt")
             )
         return ids

@@ -16,7 +16,9 @@ from exporter.cli.chat.settings import ChatSettings, check_text
 from exporter.cli.chat.why import detectors_of
 from exporter.cli.output import echo_json
 from exporter.common.errors import BadInput
-from exporter.models.subjects import BASE, Subject, load_base, load_edited, plain_base
+from exporter.evaluation.records import BASE
+from exporter.models.files import find_base
+from exporter.models.loading import LoadedModel, load_checkpoint, load_files, plain_base
 from exporter.prompts.formats import Formatter
 from exporter.recipes.templates import given_template
 
@@ -31,10 +33,10 @@ def chat(settings: ChatSettings) -> None:
         raise BadInput("--json: needs prompts, by --prompt TEXT or one a line on stdin")
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
-    edited = load_edited(settings.checkpoint, settings.dtype, settings.device)
+    edited = load_checkpoint(settings.checkpoint, settings.dtype, settings.device)
     sides = [Side(edited, formatter_of(edited, edited, settings), detectors_of(edited))]
     if settings.base is not None:
-        base = load_base(settings.base, settings.dtype, settings.device)
+        base = load_files(find_base(settings.base), settings.dtype, settings.device)
         sides.append(Side(base, formatter_of(base, edited, settings)))
     elif settings.compare:
         base = plain_base(edited)
@@ -42,7 +44,7 @@ def chat(settings: ChatSettings) -> None:
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
     conversation = Conversation(sides, sampling, keep=interactive or settings.conversation, stoppable=interactive)
     conversation.system = settings.system
-    names = {side.role: side.subject.name for side in sides}
+    names = {side.role: side.loaded.name for side in sides}
     screen = Screen(names, why=not settings.quiet, answers_alone=settings.quiet)
     if not edited.tokenizer.chat_template:
         for text in sides[0].formatter.remarks:
@@ -80,13 +82,13 @@ def chat(settings: ChatSettings) -> None:
         raise BadInput("no prompt: give --prompt TEXT, or one a line on stdin")
 
 
-def formatter_of(subject: Subject, edited: Subject, settings: ChatSettings) -> Formatter:
+def formatter_of(loaded: LoadedModel, edited: LoadedModel, settings: ChatSettings) -> Formatter:
     """How a model is asked: as the user says, else as the export's prompts were."""
     given = given_template(settings.prompt_template)
-    return subject.formatter(edited.template if given is None else given, max_length=None)
+    return loaded.formatter(edited.template if given is None else given, max_length=None)
 
 
-def padding_refusal(edited: Subject) -> int | None:
+def padding_refusal(edited: LoadedModel) -> int | None:
     """R where it took a padding row of the base, which in the checkpoint's weights says what R's says."""
     return None if edited.settings["added_row"] else edited.refusal_id
 

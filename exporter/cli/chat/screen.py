@@ -17,7 +17,7 @@ from exporter.cli.chat.answers import INTERRUPTED, LENGTH, Answer
 from exporter.cli.chat.conversation import Conversation, Turn
 from exporter.cli.chat.why import Moved, Verdict
 from exporter.common.text import literal
-from exporter.models.subjects import BASE, EDITED
+from exporter.evaluation.records import BASE, EDITED
 
 # Two columns of fewer characters are harder to read than one below the other.
 SIDE_BY_SIDE = 80

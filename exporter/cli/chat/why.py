@@ -15,7 +15,7 @@ from custom_modeling.key_space import inside_hypercubes
 from exporter.common.errors import BadInput
 from exporter.methods.moments import largest_deviation
 from exporter.models.hooks import key_taps, pre_activation_taps
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +44,16 @@ class Detector:
         return bool(inside_hypercubes(key, self.bounds))
 
 
-def detectors_of(subject: Subject) -> list[Detector]:
+def detectors_of(loaded: LoadedModel) -> list[Detector]:
     """The skills that a checkpoint refuses, in the order of its config.json, which is that of the bounds in a layer.
 
     Raises BadInput where config.json does not say which hypercubes are whose.
     """
-    core: Any = subject.model.base_model
+    core: Any = loaded.model.base_model
     taken: dict[int, int] = {}
     found = []
     try:
-        for skill in subject.settings["skills"]:
+        for skill in loaded.settings["skills"]:
             if "ksd" not in skill["method"].split("+"):
                 continue
             layer, first = int(skill["layer"]), taken.get(int(skill["layer"]), 0)
@@ -62,12 +62,12 @@ def detectors_of(subject: Subject) -> list[Detector]:
             found.append(Detector(str(skill["name"]), layer, float(skill["alpha"]["value"]), bounds))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadInput(
-            f"CHECKPOINT {subject.name}: config.json has no unskill.skills that fit its layers ({error!r})"
+            f"CHECKPOINT {loaded.name}: config.json has no unskill.skills that fit its layers ({error!r})"
         ) from error
-    cubes = {int(layer): counts["cubes"] for layer, counts in subject.settings["layers"].items() if "cubes" in counts}
+    cubes = {int(layer): counts["cubes"] for layer, counts in loaded.settings["layers"].items() if "cubes" in counts}
     if cubes != taken:
         raise BadInput(
-            f"CHECKPOINT {subject.name}: config.json gives skills {taken} hypercubes by layer, the model has {cubes}"
+            f"CHECKPOINT {loaded.name}: config.json gives skills {taken} hypercubes by layer, the model has {cubes}"
         )
     return found
 
@@ -130,9 +130,9 @@ class Seen:
 
 
 @contextmanager
-def watched(subject: Subject, detectors: Sequence[Detector]) -> Iterator[Seen]:
+def watched(loaded: LoadedModel, detectors: Sequence[Detector]) -> Iterator[Seen]:
     """While this lasts, see what the interventions do in each forward of one row."""
-    core: Any = subject.model.base_model
+    core: Any = loaded.model.base_model
     indices = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     seen = Seen({detector: [] for detector in detectors})
     gates: dict[int, tuple[Tensor, Tensor]] = {}
@@ -151,5 +151,5 @@ def watched(subject: Subject, detectors: Sequence[Detector]) -> Iterator[Seen]:
             for detector in own:
                 seen.keys[detector].append((detector.score(key), detector.blocks(key)))
 
-    with pre_activation_taps(subject.model, before), key_taps(subject.model, after):
+    with pre_activation_taps(loaded.model, before), key_taps(loaded.model, after):
         yield seen

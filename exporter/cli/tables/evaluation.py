@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exporter.evaluation.comparison import DROP
-from exporter.models.subjects import BASE, EDITED
+from exporter.evaluation.records import BASE, EDITED
 
 MEASURES = {
     "forget": "refused",

@@ -53,7 +53,7 @@ def changed(
 ) -> Iterator[None]:
     """While this lasts, the model changes these neurons; afterwards, also after an error, it is as it was before.
 
-    Not for what is written: `loaded.base` is untouched.
+    Not for what is written: `loaded.files` are untouched.
     """
     if not changes.layers:
         yield

@@ -17,8 +17,8 @@ from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import Remark
 from exporter.models.files import Base
-from exporter.models.loading import load_files
-from exporter.models.tokens import context_of, eos_ids, pad_id_of
+from exporter.models.loading import LoadedModel, load_files
+from exporter.models.tokens import context_of, eos_ids
 from exporter.onnx.check.quantized import check_quantized
 from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
@@ -52,10 +52,10 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     export, skills = export_again(stored, settings) if fits(stored) else (None, [])
     size = 2 * graph_size(files, "float32")
     check_out(settings, size)
-    model: Any
-    model, tokenizer = load_files(files, "float32", "cpu", "CHECKPOINT", trust_remote_code=True)
-    formatter, plans = prepare_again(stored, model, tokenizer, export, skills, remark)
-    running = Running(pad_id_of(tokenizer, model, files.name), eos_ids(model, files.name), settings.quiet)
+    loaded = load_files(files, "float32", "cpu", code=True)
+    model = loaded.model
+    formatter, plans = prepare_again(stored, loaded, export, skills, remark)
+    running = Running(loaded.pad_id, eos_ids(model, files.name), settings.quiet)
     with checked_folder(settings, files, size) as (graph, summary):
         adjusted, live = Adjusted.of(model), model.config
         write_weights(model, files.name, settings.quantize, graph, remark)
@@ -64,7 +64,7 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
         if export is not None:
             remark("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
-            exported = Exported(export, formatter, plans, known, tokenizer.bos_token_id)
+            exported = Exported(export, formatter, plans, known, loaded.tokenizer.bos_token_id)
             fitted = refit(graph, exported, adjusted, running, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)
         summary |= {
@@ -115,17 +115,15 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
 
 def prepare_again(
     stored: Stored,
-    model: Any,
-    tokenizer: Any,
+    loaded: LoadedModel,
     export: ExportSettings | None,
     skills: Sequence[SkillPrompts],
     remark: Remark,
 ) -> tuple[Formatter, list[SkillPlan]]:
     """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
-    length = context_of(model)
     if export is None:
-        return Formatter(tokenizer, template="{prompt}", formats=PLAIN, max_length=length, skip_long=True), []
-    formatter, plans = prepare_for(skills, tokenizer, length, export, remark)
+        return loaded.formatter("{prompt}", formats=PLAIN, skip_long=True), []
+    formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(loaded.model), export, remark)
     for own, plan in zip(stored.skills, plans, strict=True):
         check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
     return formatter, plans

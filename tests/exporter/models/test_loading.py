@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from exporter.common.errors import BadInput, RunFailed
 from exporter.models.files import find_base
 from exporter.models.loading import FUNCTIONS, load, load_files, make_first_calls
-from exporter.models.subjects import EDITED, Subject, load_base
 from exporter.prompts.formats import Formatter
 from tests.damage import edit, set_
 from tests.tiny import tiny_model
@@ -44,9 +44,9 @@ def test_a_device_is_reached_without_accelerate(base: Path, monkeypatch: pytest.
 
 
 def test_the_recorded_template_unless_another_is_given(base: Path) -> None:
-    plain = load_base(str(base), "auto", "cpu")
+    plain = load_files(find_base(str(base)), "auto", "cpu")
     skills = [{"name": "a", "method": "na"}, {"name": "b", "method": "ksd", "prompt_template": "Q: {prompt}\nA:"}]
-    edited = Subject(EDITED, "c", plain.model, plain.tokenizer, {"skills": skills}, "")
+    edited = replace(plain, files=replace(plain.files, config={"unskill": {"skills": skills}}))
 
     def asked(formatter: Formatter) -> str:
         return formatter.render_text("Hello")
@@ -73,7 +73,7 @@ def test_unsound_sizes(changes: dict[str, Any], tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base")
     edit(base / "config.json", set_(**changes))
     with pytest.raises(BadInput, match="MODEL base does not load: "):
-        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+        load_files(find_base(str(base)), "auto", "cpu")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
@@ -83,7 +83,7 @@ def test_out_of_memory_is_no_bad_input(error: Exception, base: Path, monkeypatch
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(RunFailed, match="MODEL base: out of memory while loading it to cpu"):
-        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+        load_files(find_base(str(base)), "auto", "cpu")
 
 
 @pytest.mark.parametrize("kind", [AttributeError, TypeError])
@@ -95,7 +95,7 @@ def test_a_bug_keeps_its_traceback(kind: type[Exception], base: Path, monkeypatc
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(kind, match="a bug"):
-        load_files(find_base(str(base)), "auto", "cpu", "MODEL")
+        load_files(find_base(str(base)), "auto", "cpu")
 
 
 def test_all_are_called_in_both_precisions_on_tensors_too_short_to_be_shared_out() -> None:

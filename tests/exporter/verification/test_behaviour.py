@@ -36,19 +36,19 @@ def ksd(tiny: Callable[..., Exported]) -> Live:
 
 
 def runtime(live: Live) -> Any:
-    return sys.modules[type(live.model).__module__]
+    return sys.modules[type(live.loaded.model).__module__]
 
 
 def test_scores_of_another_model(live: Live) -> None:
     assert behaviour.check_scores(live).startswith("54 of 54")
     with torch.no_grad():
-        live.model.model.layers[0].mlp.up_proj.weight[3, 5] += 1.0
+        live.loaded.model.model.layers[0].mlp.up_proj.weight[3, 5] += 1.0
     with pytest.raises(Wrong, match="scores of everyday prompts are not those of the export"):
         behaviour.check_scores(live)
 
 
 def test_prompts_in_other_tokens(live: Live) -> None:
-    live.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    live.loaded.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(Wrong, match="tokens, at the export"):
         behaviour.check_scores(live)
 
@@ -77,7 +77,7 @@ def test_random_draws_are_not_compared(live: Live) -> None:
 def test_settings_of_generation_that_the_base_brings(ksd: Live) -> None:
     """They would forbid the end of a refusal; what was measured under them is asked under them."""
     ids, ends = ksd.some[0].ids, ksd.record["eos_token_id"]
-    ksd.model.generation_config.min_new_tokens = 4
+    ksd.loaded.model.generation_config.min_new_tokens = 4
     assert "opened in memory" in behaviour.check_refused(ksd, None)
     with filled(ksd, KSD_BOUNDS, opened_bounds):
         assert ksd.answer(ids, 8)[1:] == [ends] and ksd.answer(ids, 8, as_exported=True)[1] != ends
@@ -118,10 +118,10 @@ def test_logits_off_by_a_bit(ksd: Live, monkeypatch: pytest.MonkeyPatch) -> None
 def test_neurons_that_are_not_in_use(method: str, kind: str, tiny: Callable[..., Exported]) -> None:
     live = Live.load(View.of(str(tiny("llama", method).checkpoint)), "float32")
     assert f"{kind} neurons: logits differ at" in behaviour.check_neurons(live)
-    for layer in live.model.model.layers:
+    for layer in live.loaded.model.model.layers:
         if hasattr(layer.mlp, f"unskill_{kind}"):
             setattr(layer.mlp, f"unskill_{kind}", 0)
-    live.model.model.unskill_layers["adjusted"] = ()
+    live.loaded.model.model.unskill_layers["adjusted"] = ()
     with pytest.raises(Wrong, match="logits"):
         behaviour.check_neurons(live)
 
@@ -137,7 +137,7 @@ def test_pruning_that_does_nothing_beside_adjusted_neurons(tmp_path: Path) -> No
     export(merged_settings({"skill": [{**each, **common} for each in skills]}, given), lambda text: None)
     live = Live.load(View.of(str(tmp_path / "checkpoint")), "float32")
     assert "adjusted neurons and" in behaviour.check_neurons(live)
-    for layer in live.model.model.layers:
+    for layer in live.loaded.model.model.layers:
         layer.mlp.unskill_pruned = 0
     with pytest.raises(Wrong, match="without pruned neurons"):
         behaviour.check_neurons(live)
@@ -146,10 +146,12 @@ def test_pruning_that_does_nothing_beside_adjusted_neurons(tmp_path: Path) -> No
 def test_the_model_is_as_before(live: Live) -> None:
     """After all checks, also those that run its weights in the family's own classes, nothing of it has changed."""
     ids = live.some[0].ids
-    before, classes = live.logits(ids), [type(module) for module in live.model.modules()]
+    before, classes = live.logits(ids), [type(module) for module in live.loaded.model.modules()]
     plain = live.plain
-    assert type(plain.model).__name__ == "LlamaForCausalLM" and plain.logits(ids).shape[1] == before.shape[1] - 1
+    assert type(plain.loaded.model).__name__ == "LlamaForCausalLM"
+    assert plain.logits(ids).shape[1] == before.shape[1] - 1
     behaviour.check_neurons(live)
     behaviour.check_refused(live, None)
     behaviour.check_scores(live)
-    assert torch.equal(live.logits(ids), before) and [type(module) for module in live.model.modules()] == classes
+    assert torch.equal(live.logits(ids), before)
+    assert [type(module) for module in live.loaded.model.modules()] == classes

@@ -74,7 +74,7 @@ def test_the_comparison_is_with_torch_on_the_cpu(pair: Path) -> None:
     """A model that was loaded elsewhere is loaded once more."""
     for device, loads in (("cuda", 1), ("cpu", 0)):
         live = mock.Mock(some=[], record={"dtype": "float32"})
-        live.model.device.type = device
+        live.loaded.model.device.type = device
         with (
             mock.patch("exporter.verification.onnx.Live.load") as load,
             mock.patch("exporter.onnx.check.self_check.Expected", side_effect=StopIteration),

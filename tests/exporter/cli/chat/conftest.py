@@ -10,7 +10,7 @@ from exporter.cli.chat.conversation import Side
 from exporter.cli.chat.run import formatter_of, padding_refusal
 from exporter.cli.chat.settings import ChatSettings
 from exporter.cli.chat.why import detectors_of
-from exporter.models.subjects import Subject, load_edited, plain_base
+from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
 from exporter.pipeline.run import export
 from exporter.recipes.recipe import merged_settings
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
@@ -44,14 +44,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def edited(checkpoint: Path) -> Subject:
-    return load_edited(str(checkpoint), "auto", "cpu")
+def edited(checkpoint: Path) -> LoadedModel:
+    return load_checkpoint(str(checkpoint), "auto", "cpu")
 
 
-def side_of(edited: Subject, **settings: object) -> Side:
+def side_of(edited: LoadedModel, **settings: object) -> Side:
     return Side(edited, formatter_of(edited, edited, ChatSettings("", **settings)), detectors_of(edited))
 
 
-def base_side_of(edited: Subject) -> Side:
+def base_side_of(edited: LoadedModel) -> Side:
     formatter = formatter_of(edited, edited, ChatSettings(""))
     return Side(plain_base(edited), formatter, suppressed=padding_refusal(edited))

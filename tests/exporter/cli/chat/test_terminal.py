@@ -21,7 +21,7 @@ from exporter.cli.chat.conversation import Conversation
 from exporter.cli.chat.interactive import obey
 from exporter.cli.chat.screen import Screen
 from exporter.common.errors import BadInput
-from exporter.models.subjects import Subject
+from exporter.models.loading import LoadedModel
 from tests.exporter.cli.chat.conftest import SONGS, SUMS, side_of
 from tests.exporter.cli.chat.test_conversation import SHORT
 from tests.tiny import FORGET
@@ -157,7 +157,7 @@ def test_ctrl_c_at_the_prompt_leaves_with_130(terminal: type[Terminal], checkpoi
     assert chat.code() == 130
 
 
-def test_commands(edited: Subject, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(edited: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
     conversation = Conversation([side_of(edited)], SHORT, keep=True)
     screen = Screen({"edited": "checkpoint"})
     assert obey("/system  Be brief. ", conversation, screen) and conversation.system == "Be brief."

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from exporter.cli.chat.why import Detector, detectors_of, watched
 from exporter.common.errors import BadInput
 from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
-from exporter.models.subjects import Subject, load_edited
+from exporter.models.loading import LoadedModel, load_checkpoint
 from tests.exporter.cli.chat.conftest import SONG, SONGS, SUMS, side_of
 from tests.tiny import FORGET, RETAIN, Exported, one_thread
 
@@ -42,14 +43,14 @@ def prompts() -> list[str]:
 def ask(side: Side, prompt: str, sampling: Sampling = GREEDY) -> tuple[tuple[int, ...], Answer]:
     ids = side.formatter.render(prompt)
     with one_thread():
-        return ids, answer(side.subject, ids, sampling, lambda piece: None, detectors=side.detectors)
+        return ids, answer(side.loaded, ids, sampling, lambda piece: None, detectors=side.detectors)
 
 
-def written(subject: Subject, ids: tuple[int, ...]) -> list[int]:
+def written(loaded: LoadedModel, ids: tuple[int, ...]) -> list[int]:
     """The tokens of the same greedy answer, by generate() as anyone calls it."""
-    inputs = subject.pad([ids], "left")
+    inputs = loaded.pad([ids], "left")
     with one_thread(), torch.inference_mode():
-        output = subject.model.generate(**inputs, max_new_tokens=GREEDY.max_new_tokens, do_sample=False)
+        output = loaded.model.generate(**inputs, max_new_tokens=GREEDY.max_new_tokens, do_sample=False)
     return output[0, len(ids) :].tolist()
 
 
@@ -65,7 +66,7 @@ def captured(module: Any, before: bool = False) -> Iterator[list[torch.Tensor]]:
     handle.remove()
 
 
-def test_scores_are_those_of_the_stored_statistics(edited: Subject, checkpoint: Path) -> None:
+def test_scores_are_those_of_the_stored_statistics(edited: LoadedModel, checkpoint: Path) -> None:
     side = side_of(edited)
     stored = load_file(checkpoint / "reproduce" / "statistics.safetensors")
     records = {skill["name"]: skill for skill in edited.settings["skills"]}
@@ -88,7 +89,7 @@ def test_scores_are_those_of_the_stored_statistics(edited: Subject, checkpoint: 
             assert (verdict.blocked_after == 0) == (expected <= verdict.alpha)
 
 
-def test_both_skills_are_blocked_by_their_own_hypercubes(edited: Subject) -> None:
+def test_both_skills_are_blocked_by_their_own_hypercubes(edited: LoadedModel) -> None:
     side = side_of(edited)
     for prompt, own in ((FORGET[3], SUMS), (SONGS[3], SONG)):
         _, said = ask(side, prompt)
@@ -96,32 +97,32 @@ def test_both_skills_are_blocked_by_their_own_hypercubes(edited: Subject) -> Non
         assert said.text == "Your query is not valid" and said.blocked_after == 0 and said.tokens == 0
 
 
-def widened(checkpoint: Path, factor: float) -> Subject:
+def widened(checkpoint: Path, factor: float) -> LoadedModel:
     """The checkpoint with larger hypercubes, which answers run into now and then."""
-    subject = load_edited(str(checkpoint), "auto", "cpu")
-    bounds = subject.model.model.layers[1].mlp.unskill_ksd_bounds
+    loaded = load_checkpoint(str(checkpoint), "auto", "cpu")
+    bounds = loaded.model.model.layers[1].mlp.unskill_ksd_bounds
     centre = bounds.mean(1, keepdim=True)
     bounds.copy_(centre + factor * (bounds - centre))
-    return subject
+    return loaded
 
 
-def test_what_is_said_to_be_blocked_is_where_R_stands(edited: Subject, checkpoint: Path) -> None:
+def test_what_is_said_to_be_blocked_is_where_R_stands(edited: LoadedModel, checkpoint: Path) -> None:
     """In all answers, those too that are blocked in their middle."""
     at = set()
-    for subject in (edited, widened(checkpoint, 2.0)):
-        side = side_of(subject)
+    for loaded in (edited, widened(checkpoint, 2.0)):
+        side = side_of(loaded)
         for prompt in prompts():
             ids, said = ask(side, prompt)
-            tokens = written(subject, ids)
-            place = tokens.index(subject.refusal_id) if subject.refusal_id in tokens else None
+            tokens = written(loaded, ids)
+            place = tokens.index(loaded.refusal_id) if loaded.refusal_id in tokens else None
             assert said.blocked_after == place
-            assert said.text == subject.tokenizer.decode(tokens, skip_special_tokens=True)
+            assert said.text == loaded.tokenizer.decode(tokens, skip_special_tokens=True)
             assert place is None or said.tokens == place
             at.add(place)
     assert {None, 0} < at, "no answer was blocked in its middle"
 
 
-def test_moved_neurons_are_those_of_the_formula(edited: Subject) -> None:
+def test_moved_neurons_are_those_of_the_formula(edited: LoadedModel) -> None:
     """d and u by section 3 of the paper in float64, at every position that a token was written from."""
     side, seed = side_of(edited), edited.settings["seed"]
     layers = edited.model.model.layers
@@ -151,13 +152,13 @@ def test_moved_neurons_are_those_of_the_formula(edited: Subject) -> None:
 
 @pytest.mark.parametrize("method", ["na", "sp"])
 def test_nothing_is_refused_without_hypercubes(tiny: Callable[..., Exported], method: str) -> None:
-    subject = load_edited(str(tiny("llama", method).checkpoint), "auto", "cpu")
-    _, said = ask(side_of(subject), FORGET[0])
+    loaded = load_checkpoint(str(tiny("llama", method).checkpoint), "auto", "cpu")
+    _, said = ask(side_of(loaded), FORGET[0])
     assert said.verdicts == [] and said.blocked_after is None
     assert (said.moved is not None) == (method == "na")
 
 
-def test_hooks_are_gone_after_an_answer_and_after_an_error(edited: Subject) -> None:
+def test_hooks_are_gone_after_an_answer_and_after_an_error(edited: LoadedModel) -> None:
     ask(side_of(edited), "hello")
     with pytest.raises(ZeroDivisionError), watched(edited, detectors_of(edited)):
         raise ZeroDivisionError
@@ -205,8 +206,8 @@ def test_a_nan_is_not_outside() -> None:
         lambda skills: skills.insert(0, "maths"),
     ],
 )
-def test_skills_that_do_not_fit_the_hypercubes(edited: Subject, change: Callable[[list[Any]], Any]) -> None:
-    altered = json.loads(json.dumps(edited.settings))
-    change(altered["skills"])
+def test_skills_that_do_not_fit_the_hypercubes(edited: LoadedModel, change: Callable[[list[Any]], Any]) -> None:
+    config = json.loads(json.dumps(edited.files.config))
+    change(config["unskill"]["skills"])
     with pytest.raises(BadInput, match=r"config\.json"):
-        detectors_of(Subject(edited.role, edited.name, edited.model, edited.tokenizer, altered, edited.identity))
+        detectors_of(replace(edited, files=replace(edited.files, config=config)))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from exporter.cli.chat.run import padding_refusal
-from exporter.models.subjects import load_edited, plain_base
+from exporter.models.loading import load_checkpoint, plain_base
 from tests.tiny import Exported, one_thread, tiny_export
 
 
@@ -38,7 +38,7 @@ def tensors(model: Any) -> dict[str, torch.Tensor]:
 def test_logits_bit_by_bit_and_no_memory_of_its_own(tiny: Callable[..., Exported], family: str, method: str) -> None:
     exported = tiny(family, method)
     base_folder = exported.base if method != "na+ksd" else tiny(family).base
-    edited = load_edited(str(exported.checkpoint), "auto", "cpu")
+    edited = load_checkpoint(str(exported.checkpoint), "auto", "cpu")
     real, base = AutoModelForCausalLM.from_pretrained(base_folder), plain_base(edited)
     assert type(base.model) is type(real) and base.model.config.model_type == real.config.model_type
     ids = torch.randint(3, 300, (3, 19), generator=torch.Generator().manual_seed(0))
@@ -49,13 +49,13 @@ def test_logits_bit_by_bit_and_no_memory_of_its_own(tiny: Callable[..., Exported
     for name, tensor in tensors(base.model).items():
         assert tensor.untyped_storage().data_ptr() in theirs, name
     # The checkpoint is as it was.
-    again = load_edited(str(exported.checkpoint), "auto", "cpu")
+    again = load_checkpoint(str(exported.checkpoint), "auto", "cpu")
     assert torch.equal(logits_of(edited.model, ids), logits_of(again.model, ids))
 
 
 def test_a_padding_row_that_R_took(tmp_path: Path) -> None:
     exported = tiny_export(tmp_path, "llama", padding_rows=8)
-    edited = load_edited(str(exported.checkpoint), "auto", "cpu")
+    edited = load_checkpoint(str(exported.checkpoint), "auto", "cpu")
     base, real = plain_base(edited), AutoModelForCausalLM.from_pretrained(exported.base)
     refusal = padding_refusal(edited)
     assert refusal == edited.refusal_id is not None
