@@ -187,7 +187,7 @@ def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
     with one_thread():
         export(
             one_skill(base, out, f"{forget},column=prompt", f"{retain},column=prompt", **settings),
-            remark=lambda text: None,
+            notify=lambda text: None,
         )
         blocked, answered = sort_out(out)
     prompts = folder / "prompts.json"

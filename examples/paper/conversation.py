@@ -23,7 +23,7 @@ from examples.paper.answers import answers
 from examples.paper.experiment import Experiment, Results, Table, counted
 from exporter.common.errors import BadInput
 from exporter.common.rates import Rate, rate
-from exporter.models.hooks import pre_activation_taps
+from exporter.models.hooks import pre_activation_hooks
 from exporter.models.loading import LoadedModel, load_checkpoint
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, Formatter, Message
@@ -206,7 +206,7 @@ def read(loaded: LoadedModel, conversation: Conversation) -> Reading:
             sums.add_(seen(mlp, values).cpu())
 
     ids = torch.tensor([encoded["input_ids"]], device=loaded.device)
-    with torch.inference_mode(), pre_activation_taps(loaded.model, receive):
+    with torch.inference_mode(), pre_activation_hooks(loaded.model, receive):
         if loaded.refusal_id is None:
             core(input_ids=ids, use_cache=False)
             blocked = torch.zeros(len(turn), dtype=torch.bool)

@@ -29,7 +29,7 @@ from exporter.methods.neurons.scores import effect_size
 from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import counted_tokens, longest_first, probe_texts
 from exporter.models.files import find_base
-from exporter.models.hooks import pre_activation_taps
+from exporter.models.hooks import pre_activation_hooks
 from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.models.tokens import context_of
@@ -139,7 +139,7 @@ def pre_activations(prober: Prober, queries: Sequence[Query], places: Sequence[T
         begun = inputs["attention_mask"].cumsum(-1) > 1  # not position 0
         mask = counted_tokens(inputs, prober.loaded.tokenizer.bos_token_id).bool() & begun
         seen: list[Tensor] = []
-        taps = pre_activation_taps(
+        taps = pre_activation_hooks(
             prober.loaded.model,
             lambda layer, values: seen.append(values[mask][:, places[layer].to(values.device)].float().cpu()),
         )

@@ -75,7 +75,7 @@ def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
     options: list[Mapping[str, Any]] = [each.options for each in records if each.name == source.label]
     if not options:
         names = ", ".join(dict.fromkeys(each.name for each in records)) or "none"
-        raise BadInput(f"{flag} {source.label}: is no source of this checkpoint; its {flag} sources are {names}")
+        raise BadInput(f"{flag} {source.label}: is not a source of this checkpoint; its {flag} sources are {names}")
     if source.options:
         return [source]
     return list(dict.fromkeys(replace(source, **each) for each in options))

@@ -55,7 +55,7 @@ def inspect(checkpoint: str) -> dict[str, Any]:
     asked for. Rates are rows of what, source, format, hits, total, rate, and low and high of the exact 95 % interval.
     "sizes" are bytes; "missing": files that the checkpoint names and does not have.
 
-    Raises BadInput where CHECKPOINT is none of ours, or one of the files that are read is damaged.
+    Raises BadInput where CHECKPOINT was not written by unskill, or one of the files that are read is damaged.
     """
     folder, name, revision = Path(checkpoint), Path(checkpoint).resolve().name, None
     if not os.path.isdir(folder):

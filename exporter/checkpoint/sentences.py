@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # torch
 
 
 def trial_line(trial: Trial) -> str:
-    """One trial of Neuron Adjust or pruning, as it is remarked while the next one runs."""
+    """One trial of Neuron Adjust or pruning, as the user sees it while the next one runs."""
     everyday = "" if trial.everyday_rise is None else f", everyday {trial.everyday_rise:+.4f}"
     return (
         f"{trial.score} {trial.beta:g} %: loss of forget texts {trial.forget_rise:+.4f}, retain "

@@ -239,7 +239,7 @@ class Summary(Part):
 
     @classmethod
     def from_json(cls, content: Any) -> Summary:
-        """What summary.json holds. Raises ValueError, in one line, where it is none of an export's."""
+        """What summary.json holds. Raises ValueError, in one line, where it is not an export's."""
         try:
             return cls.model_validate(content)
         except ValidationError as error:

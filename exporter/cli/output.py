@@ -20,5 +20,5 @@ def echo_json(content: Any) -> None:
     click.echo(printable_json(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
-def remarks(quiet: bool) -> Callable[[str], None]:
+def messages(quiet: bool) -> Callable[[str], None]:
     return lambda text: None if quiet else click.echo(text, err=True)

@@ -32,14 +32,14 @@ NOT_KNOWN = "whether the commit was made is not known"
 
 
 def check_endpoint() -> None:
-    """Raises BadInput for an HF_ENDPOINT that is no address, of which each HTTP library raises something else."""
+    """Raises BadInput for an HF_ENDPOINT that is not an address, of which each HTTP library raises something else."""
     try:
         parts = urlsplit(constants.ENDPOINT)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
     if not sound:
-        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is no address: unset it, or mend it")
+        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is not an address: unset it, or mend it")
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,15 @@ def without(token: str, text: str) -> str:
     return text.replace(token, "<token>")
 
 
-class Remarks(logging.Handler):
-    """The library's messages as remarks. Addresses lose their query, which may be a signature that lets one write."""
+class Messages(logging.Handler):
+    """The library's messages as messages. Addresses lose their query, which may be a signature that lets one write."""
 
-    def __init__(self, remark: Callable[[str], None], token: str) -> None:
+    def __init__(self, notify: Callable[[str], None], token: str) -> None:
         super().__init__()
-        self.remark, self.token = remark, token
+        self.notify, self.token = notify, token
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.remark(without(self.token, re.sub(r"(https?://[^\s?]*)\?[^\s'\"]*", r"\1", self.format(record))))
+        self.notify(without(self.token, re.sub(r"(https?://[^\s?]*)\?[^\s'\"]*", r"\1", self.format(record))))
 
 
 @contextmanager
@@ -163,16 +163,16 @@ def silent_library() -> Iterator[None]:
 
 
 @contextmanager
-def library_messages(remark: Callable[[str], None], token: str, quiet: bool) -> Iterator[None]:
-    """While this runs, what huggingface_hub logs and warns of are remarks, and with `quiet` it draws no bars."""
+def library_messages(notify: Callable[[str], None], token: str, quiet: bool) -> Iterator[None]:
+    """While this runs, what huggingface_hub logs and warns of are messages, and with `quiet` it draws no bars."""
     logger = logging.getLogger("huggingface_hub")
     handlers, bars = logger.handlers, not are_progress_bars_disabled()
-    logger.handlers = [Remarks(remark, token)]
+    logger.handlers = [Messages(notify, token)]
     if quiet and bars:
         disable_progress_bars()
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest: remark(without(token, f"warning: {message}"))
+            warnings.showwarning = lambda message, *rest: notify(without(token, f"warning: {message}"))
             yield
     finally:
         logger.handlers = handlers

@@ -28,7 +28,7 @@ OLD_SUFFIX = ".unskill-old"
 
 
 def repair(out: Path) -> list[str]:
-    """Mend what killed runs left beside OUT, before anything is asked about OUT; returns remarks for the user.
+    """Mend what killed runs left beside OUT, before anything is asked about OUT; returns messages for the user.
 
     An old OUT that waited for its replacement is put back if OUT is missing, else removed. Temporary folders of dead
     runs are removed; those of live runs, which hold a lock on theirs, are left alone. RunFailed if the old OUT cannot
@@ -39,27 +39,27 @@ def repair(out: Path) -> list[str]:
         return []  # missing or unwritable: check_target says so
     name = re.compile(re.escape(f".{out.name}.unskill-") + "[0-9a-f]{8}")
     leftovers = [entry.path for entry in os.scandir(out.parent) if name.fullmatch(entry.name)]
-    remarks, live = [], False
+    messages, live = [], False
     for folder in sorted(leftovers):
         try:
             _remove_unless_live(folder)
-            remarks.append(f"removed {folder}, left over from an interrupted run")
+            messages.append(f"removed {folder}, left over from an interrupted run")
         except FileNotFoundError:
             pass  # a run beside this one ended or cleaned up first
         except BlockingIOError:
             live = True
         except OSError as error:  # also file systems without locks: nothing tells a dead run from a live one there
-            remarks.append(f"left {folder} alone ({error.strerror}): remove it unless another run is using it")
+            messages.append(f"left {folder} alone ({error.strerror}): remove it unless another run is using it")
     old = out.with_name(out.name + OLD_SUFFIX)
     if os.path.isdir(old) and not live:  # a live run may be between its two renames
         if os.path.lexists(out):
             shutil.rmtree(old, ignore_errors=True)
-            remarks.append(f"removed {old}, left over from an interrupted run")
+            messages.append(f"removed {old}, left over from an interrupted run")
         else:
             with write_errors(out):
                 old.rename(out)
-            remarks.append(f"put {old.name} back as {out}: an interrupted run had moved it aside")
-    return remarks
+            messages.append(f"put {old.name} back as {out}: an interrupted run had moved it aside")
+    return messages
 
 
 def check_target(

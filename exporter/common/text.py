@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
-Remark = Callable[[str], None]
+Notify = Callable[[str], None]
 
 # Embeddings, overrides and isolates, by which text can be made to read as another.
 DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}

@@ -78,7 +78,7 @@ class Records:
 
 
 def read_by_item(path: Path) -> dict[str, Result]:
-    """Results of an earlier run by the items' sha256. Raises BadInput where the file is none of ours."""
+    """Results of an earlier run by the items' sha256. Raises BadInput where the file was not written by unskill."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
         records = [json.loads(line) for line in lines[1:] if line]

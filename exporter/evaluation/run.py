@@ -26,7 +26,7 @@ from exporter.models.loading import LoadedModel, load_checkpoint, load_files
 from exporter.recipes.templates import given_template
 
 
-def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, notify: Callable[[str], None]) -> dict[str, Any]:
     """Evaluate a checkpoint, and its base beside it; results by item are in settings.out.
 
     Raises BadInput for sources, models and folders that cannot be used, RunFailed on NaN and a full disk.
@@ -42,8 +42,8 @@ def evaluate(settings: EvaluateSettings, remark: Callable[[str], None]) -> dict[
     loaded = load_checkpoint(settings.checkpoint, settings.dtype, settings.device)
     template = given_template(settings.prompt_template)
     formatter = loaded.formatter(template, formats=settings.formats, seed=settings.seed)
-    for text in formatter.remarks:
-        remark(text)
+    for text in formatter.notes:
+        notify(text)
     tasks = [make_task(loaded, formatter, each) for each in read]
     names = file_names(tasks)
     results: list[dict[str, list[Result]]] = [{} for _ in tasks]

@@ -187,7 +187,7 @@ def check_choices(items: Sequence[Item], flag: str) -> None:
         where = f"{flag} {item.source}: row {item.row}"
         choices, answer = item.fields["choices"], item.fields["answer"]
         if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
-            raise BadInput(f"{where}: column 'choices' is no list of 2 to {len(LETTERS)} answers")
+            raise BadInput(f"{where}: column 'choices' is not a list of 2 to {len(LETTERS)} answers")
         if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in LETTERS:
             answer = LETTERS.index(answer.strip().upper())
         if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):

@@ -57,4 +57,4 @@ class EvaluateSettings:
                 "--code: runs programs that the models write; --allow-code-execution says that they may, confined"
             )
         if self.against is not None and not self.against.is_dir():
-            raise BadInput(f"--against: {self.against} is no folder of an earlier evaluation")
+            raise BadInput(f"--against: {self.against} is not the folder of an earlier evaluation")

@@ -26,7 +26,7 @@ def removed(handles: Sequence[RemovableHandle]) -> Iterator[None]:
 
 
 @contextmanager
-def key_taps(
+def key_hooks(
     model: PreTrainedModel, receive: Callable[[int, Tensor], None], *, stop_after: int | None = None
 ) -> Iterator[None]:
     """Call receive(layer, key vectors (batch, positions, d_ff)) at every down projection, in the order of the layers.
@@ -49,7 +49,7 @@ def key_taps(
 
 
 @contextmanager
-def pre_activation_taps(model: PreTrainedModel, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+def pre_activation_hooks(model: PreTrainedModel, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call receive(layer, pre-activations (batch, positions, d_ff)) at every gate projection, before anything changes
     them. They may be changed in place afterwards: not to be kept."""
 
@@ -63,7 +63,7 @@ def pre_activation_taps(model: PreTrainedModel, receive: Callable[[int, Tensor],
 
 
 @contextmanager
-def mlp_taps(
+def mlp_hooks(
     model: PreTrainedModel, receive: Callable[[int, Tensor, Tensor, Tensor, nn.Module], None]
 ) -> Iterator[None]:
     """Call receive(layer, pre-activations, up projections, key vectors, MLP), (batch, positions, d_ff) each, at every
@@ -89,7 +89,7 @@ def mlp_taps(
 
 
 @contextmanager
-def final_state_tap(model: PreTrainedModel, receive: Callable[[Tensor], None]) -> Iterator[None]:
+def final_state_hook(model: PreTrainedModel, receive: Callable[[Tensor], None]) -> Iterator[None]:
     """Call receive(final hidden states (batch, positions, hidden)), normed: what the output head reads."""
     core: Any = model.base_model
     handle = core.norm.register_forward_hook(lambda module, inputs, output: receive(output))

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from exporter.common.errors import RunFailed
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
-from exporter.models.hooks import LastLayerReached, final_state_tap, key_taps
+from exporter.models.hooks import LastLayerReached, final_state_hook, key_hooks
 from exporter.models.loading import LoadedModel
 from exporter.models.tokens import eos_ids, padded, positions_of
 from exporter.prompts.formats import Query
@@ -110,7 +110,7 @@ class Prober(KeyProber):
     def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
         def run(rows: list[int]) -> Batch:
             seen: list[Tensor] = []
-            taps = key_taps(
+            taps = key_hooks(
                 self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1
             )
             with suppress(LastLayerReached), taps:
@@ -124,7 +124,7 @@ class Prober(KeyProber):
 
         def run(rows: list[int]) -> Tensor:
             seen: list[Tensor] = []
-            with final_state_tap(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
+            with final_state_hook(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
                 self.forward([queries[row] for row in rows])
             return torch.cat(seen)
 
@@ -150,7 +150,7 @@ class Prober(KeyProber):
                 seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
 
             inputs = self.pad([queries[row] for row in rows])
-            with key_taps(self.loaded.model, receive), torch.inference_mode():
+            with key_hooks(self.loaded.model, receive), torch.inference_mode():
                 output = self.loaded.model.generate(**inputs, generation_config=greedy)
             steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
             # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.

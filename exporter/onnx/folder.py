@@ -23,7 +23,7 @@ from exporter.checkpoint.shards import file_sha256, read_header
 from exporter.common.errors import BadInput
 from exporter.common.files import write_errors, write_json
 from exporter.common.staging import Staging, repair
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.common.version import __version__
 from exporter.models.files import Base, check_checkpoint, find_files, size_in
 from exporter.onnx.check.self_check import Row
@@ -135,11 +135,11 @@ def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, 
     return {"model": model, "search": search}
 
 
-def open_checkpoint(settings: OnnxSettings, remark: Remark) -> Base:
+def open_checkpoint(settings: OnnxSettings, notify: Notify) -> Base:
     """The files of a checkpoint that has a graph. Raises BadInput for others."""
     return_freed_memory()
     for line in repair(settings.out):
-        remark(line)
+        notify(line)
     files = find_files(settings.checkpoint, "CHECKPOINT", check_checkpoint, code=True)
     if (compat := files.config["unskill"].get("compat")) is not None:
         raise BadInput(

@@ -24,14 +24,14 @@ TRIED = 64
 """Of so many prompts the shortest are in the self-check: time, memory and disk grow with their lengths."""
 
 
-def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+def write_onnx(settings: OnnxSettings, notify: Callable[[str], None]) -> dict[str, Any]:
     """Write the ONNX folder of a checkpoint and check it against torch.
 
     Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
     graph computes something else than the checkpoint; nothing is written then. For
     settings with quantize there is `exporter.onnx.quantize.run.write_quantized`.
     """
-    files = open_checkpoint(settings, remark)
+    files = open_checkpoint(settings, notify)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
     prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
     size = graph_size(files, settings.dtype)
@@ -44,17 +44,17 @@ def write_onnx(settings: OnnxSettings, remark: Callable[[str], None]) -> dict[st
     free = shutil.disk_usage(settings.out.absolute().parent).free
     sequences = fitting([query.ids for query in queries], lambda some: size + room_for(some, model) <= free)
     if len(sequences) < len(queries):
-        remark(f"the {len(queries) - len(sequences)} longest prompts are not compared: the disk lacks room for logits")
+        notify(f"the {len(queries) - len(sequences)} longest prompts are not compared: the disk lacks room for logits")
     size += room_for(sequences, model)
     check_out(settings, size)
     with checked_folder(settings, files, size) as (graph, summary):
         start = time.monotonic()
-        remark(f"tracing {files.name} in {settings.dtype}: minutes for a model of many layers ...")
+        notify(f"tracing {files.name} in {settings.dtype}: minutes for a model of many layers ...")
         write_graph(model, graph)
         write_folder(graph.parent.parent, files, model.config, settings.dtype)
         kernels = next(iter(built_libraries()), None)
         what = "bodies and kernels" if kernels else "bodies (unskill build-ops builds kernels)"
-        remark(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
+        notify(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
         with TemporaryFile(dir=graph.parent) as file:
             expected = Expected(model, sequences, loaded.pad_id, file)
             release_weights(model)  # a session holds them too

@@ -11,7 +11,7 @@ from typing import Any
 
 from exporter.checkpoint.recipe import base_files
 from exporter.common.errors import BadInput
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.models.files import Base
 from exporter.prompts.sources import Source, fingerprint
 from exporter.recipes.recorded import Recorded
@@ -28,7 +28,7 @@ def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequenc
     """
     for folder in folders:
         if not os.path.isdir(folder):
-            raise BadInput(f"--data: {folder} is no folder")
+            raise BadInput(f"--data: {folder} is not a folder")
     strict = "recorded" in values
 
     def sources(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def candidates(path: str, folders: Sequence[Path]) -> list[Path]:
     return [*within, Path(os.path.expanduser(path))]
 
 
-def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, remark: Remark) -> None:
+def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, notify: Notify) -> None:
     """Raise BadInput where the base model or the statistics are not those of the export, and were not named on the
-    command line; there another model is worth a remark."""
+    command line; there the user is told of another model."""
     if recorded.statistics is not None and statistics is not None and not recorded.statistics_given:
         found = fingerprint(Source(str(statistics)), "--statistics")
         if found != recorded.statistics:
@@ -107,4 +107,4 @@ def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, rema
     differs = f"MODEL {base.name}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not as the recipe's"
     if not recorded.model_given:
         raise BadInput(f"{differs} export found it (sha256); give that model, or name another on the command line")
-    remark(f"{differs}, so the interventions will be others.")
+    notify(f"{differs}, so the interventions will be others.")

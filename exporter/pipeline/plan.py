@@ -11,7 +11,7 @@ from exporter.common.errors import BadInput
 from exporter.common.extras import missing
 from exporter.common.files import check_apart, read_json
 from exporter.common.staging import check_target, repair
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.methods.refusal.token import RefusalToken, plan_refusal
 from exporter.models.files import Base, find_base, size_in
 from exporter.pipeline.inputs import check_recorded
@@ -28,7 +28,7 @@ HINT = (
 )
 
 
-def plan(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> Plan:
+def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Plan:
     """Read and split the sources, find the base model, and look at OUT and the disk.
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
@@ -40,22 +40,22 @@ def plan(settings: ExportSettings, remark: Remark, recorded: Recorded | None = N
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
-        check_recorded(recorded, base, settings.statistics, remark)
+        check_recorded(recorded, base, settings.statistics, notify)
     check_apart(settings.out, base.folder, "OUT and MODEL")
     for text in repair(settings.out):
-        remark(text)
+        notify(text)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards) + kept_size(base) + EXTRA_BYTES
     check_target(settings.out, settings.overwrite, size, ours=is_checkpoint)
     token = refusal_token(settings, base) if settings.blocks else None
     warnings = of_prompts(skills)
     for warning in warnings:
         # Said at once, and again in the end: who reads it now need not wait.
-        remark(f"warning: {warning.message}")
+        notify(f"warning: {warning.message}")
     figures = settings.figures and missing("report") is None
     _, unreadable = inherited(base)
     for problem in (unreadable, HINT if settings.figures and not figures else None):
         if problem:
-            remark(problem)
+            notify(problem)
     return Plan(settings, tuple(skills), base, token, recorded, size, figures, tuple(warnings))
 
 

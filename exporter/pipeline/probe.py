@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.checkpoint.environment import environment
 from exporter.common.errors import BadInput
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.methods.neurons.statistics_file import (
     SIDES,
     ProbedSide,
@@ -30,7 +30,7 @@ from exporter.recipes.settings import ExportSettings
 SAVE_SECONDS = 30.0
 
 
-def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> dict[str, Any]:
+def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> dict[str, Any]:
     """Probe the fit texts of every skill into the file settings.out, and return what is in it, as a JSON object.
 
     recorded: see `export`. An interrupted probe leaves FILE.partial, and one of the same model and texts goes on from
@@ -44,20 +44,20 @@ def probe(settings: ExportSettings, remark: Remark, recorded: Recorded | None = 
     if settings.out.exists() and not settings.overwrite:
         raise BadInput(f"OUT: {settings.out} is there already; --overwrite replaces it")
     if not settings.out.resolve().parent.is_dir():
-        raise BadInput(f"OUT: {settings.out.parent} is no folder; make it first")
+        raise BadInput(f"OUT: {settings.out.parent} is not a folder; make it first")
     skills = read_skills(settings)
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
-        check_recorded(recorded, base, None, remark)
+        check_recorded(recorded, base, None, notify)
 
     loaded = load(base, settings.dtype, settings.device, settings.threads)
     if recorded is not None:
-        recorded.compare(environment(settings), remark)
+        recorded.compare(environment(settings), notify)
     prober = Prober(loaded, settings.batch_size, settings.quiet)
-    _, plans = prepare(skills, loaded, settings, remark)
+    _, plans = prepare(skills, loaded, settings, notify)
     file = StatisticsFile(model_fingerprint(loaded), str(loaded.model.dtype).removeprefix("torch."))
     partial = settings.out.with_name(f"{settings.out.name}.partial")
-    before = resumable(partial, file, remark)
+    before = resumable(partial, file, notify)
     saved = time.monotonic()
     for plan in plans:
         if plan.texts is None:
@@ -106,12 +106,12 @@ def tokens(side: ProbedSide) -> int:
     return int(side.sums.moments.layers[0].count)
 
 
-def resumable(partial: Path, file: StatisticsFile, remark: Remark) -> StatisticsFile | None:
+def resumable(partial: Path, file: StatisticsFile, notify: Notify) -> StatisticsFile | None:
     """What an interrupted probe has left, if it is of this model; None where nothing was left."""
     if not partial.is_file():
         return None
     before = StatisticsFile.load(partial, "OUT")
     if (before.model, before.dtype) != (file.model, file.dtype):
         raise BadInput(f"OUT: {partial.name} is what an interrupted probe of another model has left; remove it")
-    remark(f"Going on with {partial.name}, which an interrupted probe has left.")
+    notify(f"Going on with {partial.name}, which an interrupted probe has left.")
     return before

@@ -15,7 +15,7 @@ from exporter.checkpoint.writing import write_checkpoint
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import write_errors
 from exporter.common.staging import Staging
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.methods.key_space.evidence import decide, gather, measure_limits
 from exporter.methods.key_space.framing import measure_frames
 from exporter.methods.neurons.choice import (
@@ -48,7 +48,7 @@ from exporter.recipes.settings import ExportSettings
 STATES_POSITIONS = 3000
 
 
-def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None = None) -> Summary:
+def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Summary:
     """Run the export and return its summary.
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
@@ -56,8 +56,8 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected where no layer
     tells a skill from the rest or no share of neurons is within budget; that writes nothing unless settings.force.
     """
-    planned = plan(settings, remark, recorded)
-    findings = run(planned, remark)
+    planned = plan(settings, notify, recorded)
+    findings = run(planned, notify)
     summary = summarise(planned, findings)
     if not settings.force and not all(outcome.works for outcome in findings.outcomes):
         raise Rejected(message(findings.outcomes), summary.to_json())
@@ -68,18 +68,18 @@ def export(settings: ExportSettings, remark: Remark, recorded: Recorded | None =
     return summary
 
 
-def run(planned: Plan, remark: Remark) -> Findings:
+def run(planned: Plan, notify: Notify) -> Findings:
     """Load the model, choose neurons, and fit and calibrate hypercubes. Raises as `export`, and never Rejected."""
     settings = planned.settings
     loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
     if planned.recorded is not None:
-        planned.recorded.compare(environment(settings), remark)
+        planned.recorded.compare(environment(settings), notify)
     prober = first = Prober(loaded, settings.batch_size, settings.quiet)
     for each in planned.skills:
         each.skill.layer_number(prober.layers)
-    formatter, plans = prepare(planned.skills, loaded, settings, remark)
+    formatter, plans = prepare(planned.skills, loaded, settings, notify)
     stored = None if settings.statistics is None else stored_statistics(settings.statistics, loaded)
-    choices = [choose(each, prober, settings, stored, remark) for each in plans]
+    choices = [choose(each, prober, settings, stored, notify) for each in plans]
     changes = united([choice.changes for choice in choices if choice is not None])
     sets = text_sets(plans)
     before = measure_effects(prober, sets, "texts, base model")
@@ -101,14 +101,14 @@ def run(planned: Plan, remark: Remark) -> Findings:
 
 
 def prepare(
-    skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, remark: Remark
+    skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, notify: Notify
 ) -> tuple[Formatter, list[SkillPlan]]:
     """Prompts as the model sees them, in parts."""
-    return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, remark)
+    return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, notify)
 
 
 def choose(
-    plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, remark: Remark
+    plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, notify: Notify
 ) -> NeuronChoice | None:
     """The neurons that the skill changes, if it changes any."""
     if plan.texts is None:
@@ -119,7 +119,7 @@ def choose(
     else:
         sums = probe_sides(prober, plan.texts, plan.skill.name)
     return choose_neurons(
-        prober, plan.skill, settings, plan.texts, sums, lambda trial: remark(f"{plan.skill.name}: {trial_line(trial)}")
+        prober, plan.skill, settings, plan.texts, sums, lambda trial: notify(f"{plan.skill.name}: {trial_line(trial)}")
     )
 
 

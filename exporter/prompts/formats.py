@@ -66,7 +66,7 @@ class Formatter:
 
     Attributes:
         formats_used: The formats that prompts are given.
-        remarks: Sentences that the user should see.
+        notes: Sentences that the user should see.
         skipped: Number of prompts dropped so far because they are too long.
 
     Raises:
@@ -74,7 +74,7 @@ class Formatter:
     """
 
     formats_used: tuple[str, ...]
-    remarks: list[str]
+    notes: list[str]
     skipped: int
 
     def __init__(
@@ -96,7 +96,7 @@ class Formatter:
             raise BadInput("--system-prompt: the text is empty")
         self._tokenizer = tokenizer
         self._seed, self._max_length, self._skip_long = seed, max_length, skip_long
-        self.remarks, self.skipped = [], 0
+        self.notes, self.skipped = [], 0
         # None: the chat template.
         self._template = self._choose_template(template)
         self._system_prompts = tuple(dict.fromkeys((*packaged.system_prompts(), *system_prompts)))
@@ -229,7 +229,7 @@ class Formatter:
         if template == "chat":
             raise BadInput("--prompt-template: the model's tokenizer has no chat template; give auto or a TEXT")
         if template == "auto":
-            self.remarks.append(
+            self.notes.append(
                 "The tokenizer has no chat template, so prompts are taken bare and the cube sees the last character "
                 'of each; --prompt-template "Question: {prompt}\\nAnswer:" or the like gives all the same ending.'
             )
@@ -256,7 +256,7 @@ class Formatter:
             )
 
     def _supported_formats(self) -> tuple[str, ...]:
-        """The formats that the chat template can express; for each of the others a remark.
+        """The formats that the chat template can express; for each of the others a notify.
 
         Some templates raise on a system message, some drop it without a word: hence the look at what they wrote.
         """
@@ -272,5 +272,5 @@ class Formatter:
                 used.append(format_)
                 continue
             why = first_line(rendered) if isinstance(rendered, Exception) else "it leaves the message out"
-            self.remarks.append(f"The model's chat template cannot express the format '{format_}' ({why}); left out.")
+            self.notes.append(f"The model's chat template cannot express the format '{format_}' ({why}); left out.")
         return tuple(used)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
@@ -146,7 +146,7 @@ def make_plans(
     tokenizer: PreTrainedTokenizerBase,
     settings: ExportSettings,
     max_length: int | None,
-    remark: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[SkillPlan]:
     """Format and split every skill's prompts; with several skills, each has the others' among those to leave alone.
 
@@ -168,7 +168,7 @@ def make_plans(
         texts = make_texts(prompts.skill, forget, retain, tokenizer, max_length)
         plans.append(SkillPlan(prompts, forget, retain, held_out, texts))
     if formatter.skipped:
-        remark(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
+        notify(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
 
     def with_others(plan: SkillPlan) -> SkillPlan:
         choose, report = list(plan.retain.choose), list(plan.retain.report)
@@ -234,7 +234,7 @@ def prepare_for(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
     settings: ExportSettings,
-    remark: Remark,
+    notify: Notify,
 ) -> tuple[Formatter, list[SkillPlan]]:
     """The same for a tokenizer alone; max_length: see `Formatter`."""
     formatter = Formatter(
@@ -246,7 +246,7 @@ def prepare_for(
         max_length=max_length,
         skip_long=settings.skip_long,
     )
-    plans = make_plans(skills, formatter, tokenizer, settings, max_length, remark)
-    for text in formatter.remarks:
-        remark(text)
+    plans = make_plans(skills, formatter, tokenizer, settings, max_length, notify)
+    for text in formatter.notes:
+        notify(text)
     return formatter, plans

@@ -317,4 +317,4 @@ def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"{where} holds half a surrogate pair, which is no character") from error
+        raise BadInput(f"{where} holds half a surrogate pair, which is not a character") from error

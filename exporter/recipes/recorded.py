@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Recorded:
             )
         return tuple(texts[digest] for digest in self.system_prompts)
 
-    def compare(self, present: Mapping[str, Any], remark: Remark) -> None:
-        """Remark on versions, processor and threads that are not those of the export."""
+    def compare(self, present: Mapping[str, Any], notify: Notify) -> None:
+        """Tell of versions, processor and threads that are not those of the export."""
         names = sorted({*present, *self.versions} - {"batches_halved"})
         other = [name for name in names if self.versions and present.get(name) != self.versions.get(name)]
         if other:
             told = ", ".join(f"{name} {self.versions.get(name)} (here {present.get(name)})" for name in other)
-            remark(f"The recipe's export was made with {told}: the interventions may differ in their last bits.")
+            notify(f"The recipe's export was made with {told}: the interventions may differ in their last bits.")
         if self.versions.get("batches_halved"):
-            remark(
+            notify(
                 "Memory ran out in the recipe's export, and batches were halved: the interventions may differ in "
                 "their last bits."
             )

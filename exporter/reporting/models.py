@@ -20,7 +20,7 @@ from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
 from exporter.methods.neurons.texts import counted_tokens
 from exporter.models.files import find_base
-from exporter.models.hooks import pre_activation_taps
+from exporter.models.hooks import pre_activation_hooks
 from exporter.models.loading import LoadedModel, load, load_checkpoint
 from exporter.models.prober import Prober
 from exporter.models.tokens import context_of
@@ -171,7 +171,7 @@ def gaussian_distances(
                 standard = ((chosen - mean[layer, index]) / deviation[layer, index]).sort(0).values
                 seen[layer] = torch.searchsorted(standard.T.contiguous(), edges.repeat(len(index), 1), right=True).T
 
-        with pre_activation_taps(prober.loaded.model, receive):
+        with pre_activation_hooks(prober.loaded.model, receive):
             prober.forward(queries)
         return int(mask.sum()), seen
 

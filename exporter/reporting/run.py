@@ -37,7 +37,7 @@ class ReportSettings:
             raise BadInput("--base: is asked prompts of the export, so give --forget SOURCE or --retain SOURCE too")
 
 
-def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+def report(settings: ReportSettings, notify: Callable[[str], None]) -> dict[str, Any]:
     """Write the report and return what is in its report.json.
 
     Raises BadInput for a checkpoint, sources and a folder that cannot be used, RunFailed on a full disk.
@@ -46,7 +46,7 @@ def report(settings: ReportSettings, remark: Callable[[str], None]) -> dict[str,
         raise BadInput(f"report {lacking}")
     check_apart(settings.out, settings.checkpoint, "--out and CHECKPOINT")
     for text in repair(settings.out):
-        remark(text)
+        notify(text)
     check_target(settings.out, settings.overwrite, NEEDED_BYTES, what="report", marker="report.json")
 
     from exporter.reporting.collect import add_texts, collect

@@ -51,7 +51,7 @@ def names(view: View, config: dict[str, Any]) -> Iterator[str]:
     for key, place in places.items():
         own, _, name = str(place).rpartition(".")
         if own != module or name not in classes:
-            yield f"config.json: auto_map.{key} is {place}, which is no class of {module}.py"
+            yield f"config.json: auto_map.{key} is {place}, which is not a class of {module}.py"
     causal_lm = str(places["AutoModelForCausalLM"]).rpartition(".")[2]
     if config.get("architectures") != [causal_lm]:
         yield f"config.json: architectures is {config.get('architectures')}, auto_map names {causal_lm}"
@@ -73,7 +73,7 @@ def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Itera
         yield "config.json: hypercubes, refusal, refusal_token_id and eos_token_id must all be there, or none of them"
     for key in ("refusal_token_id", "eos_token_id"):
         if record[key] is not None and not 0 <= record[key] < rows:
-            yield f"config.json: unskill.{key} {record[key]} is none of {rows} rows"
+            yield f"config.json: unskill.{key} {record[key]} is not one of {rows} rows"
     if record["added_row"] and record["refusal_token_id"] != rows - 1:
         yield f"config.json: unskill.refusal_token_id is {record['refusal_token_id']}, the added row is {rows - 1}"
     layers = size_in(config, "num_hidden_layers")

@@ -112,7 +112,7 @@ def check_others(view: View) -> str:
         raise Wrong(f"{' and '.join(code)}: an export writes one modeling file")
     others = [name for name in view.files if name not in named]
     harmless = [name for name in others if is_harmless(name, view.files[name])]
-    none_of(f"{name} is none of the export's files" for name in others if name not in harmless)
+    none_of(f"{name} is not among the export's files" for name in others if name not in harmless)
     return f"{', '.join(harmless)}: not the export's, harmless" if harmless else "none"
 
 
@@ -137,7 +137,7 @@ def why_unreadable(path: Path) -> str:
         return "is a link to a file that is not there"
     if not path.exists():
         return "is missing"
-    return "cannot be read" if path.is_file() else "is no file"
+    return "cannot be read" if path.is_file() else "is not a file"
 
 
 def start_of(path: Path) -> bytes:

@@ -41,7 +41,7 @@ def check_folder(folder: Path) -> str:
     problems = list(altered(folder, all_sha256(files), hashes))
     for name in files:
         if name not in hashes and name != MARKER and not is_harmless(name, files[name]):
-            problems.append(f"{name} is none of the folder's files")
+            problems.append(f"{name} is not among the folder's files")
     none_of(problems)
     size = sum((folder / name).stat().st_size for name in hashes)
     return f"{counted(len(hashes), 'file')} as written ({human_size(size)})"

@@ -13,7 +13,7 @@ from exporter.checkpoint.account import read_stored
 from exporter.checkpoint.given import Given, read_given
 from exporter.common.errors import BadInput, first_line
 from exporter.common.files import sibling
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.models.loading import check_device
 from exporter.verification import behaviour, code, config, files, interventions, onnx, tokenizer, weights
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
@@ -54,7 +54,7 @@ class VerifySettings:
         return folder if os.path.isdir(folder) else None  # unlike Path.is_dir also of a name too long for a file
 
 
-def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
+def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     """Check a checkpoint; see `Check` for what comes of each check.
 
     Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where CHECKPOINT is
@@ -62,7 +62,7 @@ def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
     """
     if settings.model:
         check_device(settings.device)
-    remark(f"reading {settings.checkpoint} ...")
+    notify(f"reading {settings.checkpoint} ...")
     view = View.of(settings.checkpoint)
     checks = of_files(view)
     given = None
@@ -70,7 +70,7 @@ def verify(settings: VerifySettings, remark: Remark) -> dict[str, Any]:
         sound = all(check.ok is not False for check in checks)
         if sound and settings.forget:
             given = read_prompts(view, settings.forget)
-        live, loading = load(view, settings, remark) if sound else (None, [])
+        live, loading = load(view, settings, notify) if sound else (None, [])
         why = loading[0].detail if loading and not live else "a check above failed, and the code is not run"
         checks += [*loading, *of_model(live, given, why)]
     else:
@@ -106,9 +106,9 @@ def of_files(view: View) -> list[Check]:
     return [make(name, partial(check, view)) for name, check in chosen.items()]
 
 
-def load(view: View, settings: VerifySettings, remark: Remark) -> tuple[Live | None, list[Check]]:
+def load(view: View, settings: VerifySettings, notify: Notify) -> tuple[Live | None, list[Check]]:
     """The live checkpoint, and whether it loads."""
-    remark(f"loading {view.name} ...")
+    notify(f"loading {view.name} ...")
     found: list[Live] = []
 
     def check() -> str:

@@ -148,5 +148,5 @@ def _inside(value: Any) -> str:
     """A path that stays inside the folder that it is relative to, in its plainest form."""
     path = PurePosixPath(_text(value))
     if str(path) != value or path.is_absolute() or ".." in path.parts or not path.parts or not value.isprintable():
-        raise ValueError(f"{value!r} is no path inside a folder")
+        raise ValueError(f"{value!r} is not a path inside a folder")
     return value

@@ -28,7 +28,7 @@ class RestoreSettings:
     quiet: bool = False
 
 
-def restore(settings: RestoreSettings, remark: Callable[[str], None]) -> dict[str, Any]:
+def restore(settings: RestoreSettings, notify: Callable[[str], None]) -> dict[str, Any]:
     """Write the base's files to settings.out and return what was written, a JSON object.
 
     "files" has for each name its size, sha256, whether it was "compared" with the base's, and how many local paths it
@@ -47,14 +47,14 @@ def restore(settings: RestoreSettings, remark: Callable[[str], None]) -> dict[st
     if commit is not None:
         download(name, "CHECKPOINT", [file.path for file in record.files], commit)
     for line in repair(settings.out):
-        remark(line)
+        notify(line)
     size = sum(file.size for file in record.files)
     check_target(settings.out, settings.overwrite, size, what="model")
     files: dict[str, Any] = {}
     with Staging(settings.out, settings.overwrite) as staging:
         for file in record.files:
             if file.patched is not None:
-                remark(f"restoring {file.name}, {human_size(file.size)} ...")
+                notify(f"restoring {file.name}, {human_size(file.size)} ...")
             files[file.name] = _restore_file(folder, file, staging.path, f"CHECKPOINT {name}")
         staging.commit()
     return {

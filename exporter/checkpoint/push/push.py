@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from exporter.checkpoint.push.files import Upload, named, uploads
 from exporter.common.errors import BadInput, first_line
 from exporter.common.hub import HUB_ERRORS, NOT_KNOWN, Attempts, check_endpoint, library_messages, silent_library
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.common.version import __version__
 
 DEFAULT_BRANCH = "main"
@@ -44,9 +44,9 @@ class PushSettings:
         try:
             validate_repo_id(self.repo)
         except errors.HFValidationError as error:
-            raise BadInput(f"{self.repo!r} is no name of a repo: {' '.join(str(error).split())}") from error
+            raise BadInput(f"{self.repo!r} is not the name of a repo: {' '.join(str(error).split())}") from error
         if "/" not in self.repo:
-            raise BadInput(f"{self.repo!r} is no name of a repo: give USER/NAME or ORGANISATION/NAME")
+            raise BadInput(f"{self.repo!r} is not the name of a repo: give USER/NAME or ORGANISATION/NAME")
         if self.create_pr and self.revision is not None:
             raise BadInput("--create-pr: the Hub opens pull requests against main only; leave out --revision")
         if self.create_pr and self.public:
@@ -93,7 +93,7 @@ def find_token() -> str:
     return token
 
 
-def push(settings: PushSettings, check: Callable[[Path, Remark], None], remark: Remark) -> dict[str, Any]:
+def push(settings: PushSettings, check: Callable[[Path, Notify], None], notify: Notify) -> dict[str, Any]:
     """Push the checkpoint in one commit and return what was done, a JSON object; with dry_run, what would be.
 
     check: raises BadInput where the folder is not a whole checkpoint.
@@ -103,7 +103,7 @@ def push(settings: PushSettings, check: Callable[[Path, Remark], None], remark: 
     """
     files = uploads(settings.out)
     token = None if settings.dry_run else find_token()
-    check(settings.out, remark)
+    check(settings.out, notify)
     files = named(files, settings.out, settings.repo)
     found = {
         "repo": settings.repo,
@@ -112,25 +112,25 @@ def push(settings: PushSettings, check: Callable[[Path, Remark], None], remark: 
         "bytes": sum(each.size for each in files),
         "dry_run": settings.dry_run,
     }
-    return found if token is None else found | send(settings, files, token, remark)
+    return found if token is None else found | send(settings, files, token, notify)
 
 
-def send(settings: PushSettings, files: Sequence[Upload], token: str, remark: Remark) -> dict[str, Any]:
+def send(settings: PushSettings, files: Sequence[Upload], token: str, notify: Notify) -> dict[str, Any]:
     """All that needs the network, in the order in which nothing is ever half there: a private repo, the commit, and
     only then the world."""
     api = HfApi(token=token)
     attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
     before = "no commit was made, and what was uploaded will not be uploaded again"
-    with library_messages(remark, token, settings.quiet):
+    with library_messages(notify, token, settings.quiet):
         head = attempt(before, find_repo, api, settings)
         check_kind(head, settings)
         stale, private = stale_files(head, files), bool(head.private)
         if not (private or settings.public):
-            remark(f"{settings.repo} is public, and stays so")
+            notify(f"{settings.repo} is public, and stays so")
         commit = attempt(before, make_commit, api, settings, files, stale, head, odd=NOT_KNOWN)
         made = commit.oid != head.sha
         if not made:
-            remark(f"{settings.repo} holds all of this already: no new commit")
+            notify(f"{settings.repo} holds all of this already: no new commit")
         if settings.public and private:
             state = f"commit {commit.oid} is there, but still private"
             attempt(state, api.update_repo_settings, settings.repo, private=False)

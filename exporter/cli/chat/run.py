@@ -47,12 +47,12 @@ def chat(settings: ChatSettings) -> None:
     names = {side.role: side.loaded.name for side in sides}
     screen = Screen(names, why=not settings.quiet, answers_alone=settings.quiet)
     if not edited.tokenizer.chat_template:
-        for text in sides[0].formatter.remarks:
-            screen.remark(text)
+        for text in sides[0].formatter.notes:
+            screen.notify(text)
     if (interactive or settings.conversation) and not conversation.remembers:
-        screen.remark("Prompts are asked in a form that has no earlier turns: each stands alone.")
+        screen.notify("Prompts are asked in a form that has no earlier turns: each stands alone.")
     if interactive:
-        screen.remark(about(edited.name, edited.settings["skills"]))
+        screen.notify(about(edited.name, edited.settings["skills"]))
         interact(conversation, screen)
         return
     turns: list[Turn] = []

@@ -62,7 +62,7 @@ class Screen:
         """An answer to a command."""
         click.echo(text, err=True)
 
-    def remark(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         if not self.answers_alone:
             click.echo(literal(text), err=True)
 
@@ -75,7 +75,7 @@ class Screen:
                 continue
             whose = f"{self.names[role]}: " if len(self.names) > 1 else ""
             how = "stopped" if each.ended == INTERRUPTED else "cut off (--max-new-tokens, or the model's context)"
-            self.remark(f"  {whose}{how} after {tokens(each.tokens)}")
+            self.notify(f"  {whose}{how} after {tokens(each.tokens)}")
 
     @contextmanager
     def _lines(self) -> Iterator[Write]:

@@ -14,7 +14,7 @@ from custom_modeling.buffers import NA_INDEX
 from custom_modeling.key_space import inside_hypercubes
 from exporter.common.errors import BadInput
 from exporter.methods.moments import largest_deviation
-from exporter.models.hooks import key_taps, pre_activation_taps
+from exporter.models.hooks import key_hooks, pre_activation_hooks
 from exporter.models.loading import LoadedModel
 
 
@@ -151,5 +151,5 @@ def watched(loaded: LoadedModel, detectors: Sequence[Detector]) -> Iterator[Seen
             for detector in own:
                 seen.keys[detector].append((detector.score(key), detector.blocks(key)))
 
-    with pre_activation_taps(loaded.model, before), key_taps(loaded.model, after):
+    with pre_activation_hooks(loaded.model, before), key_hooks(loaded.model, after):
         yield seen

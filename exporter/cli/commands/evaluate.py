@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, options_of, recorded_template, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.files import beside
 from exporter.evaluation.settings import KINDS, EvaluateSettings
 
@@ -57,7 +57,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
 
     from exporter.evaluation.run import evaluate
 
-    summary = evaluate(settings, remarks(settings.quiet))
+    summary = evaluate(settings, messages(settings.quiet))
     if as_json:
         echo_json(summary)
         return

@@ -10,7 +10,7 @@ import click
 
 from exporter.cli.commands.push import check_whole, show_push
 from exporter.cli.options import as_json, options_of, recipe
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
 from exporter.onnx.settings import OnnxSettings, check_out
@@ -65,18 +65,18 @@ def export_command(
         pushing = settings_to_push(settings, repo, public)
     elif public:
         raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
-    remark = remarks(settings.quiet)
+    notify = messages(settings.quiet)
     try:
-        summary = export(settings, remark, recorded)
+        summary = export(settings, notify, recorded)
     except Rejected as error:
         show(error.summary, as_json)
         raise
     told = summary.to_json() | {"out": str(settings.out)}
     try:
         if graph is not None:
-            write_exported(graph, told, remark)
+            write_exported(graph, told, notify)
         if pushing is not None:
-            told["push"] = push_exported(pushing, remark)
+            told["push"] = push_exported(pushing, notify)
     finally:
         show(told, as_json)  # whatever came after it, the checkpoint is there
         if "onnx" in told and not as_json:
@@ -147,13 +147,13 @@ def settings_to_write(export: ExportSettings) -> OnnxSettings:
     return settings
 
 
-def write_exported(settings: OnnxSettings, summary: dict[str, Any], remark: Callable[[str], None]) -> None:
+def write_exported(settings: OnnxSettings, summary: dict[str, Any], notify: Callable[[str], None]) -> None:
     """As `write_onnx`; Ctrl-C says that the checkpoint is there. summary: of the export; gets what was found, also
     where graph and checkpoint do not agree, as "onnx"."""
     from exporter.onnx.writing import write_onnx
 
     try:
-        summary["onnx"] = write_onnx(settings, remark) | {"out": str(settings.out)}
+        summary["onnx"] = write_onnx(settings, notify) | {"out": str(settings.out)}
     except Rejected as error:
         summary["onnx"] = error.summary
         raise
@@ -171,13 +171,13 @@ def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushS
     return found
 
 
-def push_exported(settings: PushSettings, remark: Callable[[str], None]) -> dict[str, Any]:
-    """As `push`; every error says that the checkpoint is there, and is none of bad input any more."""
+def push_exported(settings: PushSettings, notify: Callable[[str], None]) -> dict[str, Any]:
+    """As `push`; every error says that the checkpoint is there, and is no longer bad input."""
     from exporter.checkpoint.push.push import push
 
     written = f"{settings.out} is written, but"
     try:
-        return push(settings, check_whole, remark)
+        return push(settings, check_whole, notify)
     except KeyboardInterrupt:
         raise Interrupted(f"{written} interrupted before the push; go on with: {settings.command}") from None
     except Interrupted as error:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, recorded_template, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import beside
 from exporter.onnx.settings import DTYPES, QUANTIZED, OnnxSettings, no_dtype
@@ -82,7 +82,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
         from exporter.onnx.quantize.run import write_quantized as write
 
     try:
-        summary = write(settings, remarks(settings.quiet))
+        summary = write(settings, messages(settings.quiet))
     except Rejected as error:
         show_check(error.summary, as_json)
         raise

@@ -9,7 +9,7 @@ import click
 
 from exporter.cli.commands.export import settings_of
 from exporter.cli.options import as_json, options_of, recipe, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.recipes.settings import SkillSettings
 
 
@@ -37,7 +37,7 @@ def probe_command(
     from exporter.pipeline.probe import probe
 
     settings, recorded = settings_of(context, recipe, data, flags, {} if recipe else {"method": "na"})
-    found = probe(settings, remarks(settings.quiet), recorded) | {"out": str(settings.out)}
+    found = probe(settings, messages(settings.quiet), recorded) | {"out": str(settings.out)}
     if as_json:
         echo_json(found)
         return

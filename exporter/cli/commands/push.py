@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput
-from exporter.common.text import Remark, printable
+from exporter.common.text import Notify, printable
 
 SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,7 +45,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
     from exporter.checkpoint.push.push import PushSettings, push
 
     settings = PushSettings(**flags)
-    done = push(settings, check_whole, remarks(settings.quiet))
+    done = push(settings, check_whole, messages(settings.quiet))
     if as_json:
         echo_json(done)
     else:
@@ -74,11 +74,11 @@ def show_push(done: dict[str, Any]) -> None:
     click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")
 
 
-def check_whole(out: Path, remark: Remark) -> None:
+def check_whole(out: Path, notify: Notify) -> None:
     """Raise BadInput where the checkpoint is not as its export wrote it."""
     from exporter.verification.run import VerifySettings, verify
 
-    report = verify(VerifySettings(str(out), model=False, beside=False), remark)
+    report = verify(VerifySettings(str(out), model=False, beside=False), notify)
     if report["ok"]:
         return
     failed = [check for check in report["checks"] if check["ok"] is False]

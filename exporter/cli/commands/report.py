@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.files import beside
 
 
@@ -34,7 +34,7 @@ def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: An
     from exporter.reporting.run import ReportSettings, report
 
     settings = ReportSettings(checkpoint, out or beside(checkpoint, "-report"), **flags)
-    numbers = report(settings, remarks(settings.quiet))
+    numbers = report(settings, messages(settings.quiet))
     if as_json:
         echo_json(numbers)
         return

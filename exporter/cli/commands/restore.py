@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 from exporter.common.text import printable
 
 
@@ -30,7 +30,7 @@ def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) 
     from exporter.checkpoint.base.restore import RestoreSettings, restore
 
     settings = RestoreSettings(checkpoint, folder, **flags)
-    found = restore(settings, remarks(settings.quiet))
+    found = restore(settings, messages(settings.quiet))
     if as_json:
         echo_json(found | {"out": str(folder)})
         return

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.options import as_json, shared
-from exporter.cli.output import echo_json, remarks
+from exporter.cli.output import echo_json, messages
 
 
 @click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
@@ -40,7 +40,7 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     from exporter.cli.tables.verification import show
     from exporter.verification.run import VerifySettings, verify
 
-    found = verify(VerifySettings(**flags), remarks(quiet))
+    found = verify(VerifySettings(**flags), messages(quiet))
     if as_json:
         echo_json(found)
     else:

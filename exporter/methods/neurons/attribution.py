@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from exporter.common.errors import RunFailed
 from exporter.methods.moments import Gaussian
-from exporter.models.hooks import mlp_taps
+from exporter.models.hooks import mlp_hooks
 from exporter.models.prober import Prober
 from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
@@ -100,7 +100,7 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
         positions = positions_of(inputs)
         unmoved = (positions == 0).unsqueeze(-1)  # first tokens, and pads before them
         embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_(True)
-        with torch.enable_grad(), mlp_taps(model, receive):
+        with torch.enable_grad(), mlp_hooks(model, receive):
             logits = model(
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
             ).logits[:, :-1]

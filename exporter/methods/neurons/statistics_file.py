@@ -92,7 +92,7 @@ class StatisticsFile:
             for name, sides in content["skills"].items():
                 loaded.skills[name] = {side: _side(tensors, f"{name}.{side}", sides[side]) for side in sides}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInput(f"{flag}: {path.name} is no statistics file of unskill ({error})") from error
+            raise BadInput(f"{flag}: {path.name} is not a statistics file of unskill ({error})") from error
         return loaded
 
     def find(self, texts: Sequence[Query], side: str) -> ProbedSide | None:

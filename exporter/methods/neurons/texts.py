@@ -12,7 +12,7 @@ from exporter.common.errors import RunFailed
 from exporter.methods.neurons.statistics import NeuronSums
 from exporter.methods.neurons.trade_off import TextLosses
 from exporter.models.batches import PROBE_TOKENS
-from exporter.models.hooks import key_taps, pre_activation_taps
+from exporter.models.hooks import key_hooks, pre_activation_hooks
 from exporter.models.prober import KeyProber, Prober
 from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
@@ -45,8 +45,8 @@ def probe_texts(
         mask = counted_tokens(inputs, prober.loaded.tokenizer.bos_token_id)
         model = prober.loaded.model
         with (
-            pre_activation_taps(model, lambda layer, values: batch.update_pre_activations(layer, values, mask)),
-            key_taps(model, lambda layer, keys: batch.update_keys(layer, keys, mask)),
+            pre_activation_hooks(model, lambda layer, values: batch.update_pre_activations(layer, values, mask)),
+            key_hooks(model, lambda layer, keys: batch.update_keys(layer, keys, mask)),
         ):
             prober.forward([texts[row] for row in rows])
         return len(rows), batch

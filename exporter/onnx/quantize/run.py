@@ -15,7 +15,7 @@ from custom_modeling.loading import record_sha256, tensor_sha256
 from exporter.checkpoint.account import Stored, read_stored
 from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
-from exporter.common.text import Remark
+from exporter.common.text import Notify
 from exporter.models.files import Base
 from exporter.models.loading import LoadedModel, load_files
 from exporter.models.tokens import context_of, eos_ids
@@ -35,7 +35,7 @@ from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
 from exporter.recipes.settings import ExportSettings
 
 
-def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
+def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     """Write the ONNX folder of a checkpoint with quantized weights, and fit its interventions anew on them.
 
     Returns what self_check.json has: that of `write_onnx`, and the quantization, the sha256 of the weights' file that
@@ -46,7 +46,7 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     RunFailed as `write_onnx`; nothing is written then.
     """
     assert settings.quantize is not None
-    files = open_checkpoint(settings, remark)
+    files = open_checkpoint(settings, notify)
     stored = read_stored(settings.checkpoint)
     check_refittable(stored, settings)
     export, skills = export_again(stored, settings) if fits(stored) else (None, [])
@@ -54,15 +54,15 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
     check_out(settings, size)
     loaded = load_files(files, "float32", "cpu", code=True)
     model = loaded.model
-    formatter, plans = prepare_again(stored, loaded, export, skills, remark)
+    formatter, plans = prepare_again(stored, loaded, export, skills, notify)
     running = Running(loaded.pad_id, eos_ids(model, files.name), settings.quiet)
     with checked_folder(settings, files, size) as (graph, summary):
         adjusted, live = Adjusted.of(model), model.config
-        write_weights(model, files.name, settings.quantize, graph, remark)
+        write_weights(model, files.name, settings.quantize, graph, notify)
         weights = file_sha256(weights_of(graph))
         fitted = None
         if export is not None:
-            remark("probing the quantized graph in ONNX Runtime ...")
+            notify("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
             exported = Exported(export, formatter, plans, known, loaded.tokenizer.bos_token_id)
             fitted = refit(graph, exported, adjusted, running, answers=settings.answers)
@@ -75,7 +75,7 @@ def write_quantized(settings: OnnxSettings, remark: Remark) -> dict[str, Any]:
             "answers": settings.answers,
             "skills": [dict(each) for each in fitted.skills] if fitted else [],
         }
-        remark("comparing the quantized graph with itself ...")
+        notify("comparing the quantized graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
         sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
         record = files.config["unskill"]
@@ -118,29 +118,29 @@ def prepare_again(
     loaded: LoadedModel,
     export: ExportSettings | None,
     skills: Sequence[SkillPrompts],
-    remark: Remark,
+    notify: Notify,
 ) -> tuple[Formatter, list[SkillPlan]]:
     """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
     if export is None:
         return loaded.formatter("{prompt}", formats=PLAIN, skip_long=True), []
-    formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(loaded.model), export, remark)
+    formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(loaded.model), export, notify)
     for own, plan in zip(stored.skills, plans, strict=True):
         check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
     return formatter, plans
 
 
-def write_weights(model: Any, name: str, kind: str, graph: Path, remark: Remark) -> None:
+def write_weights(model: Any, name: str, kind: str, graph: Path, notify: Notify) -> None:
     """Trace the model in float32 and write the graph with quantized weights; the model has none afterwards."""
     start = time.monotonic()
-    remark(f"tracing {name} in float32: minutes for a model of many layers ...")
+    notify(f"tracing {name} in float32: minutes for a model of many layers ...")
     between = graph.parent / "float32"
     between.mkdir(parents=True)
     try:
         write_graph(model, between / "model.onnx")
         release_weights(model)  # the graph is what counts from here on, and it takes its own memory
-        remark(f"traced in {time.monotonic() - start:.0f} s; quantizing weights to {kind} ...")
+        notify(f"traced in {time.monotonic() - start:.0f} s; quantizing weights to {kind} ...")
         count = quantize(between / "model.onnx", graph, kind)
-        remark(f"{count} weights are {kind} now.")
+        notify(f"{count} weights are {kind} now.")
     finally:
         shutil.rmtree(between, ignore_errors=True)
 

@@ -74,7 +74,7 @@ def test_chat_template_writes_its_own_special_tokens_once() -> None:
         "<s><|system|>Be.<|end|><|user|>Hi<|end|><|assistant|>Ho<|end|><|user|>Why?<|end|><|assistant|>"
     )
     assert text_of(formatter, assistant_prefill="Sure, ").endswith("<|assistant|>Sure, ")
-    assert formatter.remarks == []
+    assert formatter.notes == []
 
 
 def test_other_text_gets_the_special_tokens_of_the_tokenizer() -> None:
@@ -91,8 +91,8 @@ def test_other_text_gets_the_special_tokens_of_the_tokenizer() -> None:
 def test_without_chat_template_auto_takes_the_bare_prompt_and_says_so() -> None:
     formatter = Formatter(tokenizer(None))
     assert tokenizer().decode(list(formatter.render("Why?"))) == "<s>Why?"
-    assert len(formatter.remarks) == 1
-    assert "last character" in formatter.remarks[0]
+    assert len(formatter.notes) == 1
+    assert "last character" in formatter.notes[0]
 
 
 def test_what_is_not_possible_is_refused_by_flag() -> None:
@@ -120,7 +120,7 @@ def test_formats_the_template_cannot_express_are_left_out_with_a_remark(
 ) -> None:
     formatter = Formatter(tokenizer(chat_template))
     assert formatter.formats_used == tuple(format_ for format_ in FORMATS if format_ != left_out)
-    (remark,) = formatter.remarks
+    (remark,) = formatter.notes
     assert f"'{left_out}'" in remark
     assert why in remark
     assert {query.format for query in formatter.format(prompts(40), "--forget")} == set(formatter.formats_used)
@@ -129,7 +129,7 @@ def test_formats_the_template_cannot_express_are_left_out_with_a_remark(
 def test_a_template_for_one_message_leaves_plain() -> None:
     formatter = Formatter(tokenizer(LAST_ONLY))
     assert formatter.formats_used == ("plain",)
-    assert len(formatter.remarks) == 2
+    assert len(formatter.notes) == 2
     with pytest.raises(BadInput, match="One turn only"):
         formatter.render("q", system="Be.")
 

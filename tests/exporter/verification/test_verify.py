@@ -158,7 +158,7 @@ def test_harmless_files(name: str, copied: Path) -> None:
 def test_files_that_something_may_load(name: str, copied: Path) -> None:
     put(copied / name, b"{}")
     check = checks(copied, model=False)["other files"]
-    assert check["ok"] is False and check["detail"].startswith(f"{name} is none of the export's files")
+    assert check["ok"] is False and check["detail"].startswith(f"{name} is not among the export's files")
 
 
 def test_a_folder_of_links_as_in_the_hubs_cache(copied: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_bad_settings(settings: dict[str, Any], says: str) -> None:
 
 
 def test_other_prompts(whole: Path) -> None:
-    with pytest.raises(BadInput, match="is no source of this checkpoint"):
+    with pytest.raises(BadInput, match="is not a source of this checkpoint"):
         checks(whole, forget=(str(whole / "README.md"),))
 
 

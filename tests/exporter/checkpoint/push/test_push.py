@@ -204,10 +204,10 @@ def test_marker_token_is_nowhere(out: Path, site: Site) -> None:
     ("arguments", "said"),
     [
         (["model"], "give USER/NAME"),
-        (["me/you/model"], "is no name of a repo"),
-        (["me/mo del"], "is no name of a repo"),
-        (["me/-model"], "is no name of a repo"),
-        (["me/model.git"], "is no name of a repo"),
+        (["me/you/model"], "is not the name of a repo"),
+        (["me/mo del"], "is not the name of a repo"),
+        (["me/-model"], "is not the name of a repo"),
+        (["me/model.git"], "is not the name of a repo"),
         (["me/model", "--revision", "a" * 40], "--revision"),
         (["me/model", "--revision", ""], "--revision"),
         (["me/model", "--message", " "], "--message"),
@@ -228,7 +228,7 @@ def test_wrong_usage(arguments: list[str], said: str, out: Path, site: Site) -> 
         ("hf_MARKER with spaces", {}, "has characters that no token has"),
         ("hf_MARKER\x01", {}, "has characters that no token has"),
         (TOKEN, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        (TOKEN, {"HF_ENDPOINT": "127.0.0.1"}, "HF_ENDPOINT is set to '127.0.0.1', which is no address"),
+        (TOKEN, {"HF_ENDPOINT": "127.0.0.1"}, "HF_ENDPOINT is set to '127.0.0.1', which is not an address"),
     ],
 )
 def test_no_token_to_push_with(token: str | None, variables: dict[str, str], said: str, out: Path, site: Site) -> None:
@@ -276,7 +276,7 @@ def test_identity_of_a_ci_that_the_hub_does_not_take(out: Path, site: Site) -> N
 
 def test_export_with_a_bad_name_does_not_begin(site: Site) -> None:
     arguments = ["no-such-model", site.folder / "new", "--forget", "none.jsonl"]
-    assert "is no name of a repo" in site.unskill("export", *arguments, "--push", "a/b/c").last
+    assert "is not the name of a repo" in site.unskill("export", *arguments, "--push", "a/b/c").last
     assert "--public" in site.unskill("export", *arguments, "--public").last
 
 

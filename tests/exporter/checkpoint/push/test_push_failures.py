@@ -138,7 +138,7 @@ def test_one_object_fails_and_the_others_are_not_uploaded_again(out: Path, site:
 )
 def test_endpoints_that_are_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    with pytest.raises(BadInput, match=r"HF_ENDPOINT is set to .*, which is no address"):
+    with pytest.raises(BadInput, match=r"HF_ENDPOINT is set to .*, which is not an address"):
         check_endpoint()
     with pytest.raises(BadInput, match="HF_ENDPOINT"):
         download("me/model", "MODEL", ["*.json"])

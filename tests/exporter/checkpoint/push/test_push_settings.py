@@ -43,7 +43,7 @@ def test_names_of_repos(name: str) -> None:
     try:
         settings = PushSettings(Path("out"), name)
     except BadInput as error:
-        assert "is no name of a repo" in str(error) and (str(error).splitlines() == [str(error)])
+        assert "is not the name of a repo" in str(error) and (str(error).splitlines() == [str(error)])
     else:
         assert re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", settings.repo, re.ASCII)
 

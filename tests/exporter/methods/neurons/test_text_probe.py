@@ -7,7 +7,7 @@ import torch
 
 from exporter.methods.neurons.texts import counted_tokens, longest_first, probe_texts, text_losses
 from exporter.models.files import find_base
-from exporter.models.hooks import key_taps, pre_activation_taps
+from exporter.models.hooks import key_hooks, pre_activation_hooks
 from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.prompts.sources import Prompt
@@ -34,8 +34,8 @@ def test_statistics(loaded: LoadedModel) -> None:
     keys: list[list[torch.Tensor]] = [[] for _ in range(3)]
     with one_thread(), torch.inference_mode():
         with (
-            pre_activation_taps(loaded.model, lambda layer, each: values[layer].append(each[0].double())),
-            key_taps(loaded.model, lambda layer, each: keys[layer].append(each[0].double())),
+            pre_activation_hooks(loaded.model, lambda layer, each: values[layer].append(each[0].double())),
+            key_hooks(loaded.model, lambda layer, each: keys[layer].append(each[0].double())),
         ):
             for text in texts:
                 loaded.model(input_ids=torch.tensor([text.ids]))

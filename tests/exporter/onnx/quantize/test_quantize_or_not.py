@@ -62,7 +62,7 @@ def test_other_sources_are_refused(made: Callable[[str], Made], tmp_path: Path) 
     forget = tried.sources["forget"]
     refused = {
         "is not what the export read": {"forget": (f"{changed},column=prompt",)},
-        "is no source of this checkpoint; its --forget sources are forget.jsonl": {"forget": (str(unknown),)},
+        "is not a source of this checkpoint; its --forget sources are forget.jsonl": {"forget": (str(unknown),)},
         "is not what the export read under": {"forget": (f"{forget},limit=100",)},
         "--retain: give retain.jsonl again": {"retain": ()},
         "give the export's sources again": {"forget": ()},
