@@ -61,7 +61,7 @@ class Stored:
 
 
 def read_stored(checkpoint: str) -> Stored:
-    """Raises BadInput where CHECKPOINT was not written by unskill, or what it holds of its making is gone, altered or damaged."""
+    """Raises BadInput where unskill did not write CHECKPOINT, or what it holds of its making is gone or altered."""
     folder, name = Path(checkpoint), Path(checkpoint).resolve().name
     if not os.path.isdir(folder):
         folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
