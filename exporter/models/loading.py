@@ -223,7 +223,13 @@ def check_device(device: str) -> None:
 
 
 def make_first_calls() -> None:
-    """Call each function on a few float32 and float64 elements, in the calling thread."""
+    """Call each function on a few float32 and float64 elements, in the calling thread.
+
+    MKL 2024.2, which torch's wheels carry, picks the kernel of a vector function when that function is first called.
+    Where several threads make the first call at once, one of them may compute its part with a kernel of a thousand
+    times the error (pytorch issue 188792): cosines of position embeddings that are off by 1e-4, once, in a process's
+    first forward. Statistics, calibration and the comparison with a base would take that for a difference of models.
+    """
     for dtype in (torch.float32, torch.float64):
         values = torch.full((FEW,), 0.5, dtype=dtype)
         for name in FUNCTIONS:
