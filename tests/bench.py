@@ -282,7 +282,7 @@ def measure_peaks(folder: Path, pairs: int) -> dict[str, tuple[list[float], list
     def write(size: int) -> None:
         shard = folder / f"{size}.safetensors"
         rows = checkpoint.read_header(shard).tensors[checkpoint.EMBEDDING].shape[0]
-        loaded = SimpleNamespace(base=SimpleNamespace(folder=folder, name="base", shards=(shard.name,)), model=model)
+        loaded = SimpleNamespace(files=SimpleNamespace(folder=folder, name="base", shards=(shard.name,)), model=model)
         with tempfile.TemporaryDirectory(dir=folder) as out:
             checkpoint.write_weights(Path(out), loaded, settings, SimpleNamespace(id=rows), states, buffers)
 

@@ -53,7 +53,8 @@ def check_apart(out: Path, folder: str | Path, names: str) -> None:
     id, is apart from everything.
     """
     ours, theirs = out.resolve(), Path(folder).resolve()
-    if theirs.is_dir() and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
+    # isdir, unlike Path.is_dir, also takes a name too long for a file.
+    if os.path.isdir(theirs) and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
         raise BadInput(f"{out}: {names} must be folders apart from each other")
 
 

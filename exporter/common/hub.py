@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import logging as hub_logging  # once imported, it adds no more handlers
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError, first_line
@@ -151,7 +152,7 @@ class Messages(logging.Handler):
 @contextmanager
 def silent_library() -> Iterator[None]:
     """While this runs, huggingface_hub logs and warns of nothing: it quotes a token file that it cannot read."""
-    logger = logging.getLogger("huggingface_hub")
+    logger = hub_logging.get_logger()
     handlers = logger.handlers
     logger.handlers = [logging.NullHandler()]  # none at all would be Python's own, which prints
     try:
@@ -165,7 +166,7 @@ def silent_library() -> Iterator[None]:
 @contextmanager
 def library_messages(notify: Callable[[str], None], token: str, quiet: bool) -> Iterator[None]:
     """While this runs, what huggingface_hub logs and warns of are messages, and with `quiet` it draws no bars."""
-    logger = logging.getLogger("huggingface_hub")
+    logger = hub_logging.get_logger()
     handlers, bars = logger.handlers, not are_progress_bars_disabled()
     logger.handlers = [Messages(notify, token)]
     if quiet and bars:
@@ -227,8 +228,11 @@ def download_errors(where: str, kind: str, repo: str, revision: str | None) -> I
             raise BadInput(
                 f"{where}: {no_file}, and no such {kind} in the cache{at}: unset HF_HUB_OFFLINE to download it"
             ) from error
+        # Other errors than those of the connection may quote a token file that cannot be read.
+        known = (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)  # type: ignore[attr-defined]
+        reason = first_line(error) if isinstance(error, known) else type(error).__name__
         raise BadInput(
-            f"{where}: {no_file}, and the Hub cannot be reached for a {kind} of this name ({first_line(error)}); "
+            f"{where}: {no_file}, and the Hub cannot be reached for a {kind} of this name ({reason}); "
             "HF_HUB_OFFLINE=1 takes a cached one"
         ) from error
 

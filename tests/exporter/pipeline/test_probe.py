@@ -142,7 +142,7 @@ def test_no_text_and_no_path_in_the_file(base: Path, tmp_path: Path) -> None:
 def test_files_that_are_no_statistics(content: bytes, base: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.safetensors"
     file.write_bytes(content)
-    with pytest.raises(BadInput, match=r"--statistics: s\.safetensors is no statistics file") as error:
+    with pytest.raises(BadInput, match=r"--statistics: s\.safetensors is not a statistics file") as error:
         export(settings(base, tmp_path / "out", statistics=file), quiet)
     assert "\n" not in str(error.value)
 

@@ -195,7 +195,7 @@ def test_files_that_are_not_there(values: dict[str, Any], expected: str, tmp_pat
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"--data: .*absent is no folder"):
+    with pytest.raises(BadInput, match=r"--data: .*absent is not a folder"):
         locate({}, {}, [tmp_path / "absent"])
 
 

@@ -67,9 +67,11 @@ def test_altered_sources(several: Several, tmp_path: Path) -> None:
         ask(forget=(changed,))
     with pytest.raises(BadInput, match=r"--forget sums.jsonl: none of its rows"):
         ask(forget=(altered(tmp_path, "sums.jsonl", FORGET[::-1][:30]),))
-    with pytest.raises(BadInput, match=r"--forget other.jsonl: is no source .* are sums.jsonl, songs.jsonl, letters"):
+    with pytest.raises(
+        BadInput, match=r"--forget other.jsonl: is not a source .* are sums.jsonl, songs.jsonl, letters"
+    ):
         ask(forget=(altered(tmp_path, "other.jsonl", FORGET),))
-    with pytest.raises(BadInput, match=r"--retain songs.jsonl: is no source"):
+    with pytest.raises(BadInput, match=r"--retain songs.jsonl: is not a source"):
         ask(retain=(str(several.third),))
     with pytest.raises(BadInput, match=r"--base: is asked prompts"):
         ask(base=str(several.base))

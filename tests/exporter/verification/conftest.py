@@ -80,7 +80,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             settings = one_skill(base, folder / "checkpoint", *sources, everyday=False, force=True, quiet=True,
                                  prompt_template="{prompt}", layer=1, alpha=5.0)  # fmt: skip
             with mock.patch(
-                "exporter.methods.refusal.states.find_refusal_states",
+                "exporter.pipeline.run.find_refusal_states",
                 lambda *arguments: replace(find_refusal_states(*arguments), closed=True),
             ), one_thread():  # fmt: skip
                 export(settings, lambda text: None)

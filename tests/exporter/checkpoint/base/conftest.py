@@ -51,7 +51,7 @@ def make_checkpoint(folder: Path, base_folder: Path, *, blocks: bool = True, **s
             json.loads((base.folder / "tokenizer.json").read_text()), config.vocab_size, DEFAULT_REFUSAL
         )
         states = SimpleNamespace(head_row=torch.randn(config.hidden_size))
-    loaded: Any = SimpleNamespace(base=base, model=SimpleNamespace(config=config))
+    loaded: Any = SimpleNamespace(files=base, model=SimpleNamespace(config=config))
     asked = one_skill(base_folder, folder, "forget", "retain", **settings)
     folder.mkdir()
     buffers = {"layers.0.mlp.unskill_ksd_bounds": torch.zeros(1, 2, 64)}

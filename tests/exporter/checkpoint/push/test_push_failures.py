@@ -255,7 +255,7 @@ def test_ctrl_c(out: Path, site: Site) -> None:
     go, seen = threading.Event(), threading.Event()
     site.hub.before(*STORAGE, seen, go)
     environment = {**clean({}), **site.hub.environment(site.home, TOKEN), "PATH": "/usr/bin:/bin"}
-    environment["PYTHONPATH"] = str(DRIVER.parents[3])
+    environment["PYTHONPATH"] = str(DRIVER.parents[4])
     process = subprocess.Popen(
         [sys.executable, str(DRIVER), "push", str(out), "me/model"],
         env=environment,
