@@ -1,4 +1,4 @@
-"""The command `unskill`. Heavy imports happen inside the commands, so that --help answers at once."""
+"""The command `unskill`. Commands import what is heavy when they run, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ cli.add_command(chat_command)
 
 
 def main() -> None:
-    """Entry point: 0 done, 1 failed while running, 2 wrong usage or bad input, 130 on Ctrl-C; errors are one line."""
+    """Entry point. Errors are one line; exit 0 done, 1 failed, 2 wrong usage or bad input, 130 on Ctrl-C."""
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has seen enough (`| head`). What is still in the buffer must not fail at exit either.
+        # The reader has closed the pipe (`| head`). What is still in the buffer must not fail at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = RunFailed.exit_code
     except click.ClickException as error:

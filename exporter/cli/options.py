@@ -1,4 +1,4 @@
-"""Options of the command line, made of the settings that are declared, and those that several commands share."""
+"""Command-line options: built from declared settings, and those that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.recipes.settings import ExportSettings
 
 
 class _Value(click.ParamType):
-    """What a declared setting takes."""
+    """The type of a declared setting's option."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -27,13 +27,13 @@ class _Value(click.ParamType):
 
 
 def options_of(cls: type, only: Collection[str] = ()) -> Callable[[Any], Any]:
-    """The options of a dataclass's settings that have help, or of some, as one decorator; in their order in --help."""
+    """A decorator with options for all settings of a dataclass that have a help text, or for `only` those named."""
     found = [each for each in declared(cls).values() if each.help is not None and (not only or each.name in only)]
     return options(*(_option(each) for each in found))
 
 
 def options(*chosen: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in their order in --help."""
+    """Several options as one decorator, in the order of --help."""
 
     def decorate(function: Any) -> Any:
         for option in reversed(chosen):
@@ -74,24 +74,19 @@ recipe = options(
     click.option(
         "--recipe",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="TOML file that says the same, for one skill or several; flags win.",
+        help="TOML file with settings, for one skill or several; flags override it.",
     ),
     click.option(
         "--data",
         multiple=True,
         metavar="DIR",
         type=click.Path(path_type=Path),
-        help="Where the files that --recipe names are looked for, besides the working directory. Repeatable.",
+        help="Where to look for the files of --recipe, besides the working directory. Repeatable.",
     ),
-)
-recorded_template = click.option(
-    "--prompt-template",
-    metavar="auto|chat|TEXT",
-    help="How prompts are formatted; {prompt} in TEXT is replaced. Default: as the export's were.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
 def shared(*names: str) -> Callable[[Any], Any]:
-    """Options of other commands that are those of `unskill export`."""
+    """Options that a command shares with `unskill export`."""
     return options_of(ExportSettings, names)

@@ -1,6 +1,6 @@
-"""The errors that `unskill` reports: one clear line each, and the exit code that goes with them.
+"""The errors that `unskill` reports in one line each, and their exit codes.
 
-Everything that a user can mend is raised as one of these; any other exception is a bug and keeps its traceback.
+Whatever a user can fix is raised as one of these; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,31 +9,31 @@ from typing import Any
 
 
 class UnskillError(Exception):
-    """An error to be shown as one line. `str(error)` names the file, field or flag and what to do about it."""
+    """An error shown as one line, which names the file, field or flag and says what to do about it."""
 
     exit_code: int = 1
 
 
 class BadInput(UnskillError):
-    """Wrong usage or bad input: nothing was started, or nothing can come of it."""
+    """Wrong usage or bad input; running again will not help."""
 
     exit_code = 2
 
 
 class RunFailed(UnskillError):
-    """The input was sound but the run failed: a full disk, NaN in the weights, nothing that separates."""
+    """The input was valid but the run failed: a full disk, NaN in the weights, no layer that separates the skill."""
 
     exit_code = 1
 
 
 class Interrupted(UnskillError):
-    """Ctrl-C where something was already done; the message says what, or how to go on."""
+    """Ctrl-C after part of the work was done; the message says which part, or how to resume."""
 
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's innermost cause: libraries wrap the useful sentence in several generic ones."""
+    """The first line of an error's innermost cause: libraries wrap the useful message in generic ones."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -41,7 +41,7 @@ def first_line(error: BaseException) -> str:
 
 
 class Rejected(RunFailed):
-    """What was made is not what was asked for, so it was not written. `summary`: everything that was measured."""
+    """The result misses a requested limit, so it was not written. `summary`: everything that was measured."""
 
     def __init__(self, message: str, summary: dict[str, Any]) -> None:
         super().__init__(message)

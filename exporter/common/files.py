@@ -1,4 +1,4 @@
-"""JSON as a checkpoint's files have it, and the names of those that everything else looks for."""
+"""Reading and writing files: JSON, errors of writing, sizes, folders beside others."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def json_text(content: Any) -> str:
 
 
 def human_size(count: int) -> str:
-    """Bytes for people: 1.2 GB, 3.4 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    """A number of bytes for people: 1.2 GB, 3.4 MB, 12 bytes."""
+    from rich.filesize import decimal  # here, so that --help does not load rich
+
+    return decimal(count)
 
 
 @contextmanager
 def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an OSError met while writing `path` into a RunFailed of one line; a full disk says what was needed.
+    """Turn an OSError raised while writing `path` into a RunFailed of one line, for a full disk with the space needed.
 
-    Where another file is at fault, for instance one that was to be copied into `path`, it is named too.
+    If another file caused it, such as one being copied to `path`, it is named too.
     """
     try:
         yield
@@ -47,29 +49,28 @@ def write_errors(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
 
 
 def check_apart(out: Path, folder: str | Path, names: str) -> None:
-    """Raise BadInput where one folder is the other or inside it: writing `out` would change or destroy `folder`.
+    """Raise BadInput if one folder is the other or inside it: writing `out` would change or destroy `folder`.
 
-    names: what the user calls the two, such as "OUT and CHECKPOINT". A `folder` that is not there, for instance a Hub
-    id, is apart from everything.
+    names: what the user calls the two, such as "OUT and CHECKPOINT". A `folder` that does not exist, such as a Hub id,
+    always passes.
     """
     ours, theirs = out.resolve(), Path(folder).resolve()
-    # isdir, unlike Path.is_dir, also takes a name too long for a file.
+    # Unlike Path.is_dir, isdir accepts a name too long for a file.
     if os.path.isdir(theirs) and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
-        raise BadInput(f"{out}: {names} must be folders apart from each other")
+        raise BadInput(f"{out}: {names} must be separate folders")
 
 
 def beside(folder: str, ending: str) -> Path:
-    """Beside a folder another one, its name with an ending; of a Hub id one in the working directory."""
-    place = Path(folder) if os.path.isdir(folder) else Path(folder.rstrip("/").split("/")[-1])
-    return sibling(place, ending)
+    """The path beside a folder with an ending added to its name; for a Hub id, in the working directory."""
+    return sibling(Path(folder) if os.path.isdir(folder) else Path(Path(folder).name), ending)
 
 
 def sibling(place: Path, ending: str) -> Path:
-    """The same for a folder that may not be there yet. Raises BadInput for the root, which is in no folder."""
-    if place.name in ("", ".."):  # beside the folder that one is in, not inside it
+    """The same for a folder that may not exist yet. Raises BadInput for the root, which has no parent."""
+    if place.name in ("", ".."):  # otherwise the path would be inside the folder
         place = place.resolve()
     if not place.name:
-        raise BadInput(f"{place} has nothing beside it, where NAME{ending} would be: name the folder to write")
+        raise BadInput(f"{place} has no folder beside it for NAME{ending}: name the folder to write")
     return place.with_name(place.name + ending)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hub: each as one line, and nothing of a token in any of it."""
+"""Errors of the Hub as one line each, never with any part of a token."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import logging as hub_logging  # once imported, it adds no more handlers
+from huggingface_hub.utils import logging as hub_logging  # importing it adds a handler: do so before `logged_by`
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError, first_line
 
 Result = TypeVar("Result")
 
-# What huggingface_hub raises: its own errors and those of its HTTP library (whose name has changed twice), ValueError
-# and RuntimeError for an upload that fails in a thread or in hf_xet, or for an answer that is not as it should be, of
-# which those of ODD_ANSWER come too.
+# What huggingface_hub raises: its own errors and those of its HTTP library (which has changed twice), ValueError and
+# RuntimeError for an upload that fails in a thread or in hf_xet or for a malformed answer, which may also raise those
+# of ODD_ANSWER.
 ODD_ANSWER = (KeyError, TypeError, AttributeError)
 HUB_ERRORS = (errors.HTTPError, OSError, ValueError, RuntimeError, *ODD_ANSWER)  # type: ignore[attr-defined]
-NOT_KNOWN = "whether the commit was made is not known"
+NOT_KNOWN = "it is not known whether the commit was made"
 
 
 def check_endpoint() -> None:
-    """Raises BadInput for an HF_ENDPOINT that is not an address, of which each HTTP library raises something else."""
+    """Raises BadInput for an HF_ENDPOINT that is not an address, for which each HTTP library raises another error."""
     try:
         parts = urlsplit(constants.ENDPOINT)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         sound = False
     if not sound:
-        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is not an address: unset it, or mend it")
+        raise BadInput(f"HF_ENDPOINT is set to {constants.ENDPOINT!r}, which is not an address: unset or correct it")
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Calls to the Hub whose failures are one line each. go_on: what to do after any of them."""
+    """Calls to the Hub whose failures are one line each. go_on: how to resume after any of them."""
 
     repo: str
     token: str
@@ -54,11 +54,11 @@ class Attempts:
     def __call__(
         self, state: str, function: Callable[..., Result], *arguments: Any, odd: str | None = None, **named: Any
     ) -> Result:
-        """What the function returns. Raises RunFailed where it fails, with `state`, what the repo is like then, and
-        Interrupted on Ctrl-C. odd: its state where an answer has another form than the library knows.
+        """What the function returns. Raises RunFailed if it fails, and Interrupted on Ctrl-C.
 
-        They are raised where the library's error is gone, not from it: where a server repeats what it was sent, that
-        error's traceback shows the token.
+        state: of the repo after a failure, for the message; odd: the same after an answer that the library cannot
+        read. Errors are not raised from the library's: if a server repeats what it was sent, that traceback shows the
+        token.
         """
         try:
             return function(*arguments, **named)
@@ -66,7 +66,7 @@ class Attempts:
             failure: UnskillError = RunFailed(self.explain(innermost(error), state, odd))
         except KeyboardInterrupt:
             failure = Interrupted(f"interrupted; {self.go_on}")
-        # The library closes the bar of a failed upload only when it is collected: better before the error is printed.
+        # The library closes the bar of a failed upload only when it is garbage-collected: do so before the error.
         gc.collect()
         raise failure
 
@@ -79,32 +79,32 @@ class Attempts:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """The error of the call itself: uploads in threads wrap it into an "Error while uploading"."""
+    """The error of the call itself: uploads in threads wrap it in an "Error while uploading"."""
     while not isinstance(error, errors.HTTPError) and error.__cause__ is not None:  # type: ignore[attr-defined]
         error = error.__cause__
     return error
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the Hub may have made the commit, and only its answer did not come."""
+    """Whether the Hub may have made the commit, with only its answer lost."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500 and "/commit/" in str(error.response.url)
     try:
         return "/commit/" in str(error.request.url)  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # only the HTTP library's own errors know what was asked
+    except (AttributeError, RuntimeError):  # only the HTTP library's own errors have the request
         return False
 
 
 def explain(error: BaseException, repo: str) -> str:
-    """Why a call to the Hub failed, in words of its user."""
+    """Why a call to the Hub failed, in the user's terms."""
     if isinstance(error, errors.HfHubHTTPError):
         return explain_status(error, repo)
     if isinstance(error, JSONDecodeError):
-        return f"{constants.ENDPOINT} answered with something else than JSON, as proxies do and a Hub that is down"
+        return f"{constants.ENDPOINT} did not answer with JSON: a proxy, or a Hub that is down"
     if isinstance(error, (errors.HTTPError, ConnectionError)):  # type: ignore[attr-defined]
         return f"the connection to {constants.ENDPOINT} failed ({first_line(error)})"
     if isinstance(error, ODD_ANSWER):
-        return f"{constants.ENDPOINT} answered in another form than it should ({type(error).__name__})"
+        return f"{constants.ENDPOINT} answered in an unexpected form ({type(error).__name__})"
     return f"pushing to {repo} failed ({first_line(error)})"
 
 
@@ -115,20 +115,20 @@ def explain_status(error: errors.HfHubHTTPError, repo: str) -> str:
     if status == 401:
         return f"the Hub does not accept the token ({reason}): log in with `hf auth login`, or set HF_TOKEN"
     if status == 403:
-        return f"the token must not write to {repo} ({reason}): use one with write access to {repo.split('/')[0]}"
+        return f"the token may not write to {repo} ({reason}): use one with write access to {repo.split('/')[0]}"
     if status == 404:
         return f"{repo}: no such user, organisation or repo, or none that the token can see ({reason})"
     if status in (409, 412):
-        return f"{repo} was changed by somebody else meanwhile ({reason})"
+        return f"{repo} was changed by somebody else in the meantime ({reason})"
     if status == 429:
-        return f"the Hub takes no more requests for now ({reason}): wait {asked_to_wait(error.response.headers)}"
+        return f"the Hub limits the rate of requests ({reason}): wait {asked_to_wait(error.response.headers)}"
     if status >= 500:
-        return f"the Hub has a fault of its own ({reason}): wait some time"
+        return f"the Hub has an internal error ({reason}): try again later"
     return f"the Hub refuses to change {repo} ({reason})"
 
 
 def asked_to_wait(headers: Mapping[str, str]) -> str:
-    """For how long, by either of the two headers that say so: `Retry-After: 55`, `RateLimit: "api";r=0;t=55`."""
+    """How long to wait, from either header that says so: `Retry-After: 55`, `RateLimit: "api";r=0;t=55`."""
     limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
     seconds = headers.get("Retry-After", "") or (limit[1] if limit else "")
     return f"{seconds} seconds" if seconds.isdigit() else "some time"
@@ -139,7 +139,7 @@ def without(token: str, text: str) -> str:
 
 
 class Messages(logging.Handler):
-    """The library's messages as messages. Addresses lose their query, which may be a signature that lets one write."""
+    """Pass on the library's log. Addresses lose their query, which may be a signature that grants write access."""
 
     def __init__(self, notify: Callable[[str], None], token: str) -> None:
         super().__init__()
@@ -150,46 +150,46 @@ class Messages(logging.Handler):
 
 
 @contextmanager
-def silent_library() -> Iterator[None]:
-    """While this runs, huggingface_hub logs and warns of nothing: it quotes a token file that it cannot read."""
+def logged_by(handler: logging.Handler) -> Iterator[None]:
+    """Let `handler` alone handle the library's log, and restore warning filters afterwards."""
     logger = hub_logging.get_logger()
-    handlers = logger.handlers
-    logger.handlers = [logging.NullHandler()]  # none at all would be Python's own, which prints
+    handlers, logger.handlers = logger.handlers, [handler]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
             yield
     finally:
         logger.handlers = handlers
 
 
 @contextmanager
+def silent_library() -> Iterator[None]:
+    """Silence the library's log and warnings: they quote a token file that cannot be read."""
+    with logged_by(logging.NullHandler()):  # with no handler at all, Python's own would print
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def library_messages(notify: Callable[[str], None], token: str, quiet: bool) -> Iterator[None]:
-    """While this runs, what huggingface_hub logs and warns of are messages, and with `quiet` it draws no bars."""
-    logger = hub_logging.get_logger()
-    handlers, bars = logger.handlers, not are_progress_bars_disabled()
-    logger.handlers = [Messages(notify, token)]
-    if quiet and bars:
+    """Pass the library's log and warnings to `notify`; with `quiet`, hide its progress bars."""
+    hidden = quiet and not are_progress_bars_disabled()
+    if hidden:
         disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with logged_by(Messages(notify, token)):
             warnings.showwarning = lambda message, *rest: notify(without(token, f"warning: {message}"))
             yield
     finally:
-        logger.handlers = handlers
-        if quiet and bars:
+        if hidden:
             enable_progress_bars()
 
 
 @contextmanager
 def download_errors(where: str, kind: str, repo: str, revision: str | None) -> Iterator[None]:
-    """While this runs, what huggingface_hub raises of a download is one line that says what to do.
+    """Turn what huggingface_hub raises during a download into one line that says what to do.
 
-    Args:
-        where: The line's beginning, what was asked for: "MODEL org/name".
-        kind: "model", in whose place there may be a folder, or "dataset", in whose place a file.
-        repo: Its id.
-        revision: That was asked for, if any.
+    where: what was requested, such as "MODEL org/name"; kind: "model" or "dataset"; repo: its id; revision: the
+    requested one, if any.
 
     Raises:
         BadInput: A bad HF_ENDPOINT; there is no such repo or revision, it is gated, or the Hub cannot be reached.
@@ -210,8 +210,7 @@ def download_errors(where: str, kind: str, repo: str, revision: str | None) -> I
         raise BadInput(f"{where}: the {kind} has no revision '{revision}'") from error
     except errors.RepositoryNotFoundError as error:
         raise BadInput(f"{where}: {no_file}, and no such {kind} on the Hub; if it is private, {log_in}") from error
-    # HTTPError as the Hub's own errors know it: which HTTP library is behind it has changed twice. ValueError: an
-    # answer that is not JSON; RuntimeError: of hf_xet.
+    # HTTPError of the HTTP library in use; ValueError of an answer that is not JSON; RuntimeError of hf_xet.
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:  # type: ignore[attr-defined]
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunFailed(
@@ -220,37 +219,28 @@ def download_errors(where: str, kind: str, repo: str, revision: str | None) -> I
             ) from error
         if isinstance(error, OSError) and error.filename is not None:
             raise RunFailed(
-                f"{where}: cannot be downloaded to {constants.HF_HUB_CACHE} ({error.strerror}); HF_HOME names another "
-                "folder"
+                f"{where}: cannot be downloaded to {constants.HF_HUB_CACHE} ({error.strerror}); set HF_HOME to "
+                "another folder"
             ) from error
         if constants.HF_HUB_OFFLINE:
             at = f" at revision '{revision}'" if revision else ""
             raise BadInput(
                 f"{where}: {no_file}, and no such {kind} in the cache{at}: unset HF_HUB_OFFLINE to download it"
             ) from error
-        # Other errors than those of the connection may quote a token file that cannot be read.
+        # Errors that are not about the connection may quote a token file that cannot be read.
         known = (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)  # type: ignore[attr-defined]
         reason = first_line(error) if isinstance(error, known) else type(error).__name__
         raise BadInput(
             f"{where}: {no_file}, and the Hub cannot be reached for a {kind} of this name ({reason}); "
-            "HF_HUB_OFFLINE=1 takes a cached one"
+            "HF_HUB_OFFLINE=1 uses a cached one"
         ) from error
 
 
 def download(model: str, what: str, patterns: Sequence[str], revision: str | None = None) -> tuple[Path, str]:
-    """Download a Hub model's files of these names.
+    """Download files of a Hub model; returns their folder in the cache, and the commit.
 
-    Args:
-        model: Its id.
-        what: The argument's name, for errors.
-        patterns: Names, or patterns of names.
-        revision: A branch, tag or commit; None for the main branch.
-
-    Returns:
-        The files' folder in the cache, and the commit.
-
-    Raises:
-        BadInput, RunFailed: As `download_errors`.
+    model: its id; what: the argument's name, for errors; patterns: of file names; revision: branch, tag or commit,
+    None for the main branch. Raises as `download_errors`.
     """
     with download_errors(f"{what} {model}", "model", model, revision):
         folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(patterns)))

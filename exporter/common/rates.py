@@ -1,4 +1,4 @@
-"""Rates with their exact intervals."""
+"""Rates with exact intervals."""
 
 from __future__ import annotations
 
@@ -38,5 +38,4 @@ def rates(value: Any) -> Any:
     """The same nesting with every Rate as a JSON object."""
     if isinstance(value, Mapping):
         return {name: rates(inner) for name, inner in value.items()}
-    rate: Rate = value
-    return rate.as_json()
+    return value.as_json()

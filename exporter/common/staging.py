@@ -1,7 +1,7 @@
-"""OUT whole or not at all: a checkpoint is written into a sibling temporary folder that becomes OUT in one step.
+"""OUT complete or not at all: a checkpoint is written into a temporary folder beside it that becomes OUT in one step.
 
-What is promised is about the process: killed at any moment, there is a whole old or a whole new OUT. Nothing is
-flushed to the disk (fsync), no more than `cp` does, so a power cut within seconds of the end may damage the new one.
+If the process is killed at any moment, OUT is still the complete old or the complete new one. Like `cp`, nothing is
+flushed to the disk (fsync), so a power cut within seconds of the end may damage the new one.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from exporter.common.files import human_size, write_errors
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
-# Where the old OUT waits while two plain renames replace it. Not `OUT.old`: people name their own backups so, and
-# `repair` moves or removes whatever carries this name.
+# Name of the old OUT while two plain renames replace it. Not `OUT.old`, which people use for their own backups:
+# `repair` moves or removes whatever has this name.
 OLD_SUFFIX = ".unskill-old"
 
 
 def repair(out: Path) -> list[str]:
-    """Mend what killed runs left beside OUT, before anything is asked about OUT; returns messages for the user.
+    """Clean up after killed runs beside OUT, before OUT itself is checked; returns messages for the user.
 
-    An old OUT that waited for its replacement is put back if OUT is missing, else removed. Temporary folders of dead
-    runs are removed; those of live runs, which hold a lock on theirs, are left alone. RunFailed if the old OUT cannot
-    be moved.
+    An old OUT that was being replaced is moved back if OUT is missing, else removed. Temporary folders of dead runs
+    are removed; those of live runs, which hold a lock, are kept. Raises RunFailed if the old OUT cannot be moved.
     """
     out = out.resolve()
     if not os.access(out.parent, os.R_OK | os.W_OK | os.X_OK):
-        return []  # missing or unwritable: check_target says so
+        return []  # missing or not writable, which check_target reports
     name = re.compile(re.escape(f".{out.name}.unskill-") + "[0-9a-f]{8}")
     leftovers = [entry.path for entry in os.scandir(out.parent) if name.fullmatch(entry.name)]
     messages, live = [], False
@@ -45,10 +44,10 @@ def repair(out: Path) -> list[str]:
             _remove_unless_live(folder)
             messages.append(f"removed {folder}, left over from an interrupted run")
         except FileNotFoundError:
-            pass  # a run beside this one ended or cleaned up first
+            pass  # a concurrent run ended or cleaned up first
         except BlockingIOError:
             live = True
-        except OSError as error:  # also file systems without locks: nothing tells a dead run from a live one there
+        except OSError as error:  # also file systems without locks, where a dead run looks like a live one
             messages.append(f"left {folder} alone ({error.strerror}): remove it unless another run is using it")
     old = out.with_name(out.name + OLD_SUFFIX)
     if os.path.isdir(old) and not live:  # a live run may be between its two renames
@@ -58,7 +57,7 @@ def repair(out: Path) -> list[str]:
         else:
             with write_errors(out):
                 old.rename(out)
-            messages.append(f"put {old.name} back as {out}: an interrupted run had moved it aside")
+            messages.append(f"moved {old.name} back to {out}: an interrupted run had moved it aside")
     return messages
 
 
@@ -70,12 +69,12 @@ def check_target(
     marker: str = "config.json",
     ours: Callable[[Path], bool] = lambda folder: True,
 ) -> None:
-    """Refuse, before any long work, an OUT that could not be written or must not be replaced. Call `repair` first.
+    """Refuse, before any slow work, an OUT that cannot be written or must not be replaced. Call `repair` first.
 
-    what, marker: what --overwrite may replace, and the file by which that is known; ours: what else has to hold of it.
+    what, marker: what --overwrite may replace, and the file that identifies it; ours: a further condition on it.
 
-    BadInput: OUT exists without --overwrite; with it OUT is neither empty nor what may be replaced, or a mount point;
-    its parent is missing or not writable. RunFailed: fewer than `needed_bytes` are free.
+    Raises BadInput if OUT exists without --overwrite, or with it is a mount point or neither empty nor what may be
+    replaced, or if its parent is missing or not writable; RunFailed if fewer than `needed_bytes` are free.
     """
     target = out.resolve()
     parent = target.parent
@@ -88,10 +87,11 @@ def check_target(
             raise BadInput(f"{out} is a mount point, which cannot be replaced: name a folder inside it")
         if not os.access(target, os.R_OK | os.W_OK | os.X_OK):
             raise BadInput(f"{out} is not writable")
-        if not (target / marker).is_file() and any(target.iterdir()):
+        if (target / marker).is_file():
+            if not ours(target):
+                raise BadInput(f"{out} is not a {what} that unskill wrote: --overwrite will not replace it")
+        elif any(target.iterdir()):
             raise BadInput(f"{out} is not a {what} (it has no {marker}): --overwrite will not replace it")
-        if (target / marker).is_file() and not ours(target):
-            raise BadInput(f"{out} is not a {what} that unskill wrote: --overwrite will not replace it")
     if not parent.is_dir():
         raise BadInput(f"{out}: the folder {parent} does not exist")
     if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
@@ -102,10 +102,10 @@ def check_target(
 
 
 class Staging:
-    """A temporary folder `path` beside OUT that `commit` turns into OUT; without it, nothing remains on leaving.
+    """A temporary folder `path` beside OUT that `commit` turns into OUT; without `commit`, it is removed on exit.
 
-    Locked (flock) while in use, so that a run beside this one does not take it for a left-over. Raises RunFailed where
-    the folder cannot be made or OUT cannot be replaced, which includes an OUT that has appeared since `check_target`.
+    Locked (flock) while in use, so that a concurrent run does not take it for a leftover. Raises RunFailed if the
+    folder cannot be made or OUT cannot be replaced, as when OUT has appeared since `check_target`.
 
         with Staging(out, overwrite=True) as staging:
             (staging.path / "config.json").write_text(...)
@@ -124,14 +124,14 @@ class Staging:
                 self.path = self.out.with_name(f".{self.out.name}.unskill-{secrets.token_hex(4)}")
                 self.path.mkdir()
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-                with suppress(OSError):  # no locks on this file system: `repair` then leaves every folder alone
+                with suppress(OSError):  # a file system without locks, where `repair` leaves every folder alone
                     fcntl.flock(self._lock, fcntl.LOCK_EX)
                 if self.path.exists():
                     return self
-                os.close(self._lock)  # a run beside this one swept it away between mkdir and flock
+                os.close(self._lock)  # a concurrent run removed it between mkdir and flock
 
     def commit(self) -> None:
-        """Make the folder OUT. What was OUT now lies at `path` and goes when the `with` ends."""
+        """Make the folder OUT. An old OUT is then at `path`, and removed when the `with` ends."""
         if not (self.overwrite and self.out.is_dir()):
             with write_errors(self.out):
                 self.path.rename(self.out)  # fails on a folder with anything in it
@@ -140,7 +140,7 @@ class Staging:
                 self._swap()
 
     def _swap(self) -> None:
-        """Replace OUT where the two cannot be exchanged. Killed in between, `repair` puts the old one back."""
+        """Replace OUT where the two cannot be exchanged. If killed in between, `repair` moves the old one back."""
         old = self.out.with_name(self.out.name + OLD_SUFFIX)
         self.out.rename(old)
         try:
@@ -153,13 +153,13 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Unfinished work, or the old OUT; after a plain rename nothing. What cannot be removed, the next run names.
+        # Unfinished work or the old OUT; nothing after a plain rename. The next run reports what cannot be removed.
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def _remove_unless_live(folder: str) -> None:
-    """Remove the folder under its lock; BlockingIOError where a live run holds that."""
+    """Remove the folder under its lock; BlockingIOError if a live run holds the lock."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,10 +169,10 @@ def _remove_unless_live(folder: str) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two paths in one step; False where the system, its libc or the file system cannot."""
+    """Exchange two paths in one step; False if the system, its libc or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:  # not Linux, or an old libc
         return False
-    # Whatever the reason of a failure: the plain renames that follow either work or name it.
-    done: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE))
-    return done == 0
+    # Whatever made it fail, the plain renames that follow either work or report it.
+    flags = ctypes.c_uint(RENAME_EXCHANGE)
+    return bool(renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), flags) == 0)

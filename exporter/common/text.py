@@ -1,4 +1,4 @@
-"""Text of others on the user's terminal."""
+"""Untrusted text on the user's terminal."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 Notify = Callable[[str], None]
 
-# Embeddings, overrides and isolates, by which text can be made to read as another.
+# Bidirectional embeddings, overrides and isolates, which can make text read as something else.
 DIRECTIONS = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 def printable(text: str) -> str:
-    """A name or a line with control and all other unprintable characters as escapes: a terminal obeys none of them."""
+    """A name or a line with control and other unprintable characters escaped, so that a terminal ignores them."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def literal(text: str) -> str:
-    """A text of several lines, in any script, with what a terminal would obey in it spelt out, as \\x1b."""
+    """A text of several lines, in any script, with characters that a terminal would obey escaped, as \\x1b."""
     return "".join(
         character if character in "\n\t" or not obeyed(character) else character.encode("unicode_escape").decode()
         for character in text

@@ -1,3 +1,3 @@
-"""The version of unskill, which every file that it writes records."""
+"""The version of unskill, recorded in the files that it writes."""
 
 __version__ = "0.2.0.dev0"

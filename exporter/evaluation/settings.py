@@ -1,4 +1,4 @@
-"""What `unskill evaluate` is asked for, checked before torch is imported."""
+"""Settings of `unskill evaluate`, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.common.errors import BadInput
 from exporter.recipes.declared import check, setting
-from exporter.recipes.settings import check_running
+from exporter.recipes.settings import BATCH_SIZE, DEVICE, DTYPE, QUIET, RECORDED_TEMPLATE, SEED
 
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("question", "choices", "answer"), ("subject",)),
@@ -22,34 +22,36 @@ KINDS = ("forget", "retain", "text", *COLUMNS)
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Settings of `unskill evaluate`; the names are those of the flags.
-
-    limit: items of each source, None for all; prompt_template: None is the export's.
-    """
+    """Settings of `unskill evaluate`; fields are named as the flags. sources: by kind, see KINDS."""
 
     checkpoint: str
     out: Path
     sources: dict[str, tuple[str, ...]]
-    base: str | None = None
-    shots: str | None = None
-    against: Path | None = None
-    allow_code_execution: bool = False
-    limit: int | None = setting(200, words={"all": None}, minimum=1, help="Items a source.")
-    prompt_template: str | None = None
-    formats: str = "plain"
-    seed: int = 0
-    dtype: str = "auto"
-    device: str = "cpu"
-    batch_size: int | None = None
-    overwrite: bool = False
-    quiet: bool = False
+    base: str | None = setting(None, metavar="MODEL", help="The model it was made from, to be measured beside it.")
+    shots: str | None = setting(
+        None, metavar="SOURCE", help="Solved examples for --choice: the first five of each subject."
+    )
+    allow_code_execution: bool = setting(False, help="Run the models' programs for --code, in a sandbox.")
+    limit: int | None = setting(200, words={"all": None}, minimum=1, help="Items per source.")
+    against: Path | None = setting(None, help="Folder of an earlier evaluation to compare with.")
+    prompt_template: str | None = setting(**RECORDED_TEMPLATE)
+    formats: str = setting(
+        "plain",
+        choices=("plain", "mixed"),
+        help="mixed: --forget and --retain also under system prompts and as a second turn.",
+    )
+    seed: int = setting(**SEED)
+    dtype: str = setting(**DTYPE)
+    device: str = setting(**DEVICE)
+    batch_size: int | None = setting(**BATCH_SIZE)
+    overwrite: bool = setting(False, help="Start again instead of resuming from what is in the folder.")
+    quiet: bool = setting(**QUIET)
 
     def __post_init__(self) -> None:
-        """Raises BadInput for values that no evaluation can have."""
+        """Raises BadInput for invalid values and combinations."""
         if not any(self.sources.values()):
             raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
         check(self)
-        check_running(self.batch_size, self.dtype, seed=self.seed)
         if self.shots and not self.sources.get("choice"):
             raise BadInput("--shots: are solved examples for --choice, which is not given")
         if self.sources.get("code") and not self.allow_code_execution:

@@ -1,4 +1,4 @@
-"""What `unskill onnx` is asked for, checked before anything heavy is imported."""
+"""Settings of `unskill onnx`, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from exporter.common.errors import BadInput
 from exporter.common.extras import missing
 from exporter.common.files import check_apart
 from exporter.common.staging import check_target
-from exporter.recipes.settings import check_running
+from exporter.recipes.declared import check, setting
+from exporter.recipes.settings import OVERWRITE, QUIET, RECORDED_TEMPLATE
 
 QUANTIZED = ("int8", "int4")
 GRAPH = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx"}
@@ -23,47 +24,55 @@ PROMPTS = 4
 
 @dataclass(frozen=True)
 class OnnxSettings:
-    """Settings of `unskill onnx`; the names are those of the flags.
+    """Settings of `unskill onnx`; fields are named as the flags.
 
-    dtype: of the graph, float32 or float16; quantize: of the projections' weights, int8, int4 or None. With it, forget
-    and retain are the export's own sources, and max_false_block None means the export's too; so
-    does prompt_template None, with quantize or without.
+    With `quantize`, forget and retain are the export's own sources, and max_false_block None is the export's value.
     """
 
     checkpoint: str
     out: Path
-    forget: tuple[str, ...] = ()
-    retain: tuple[str, ...] = ()
-    prompt_template: str | None = None
-    dtype: str = "float32"
-    quantize: str | None = None
-    system_prompts: tuple[str, ...] = ()
-    max_false_block: float | None = None
-    answers: bool = True
-    overwrite: bool = False
-    force: bool = False
-    quiet: bool = False
+    forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
+    quantize: str | None = setting(
+        None,
+        choices=QUANTIZED,
+        help="Quantize the weights and refit the interventions; needs the export's --forget and --retain.",
+    )
+    retain: tuple[str, ...] = setting((), metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
+    system_prompts: tuple[str, ...] = setting(
+        (), flag="--system-prompt", help="The export's, for --quantize. Repeatable."
+    )
+    max_false_block: float | None = setting(
+        None,
+        minimum=0,
+        maximum=1,
+        help="Largest share of harmless prompts that --quantize may refuse. Default: as in the export.",
+    )
+    answers: bool = setting(
+        True, help="With --quantize, also look for false blocks in answers, which takes most of the time."
+    )
+    prompt_template: str | None = setting(**RECORDED_TEMPLATE)
+    dtype: str = setting("float32", choices=DTYPES, help="Dtype of the graph.")
+    overwrite: bool = setting(**OVERWRITE)
+    quiet: bool = setting(**QUIET)
+    force: bool = setting(False, help="With --quantize, write even if the skill is not separated.")
 
     @property
     def numbers(self) -> str:
-        """By which GRAPH names the file."""
+        """Key of the graph's file in GRAPH."""
         return self.quantize or self.dtype
 
     def __post_init__(self) -> None:
-        """Raises BadInput for values that no graph can have, and where the packages for it are not there."""
+        """Raises BadInput for invalid values and combinations, and where a needed package is missing."""
         if lacking := missing("onnx"):
             raise BadInput(f"ONNX {lacking}")
         if self.dtype in QUANTIZED:
-            raise BadInput(no_dtype(self.dtype))
-        check_running(None, self.dtype)
-        if self.dtype not in DTYPES:
-            raise BadInput(f"--dtype: a graph is {' or '.join(DTYPES)}, not {self.dtype}")
-        if self.quantize is not None and self.quantize not in QUANTIZED:
-            raise BadInput(f"--quantize: weights become {' or '.join(QUANTIZED)}, not {self.quantize}")
+            raise BadInput(
+                f"--dtype {self.dtype}: quantized weights move the activations that the interventions read, so these "
+                f"have to be refitted: use --quantize {self.dtype} --forget SOURCE, with the export's sources"
+            )
+        check(self)
         if self.quantize is not None and self.dtype != "float32":
             raise BadInput(f"--dtype: with --quantize all but the weights is float32; leave out {self.dtype}")
-        if self.max_false_block is not None and not 0 <= self.max_false_block <= 1:
-            raise BadInput(f"--max-false-block: {self.max_false_block} is not between 0 and 1")
         for flag, value in (
             ("--retain", self.retain),
             ("--system-prompt", self.system_prompts),
@@ -72,15 +81,7 @@ class OnnxSettings:
             ("--force", self.force),
         ):
             if value and self.quantize is None:
-                raise BadInput(f"{flag}: is about fitting anew, for --quantize; leave it out")
-
-
-def no_dtype(name: str) -> str:
-    """Why quantized weights are not asked for by --dtype."""
-    return (
-        f"--dtype {name}: quantized weights move the activations that the interventions look at, so these have to be "
-        f"fitted anew: --quantize {name} --forget SOURCE, with the export's sources"
-    )
+                raise BadInput(f"{flag}: only for --quantize; leave it out")
 
 
 def check_out(settings: OnnxSettings, size: int) -> None:

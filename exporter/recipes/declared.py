@@ -1,6 +1,6 @@
-"""Settings that are declared once, as fields of a dataclass: their checks, what recipes give, and what --help says.
+"""Settings declared once, as fields of a dataclass: their checks, their values in recipes and their options.
 
-Cross-field rules stay in `__post_init__` of the dataclass. Nothing heavy is imported, as --help reads this too.
+Rules across fields belong in the dataclass's `__post_init__`. Nothing heavy is imported, because --help loads this.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a n
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting, of a field's name, type and default, and what `setting` adds to them."""
+    """A setting: name, type and default of a field, and what `setting` adds to them."""
 
     name: str
-    kind: type  # of the value; of each where there are many
+    kind: type  # of the value, or of each of many
     many: bool
     optional: bool
     default: Any
-    flag: str  # as errors name it
+    flag: str  # its name in errors
     help: str | None = None
     metavar: str | None = None
     choices: tuple[str, ...] = ()
@@ -41,20 +41,20 @@ class Setting:
 
     @property
     def wanted(self) -> str:
-        """What a value has to be, for error lines."""
+        """What a value must be, for errors."""
         kind = "text or a list of texts" if self.many else _KINDS[self.kind]
         return self.within if self.choices else ", ".join(filter(None, (kind, self.within)))
 
     @property
     def within(self) -> str:
-        """The choices or bounds, and the words that stand for a value; "" where there are none."""
+        """The choices or bounds, and words that stand for a value; "" without any."""
         if self.choices:
             return f"one of {', '.join([*self.words, *self.choices])}"
         bounds = " and ".join(text.format(bound) for text, _, bound in self._bounds())
         return ", ".join([bounds] * bool(bounds) + [f'or "{word}"' for word in self.words])
 
     def check(self, value: Any) -> None:
-        """Raises BadInput for a value of the right type that is no choice or out of bounds."""
+        """Raises BadInput for a value of the right type that is not among the choices or out of bounds."""
         if value is None or value in self.words.values():
             return
         if self.kind in (int, float):
@@ -65,11 +65,11 @@ class Setting:
             raise BadInput(f"{self.flag}: {value!r} is not {self.within or 'finite'}")
 
     def from_text(self, text: str) -> Any:
-        """The value, or one of many, that a command line gives. Raises ValueError for another type's."""
+        """The value, or one of many, from the command line. Raises ValueError for another type."""
         return self.words[text] if text in self.words else self.kind(text)
 
     def from_toml(self, value: Any) -> Any:
-        """The value that a recipe gives, "auto" where there may be none. Raises ValueError for another type's."""
+        """The value from a recipe; "auto" is None if that is allowed. Raises ValueError for another type."""
         if isinstance(value, str) and value in self.words:
             return self.words[value]
         if value == "auto" and self.optional:
@@ -97,16 +97,16 @@ class Setting:
 def setting(default: Any = MISSING, **about: Any) -> Any:
     """A field of a dataclass with what its type does not say, see `Setting`.
 
-    `help` makes it an option of the command line, its flag is the name unless `flag` says another; `choices`, or
-    `above`, `minimum`, `below` and `maximum` bound it; `words` stand for values, as "auto" for None; `commas`: many
-    may be given at once; `in_recipe` False keeps it out of recipes.
+    `help` makes it a command-line option, called like the field unless there is a `flag`; `choices`, or `above`,
+    `minimum`, `below` and `maximum` limit it; `words` stand for values, as "auto" for None; `commas` separate several
+    values; `in_recipe` False keeps it out of recipes.
     """
     return field(default=default, metadata=about)
 
 
 @cache
 def declared(cls: type) -> dict[str, Setting]:
-    """The settings of a dataclass by their names."""
+    """The settings of a dataclass by name."""
     types, found = get_type_hints(cls), {}
     for each in fields(cls):
         kinds = get_args(types[each.name]) or (types[each.name],)
@@ -117,7 +117,7 @@ def declared(cls: type) -> dict[str, Setting]:
 
 
 def check(settings: Any) -> None:
-    """Raises BadInput for a value that is no choice or out of its bounds."""
+    """Raises BadInput for a value that is not among its choices or out of bounds."""
     for name, each in declared(settings.__class__).items():
         if not each.many:
             each.check(getattr(settings, name))

@@ -1,8 +1,8 @@
-"""A recipe, the TOML file that says what the flags of `unskill export` say, for one skill or several.
+"""A recipe: a TOML file with the settings of `unskill export`, for one skill or several.
 
-Keys are the names of the flags with underscores. Those of a skill (see `SkillSettings`) stand in a [[skill]] table; at
-the top they hold for every skill, and alone they are the only one. Flags given on the command line win. One that an
-export has written has a table [recorded] too (see `exporter.recipes.recorded`).
+Keys are flags with underscores. Those of a skill (see `SkillSettings`) are in a [[skill]] table; at the top level they
+apply to every skill, or describe the only one. Flags on the command line override them. A recipe that an export wrote
+also has a table [recorded] (see `exporter.recipes.recorded`).
 """
 
 from __future__ import annotations
@@ -17,48 +17,43 @@ from typing import Any
 from exporter.common.errors import BadInput
 from exporter.recipes.declared import Setting, declared
 from exporter.recipes.recorded import Recorded
-from exporter.recipes.settings import DEFAULT_SKILL, ExportSettings, SkillSettings
+from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template
 
 SKILL_KEYS = declared(SkillSettings)
-# What is said of one run and not of a model stays on the command line.
+# Settings of a run rather than of a model are flags only.
 COMMON_KEYS = {name: each for name, each in declared(ExportSettings).items() if each.in_recipe and name != "skills"}
 RECORDED, VERSIONS = "recorded", "versions.json"
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe's values, of the types that the settings have; [[skill]] tables under "skill", and where there is a
-    table [recorded], that as `Recorded`.
+    """The recipe's values, converted to the settings' types; [[skill]] tables under "skill", a table [recorded] as
+    `Recorded`.
 
-    Raises BadInput where the file cannot be read, is no TOML, or has a key or value that no recipe has.
+    Raises BadInput if the file cannot be read, is not TOML, or has an unknown key or an invalid value.
     """
     content = read_toml(path, "--recipe")
     recorded = content.pop(RECORDED, None)
     tables = content.pop("skill", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise BadInput(f"--recipe {path.name}: write each skill as a table of its own under [[skill]]")
+        raise BadInput(f"--recipe {path.name}: write each skill as its own [[skill]] table")
     values = {key: _value(value, key, COMMON_KEYS | SKILL_KEYS, path.name) for key, value in content.items()}
-    skills = []
     for number, table in enumerate(tables, start=1):
         where = f"{path.name}, skill {table.get('name', number)}"
-        skills.append({key: _value(value, key, SKILL_KEYS, where) for key, value in table.items()})
-    values |= {"skill": skills} if skills else {}
+        skill = {key: _value(value, key, SKILL_KEYS, where) for key, value in table.items()}
+        values.setdefault("skill", []).append(skill)
     return values if recorded is None else values | {RECORDED: _recorded(recorded, path)}
 
 
 def _recorded(table: Any, path: Path) -> Recorded:
-    """What an export has recorded, and what it was run with. Raises BadInput for what no export writes."""
-
-    def digests(values: Any) -> bool:
-        return all(isinstance(value, str) for value in values)
-
+    """What an export recorded, and its versions. Raises BadInput for anything that no export writes."""
     known = {"base", "statistics", "system_prompts"}
     if not isinstance(table, dict) or set(table) - known:
         raise BadInput(f"--recipe {path.name}: [recorded] may hold {', '.join(sorted(known))}; leave out the rest")
     base, prompts, statistics = table.get("base", {}), table.get("system_prompts", []), table.get("statistics")
     fits = isinstance(base, dict) and isinstance(prompts, list) and isinstance(statistics, str | None)
-    if not fits or not digests(base.values()) or not digests(prompts):
-        raise BadInput(f"--recipe {path.name}: [recorded] holds sha256 digests as an export writes them, nothing else")
+    if not fits or not all(isinstance(digest, str) for digest in [*base.values(), *prompts]):
+        raise BadInput(f"--recipe {path.name}: [recorded] may hold only sha256 digests as an export writes them")
     versions = path.with_name(VERSIONS)
     try:
         found = json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {}
@@ -70,9 +65,9 @@ def _recorded(table: Any, path: Path) -> Recorded:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """What a TOML file holds; what: its name on the command line.
+    """The content of a TOML file; what: its name on the command line.
 
-    Raises BadInput where it cannot be read or is no TOML."""
+    Raises BadInput if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -82,11 +77,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportSettings:
-    """Settings from a recipe (see `read_recipe`) and the flags that were given, which win.
+    """Settings from a recipe (see `read_recipe`) and from flags, which override it.
 
-    A flag of a skill holds for every skill, and a model that is given is not looked for at the recipe's revision.
-    Raises BadInput for values that no export can have, for several skills without names, for --forget beside a recipe
-    with several skills, and for other system prompts than those that an export has recorded.
+    A skill's flag applies to every skill, and the recipe's revision does not apply to a model given as a flag. Raises
+    BadInput for invalid values, for several skills without names, for --forget with a recipe of several skills, and
+    for other system prompts than those recorded.
     """
     everything = {**recipe, **flags}
     if "model" in flags and "revision" not in flags:
@@ -95,23 +90,21 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
     for key in ("model", "out"):
         if common.get(key) is None:
             example = "unskill export OUT --recipe FILE" if common.get("model") else "unskill export MODEL OUT"
-            raise BadInput(f"{key.upper()}: name it on the command line or in a recipe: {example} ...")
+            raise BadInput(f"{key.upper()}: give it on the command line or in a recipe: {example} ...")
     tables = recipe.get("skill", [{}])
-    given = {key: value for key, value in flags.items() if key in SKILL_KEYS}
+    shared, given = ({key: each[key] for key in each if key in SKILL_KEYS} for each in (recipe, flags))
     if len(tables) > 1 and "forget" in given:
         raise BadInput(f"--forget: the recipe has {len(tables)} skills; name their prompts there")
-    shared = {key: value for key, value in recipe.items() if key in SKILL_KEYS}
     skills = []
     for number, table in enumerate(tables, start=1):
-        values = {**shared, **table, **given}
         if len(tables) > 1 and "name" not in table:
             raise BadInput(f"--recipe: skill {number} has no name")
         try:
-            skills.append(SkillSettings(**values))
+            skills.append(SkillSettings(**{**shared, **table, **given}))
         except BadInput as error:
             if len(tables) == 1:
                 raise
-            raise BadInput(f"{error} (skill {values.get('name', DEFAULT_SKILL)})") from error
+            raise BadInput(f"{error} (skill {table['name']})") from error
     if "prompt_template" in common:
         common["prompt_template"] = read_template(common["prompt_template"], "--prompt-template")
     recorded = recorded_in(recipe, flags)
@@ -121,7 +114,7 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
 
 
 def recorded_in(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recorded | None:
-    """What an export has recorded in the recipe, if one has, less what flags replace."""
+    """What an export recorded in the recipe, if anything, and which of it flags replace."""
     recorded: Recorded | None = recipe.get(RECORDED)
     if recorded is None:
         return None

@@ -1,7 +1,7 @@
-"""What the recipe of an export says of its inputs, and the run that repeats it: are they here, are they the same?
+"""What the recipe of an export records of its inputs and environment, for a run that repeats it.
 
-Such a recipe has a table [recorded] with the digests of the base model's files, of the user's own system prompts
-(whose texts stay out of a checkpoint) and of the statistics file. Data files have theirs in their sources, as sha256=.
+Its table [recorded] has the digests of the base model's files, of the user's own system prompts (whose texts stay out
+of a checkpoint) and of the statistics file. Sources have those of data files, as sha256=.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from exporter.common.text import Notify
 
 @dataclass(frozen=True)
 class Recorded:
-    """Digests of what the export read; `versions`: what it was run with, from versions.json beside the recipe.
+    """Digests of what the export read; `versions`: its environment, from versions.json beside the recipe.
 
-    `model_given`, `statistics_given`: named on the command line, so that nobody asked for what the export had.
+    `model_given`, `statistics_given`: on the command line now, so they may differ from the export's.
     """
 
     base: Mapping[str, str] = field(default_factory=dict)
@@ -30,30 +30,25 @@ class Recorded:
     statistics_given: bool = False
 
     def ordered(self, given: Sequence[str]) -> tuple[str, ...]:
-        """The system prompts that are given, in the order of the export. Raises BadInput where they are others."""
+        """The given system prompts in the order of the export. Raises BadInput if they are not the same ones."""
         texts = {text_sha256(text): text for text in given}
-        missing = sum(digest not in texts for digest in self.system_prompts)
-        if missing or set(texts) - set(self.system_prompts):
+        missing, extra = set(self.system_prompts) - set(texts), set(texts) - set(self.system_prompts)
+        if missing or extra:
             raise BadInput(
-                f"--system-prompt: the recipe's export had {len(self.system_prompts)} of its own, of which "
-                f"{missing or 'none'} {'is' if missing == 1 else 'are'} missing here, and "
-                f"{len(set(texts) - set(self.system_prompts))} are not its own; give the same texts (it has their "
-                "sha256 only)"
+                f"--system-prompt: of {len(self.system_prompts)} in the recipe's export, {len(missing)} missing here; "
+                f"{len(extra)} not among them; give the same texts (the recipe has only their sha256)"
             )
         return tuple(texts[digest] for digest in self.system_prompts)
 
     def compare(self, present: Mapping[str, Any], notify: Notify) -> None:
-        """Tell of versions, processor and threads that are not those of the export."""
+        """Notify of versions, processor and threads that differ from the export's."""
         names = sorted({*present, *self.versions} - {"batches_halved"})
         other = [name for name in names if self.versions and present.get(name) != self.versions.get(name)]
         if other:
-            told = ", ".join(f"{name} {self.versions.get(name)} (here {present.get(name)})" for name in other)
-            notify(f"The recipe's export was made with {told}: the interventions may differ in their last bits.")
+            differ = ", ".join(f"{name} {self.versions.get(name)} (here {present.get(name)})" for name in other)
+            notify(f"The recipe's export was made with {differ}: the interventions may differ in their last bits.")
         if self.versions.get("batches_halved"):
-            notify(
-                "Memory ran out in the recipe's export, and batches were halved: the interventions may differ in "
-                "their last bits."
-            )
+            notify("The recipe's export ran out of memory and halved batches: last bits of interventions may differ.")
 
 
 def text_sha256(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Prompt templates: as flags and recipes spell them, and as they are used."""
+"""Prompt templates: their spelling in flags and recipes, and their text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from exporter.common.errors import BadInput
 
 
 def read_template(value: str, flag: str) -> str:
-    r"""A template as given on the command line: `@FILE` is the text of that file, to the letter but for one line break
-    at its end; anything else is taken in place, with `\n` for a line break, which few shells let one type, and `\\n`
-    for a backslash and an n; `\@` at its beginning is an @.
+    r"""A template as given on the command line: `@FILE` is the text of that file, without one line break at its end;
+    anything else is the template itself, with `\n` for a line break, which is hard to type in a shell, `\\n` for a
+    backslash and an n, and `\@` at its beginning for an @.
 
-    Raises:
-        BadInput: The file cannot be read as UTF-8 text or is empty.
+    Raises BadInput if the file cannot be read as UTF-8 text or is empty.
     """
     if not value.startswith("@"):
         plain = re.sub(r"\\(\\(?=n)|n)", lambda match: "\n" if match.group(1) == "n" else "\\", value)
@@ -32,13 +31,10 @@ def read_template(value: str, flag: str) -> str:
 
 
 def given_template(value: str | None) -> str | None:
-    """What --prompt-template gives, None where it is not given and prompts are formatted as the export's were.
-
-    Raises BadInput as `read_template`.
-    """
+    """The template of --prompt-template; None without one, for that of the export. Raises as `read_template`."""
     return None if value is None else read_template(value, "--prompt-template")
 
 
 def write_template(text: str) -> str:
-    r"""What `read_template` reads this text from: with one backslash more where it would take one away."""
+    r"""The inverse of `read_template`: adds a backslash wherever that removes one."""
     return re.sub(r"(\\+)(?=n)", r"\1\\", re.sub(r"\A(?=\\*@)", r"\\", text))

@@ -1,4 +1,4 @@
-"""One answer of one model, handed out piece by piece while it is written."""
+"""One answer of one model, streamed while it is generated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """ended: STOP (by EOS or the refusal), LENGTH or INTERRUPTED; tokens: without that EOS or refusal.
+    """ended: STOP (by EOS or the refusal), LENGTH or INTERRUPTED; tokens: without the final EOS or refusal.
 
     verdicts, moved: of a checkpoint; empty and None for a base model.
     """
@@ -45,15 +45,15 @@ class Answer:
 
     @property
     def blocked_after(self) -> int | None:
-        """How many tokens stood before the refusal; None where nothing was blocked."""
+        """Number of tokens before the refusal; None if nothing was blocked."""
         return next((each.blocked_after for each in self.verdicts if each.blocked_after is not None), None)
 
 
 class Pieces(BaseStreamer):
-    """Hands out text as soon as it is settled.
+    """Streams text as soon as no later token can change it.
 
-    Not transformers' TextStreamer: that decodes each line on its own, and tokenizers of the sentencepiece kind drop
-    the first space of what they decode, so that indented lines lose one.
+    Not transformers' TextStreamer: that decodes each line on its own, and SentencePiece tokenizers drop the first
+    space of what they decode, so that indented lines lose one.
     """
 
     def __init__(self, tokenizer: Any, write: Write) -> None:
@@ -67,9 +67,7 @@ class Pieces(BaseStreamer):
             self._prompt = False
             return
         self.ids += value.tolist()
-        text = self.decode()
-        # The bytes of one character may come in several tokens.
-        self.hand_out(text[: len(text.rstrip("\ufffd"))])
+        self.hand_out(self.decode().rstrip("\ufffd"))  # the bytes of one character may come in several tokens
 
     def end(self) -> None:
         self.hand_out(self.decode())
@@ -95,15 +93,15 @@ def answer(
 ) -> Answer:
     """The model's answer to a prompt of these token ids.
 
-    detectors: the checkpoint's, to be watched; None of a base model. suppressed: a token that is never written.
-    stoppable: Ctrl-C ends the answer, and what there is of it is returned; else it raises KeyboardInterrupt.
+    detectors: the checkpoint's, to record what they do; None for a base model. suppressed: a token that is never
+    generated. stoppable: on Ctrl-C the answer so far is returned; otherwise KeyboardInterrupt is raised.
 
-    Raises RunFailed where memory does not suffice.
+    Raises RunFailed if memory runs out.
     """
     ends = eos_ids(loaded.model, loaded.name)
     if loaded.refusal_id is not None:
         ends = [*ends, loaded.refusal_id]  # only EOS may follow it
-    # What is not set here is the model's own, and transformers warns of sampling options in greedy answers.
+    # Options left out are the model's own, and transformers warns about sampling options with greedy decoding.
     draws: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     if sampling.temperature > 0:
         draws = {"do_sample": True, "temperature": sampling.temperature}
@@ -112,19 +110,18 @@ def answer(
         eos_token_id=ends,
         pad_token_id=loaded.pad_id,
         suppress_tokens=None if suppressed is None else [suppressed],
-        num_beams=1,  # which alone can be handed out while they are written
+        num_beams=1,  # beams cannot be streamed
         min_length=0,  # the refusal may be the first token, and is among those that end an answer
         min_new_tokens=0,
         **draws,
     )
-    inputs = loaded.pad([ids], "left")
     pieces = Pieces(loaded.tokenizer, write)
     torch.manual_seed(sampling.seed)
     interrupted, seen = False, None
     watching = nullcontext() if detectors is None else watched(loaded, detectors)
     try:
         with torch.inference_mode(), watching as seen:
-            loaded.model.generate(**inputs, generation_config=config, streamer=pieces)
+            loaded.model.generate(**loaded.pad([ids], "left"), generation_config=config, streamer=pieces)
     except KeyboardInterrupt:
         if not stoppable:
             raise

@@ -1,4 +1,4 @@
-"""A conversation with a checkpoint and, beside it, with its base: the same user's turns, to each its own answers."""
+"""A conversation with a checkpoint and, in parallel, with its base: both get the user's turns and see own answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message
 
 @dataclass
 class Side:
-    """One model in a conversation, and what has been said to it. detectors: see `answer`; None of a base model."""
+    """One model in a conversation, and its messages so far. detectors, suppressed: see `answer`."""
 
     loaded: LoadedModel
     formatter: Formatter
@@ -33,7 +33,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt and the answers to it. base: None where there is no base to compare with."""
+    """A prompt and the answers to it. base: None without a base to compare with."""
 
     prompt: str
     edited: Answer
@@ -47,17 +47,14 @@ class Turn:
 class Conversation:
     """sides: the checkpoint and, to compare with, its base.
 
-    keep: whether a turn follows on those before it; without a chat template none ever does. stoppable: see `answer`.
+    keep: whether a turn continues those before it, which also needs a chat template. stoppable: see `answer`.
     """
 
     def __init__(self, sides: Sequence[Side], sampling: Sampling, *, keep: bool, stoppable: bool = False) -> None:
-        self.sides, self._sampling, self._keep, self._stoppable = sides, sampling, keep, stoppable
+        self.sides, self._sampling, self._stoppable = sides, sampling, stoppable
+        self.remembers = keep and all(SECOND_TURN in side.formatter.formats_used for side in sides)
         self._system: str | None = None
         self._turns = 0
-
-    @property
-    def remembers(self) -> bool:
-        return self._keep and all(SECOND_TURN in side.formatter.formats_used for side in self.sides)
 
     @property
     def system(self) -> str | None:
@@ -65,25 +62,25 @@ class Conversation:
 
     @system.setter
     def system(self, text: str | None) -> None:
-        """Raises BadInput where a model takes no system prompt."""
+        """Raises BadInput if a model takes no system prompt."""
         if text is not None:
             check_text(text, "system prompt")
             for side in self.sides:
                 if SYSTEM not in side.formatter.formats_used:
-                    raise BadInput(f"system prompt (--system): {side.loaded.name} is asked in a form that has none")
+                    raise BadInput(f"system prompt (--system): the prompt format of {side.loaded.name} has none")
         self._system = text
 
     def reset(self) -> None:
-        """Forget what has been said; the system prompt stays."""
+        """Forget all turns; keep the system prompt."""
         for side in self.sides:
             side.messages.clear()
 
     def ask(self, prompt: str, write: Callable[[str, str], None]) -> Turn:
-        """The next turn; write(role, piece) is called with every piece of the answers, one after the other, and
-        with none as one begins.
+        """The next turn; write(role, piece) gets every piece of the answers, one after the other, and an empty piece
+        as one begins.
 
-        Raises BadInput where the prompt is no text, has no tokens or leaves no room for an answer; the conversation is
-        then as it was before. RunFailed: see `answer`.
+        Raises BadInput if the prompt is empty, is not UTF-8, has no tokens or leaves no room for an answer; the
+        conversation stays as it was. RunFailed: see `answer`.
         """
         check_text(prompt, "prompt")
         ids = [self._ids(side, prompt) for side in self.sides]

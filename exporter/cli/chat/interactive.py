@@ -1,4 +1,4 @@
-"""The chat in a terminal: prompts and commands as they are typed."""
+"""The chat in a terminal: prompts and commands from the keyboard."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from exporter.common.errors import BadInput, UnskillError
 
 PROMPT = "> "
 HELP = """\
-/reset          begin anew; the system prompt stays
-/system TEXT    system prompt from now on; /system alone takes it away
+/reset          start a new conversation; the system prompt stays
+/system TEXT    set the system prompt; /system alone removes it
 /why on|off     say after each answer why it was blocked or not
-/help           this list
-/exit           leave, as Ctrl-D; Ctrl-C stops an answer
-A prompt that begins with / is typed with a space before it."""
+/help           show this list
+/exit           exit, as Ctrl-D; Ctrl-C stops an answer
+Type a space before a prompt that begins with /."""
 
 
 def interact(conversation: Conversation, screen: Screen) -> None:
-    """Prompts and commands until the user leaves. Raises KeyboardInterrupt on Ctrl-C at the prompt."""
-    with suppress(ImportError):  # a Python built without it has no line editing, nothing else
-        import readline  # noqa: F401  # gives input() line editing and history
+    """Answer prompts and commands until the user exits. Raises KeyboardInterrupt on Ctrl-C at the prompt."""
+    with suppress(ImportError):  # without readline, input() works but has no line editing
+        import readline  # noqa: F401  # for line editing and history in input()
     while True:
         try:
             line = read()
@@ -47,15 +47,15 @@ def interact(conversation: Conversation, screen: Screen) -> None:
 
 
 def read() -> str:
-    """The next line. Raises EOFError where there is none."""
+    """The next line. Raises EOFError at the end of the input."""
     if sys.stdout.isatty():
         return input(PROMPT)
-    click.echo(PROMPT, err=True, nl=False)  # input() would write it among the answers
+    click.echo(PROMPT, err=True, nl=False)  # input() would print it on stdout, among the answers
     return input()
 
 
 def obey(line: str, conversation: Conversation, screen: Screen) -> bool:
-    """Do what a command says; False where that is to leave. Raises BadInput for what is no command."""
+    """Run a command; False if it is /exit. Raises BadInput for an unknown one."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if command == "/exit":
@@ -64,10 +64,10 @@ def obey(line: str, conversation: Conversation, screen: Screen) -> bool:
         screen.say(HELP)
     elif command == "/reset":
         conversation.reset()
-        screen.say("The conversation begins anew.")
+        screen.say("The conversation starts again.")
     elif command == "/system":
         conversation.system = rest or None
-        screen.say("From now on with this system prompt." if rest else "From now on without a system prompt.")
+        screen.say("System prompt set." if rest else "System prompt removed.")
     elif command == "/why" and rest in ("on", "off"):
         screen.why = rest == "on"
         screen.say(f"Reasons are {rest}.")

@@ -24,14 +24,14 @@ from exporter.recipes.templates import given_template
 
 
 def chat(settings: ChatSettings) -> None:
-    """Run the chat, in the end printing with as_json what was said: also where a later prompt cannot be asked.
+    """Run the chat; with as_json, print the turns at the end, even if a later prompt cannot be asked.
 
-    Raises BadInput for a checkpoint, base or prompt that cannot be used, RunFailed where memory does not suffice.
+    Raises BadInput for a checkpoint, base or prompt that cannot be used, RunFailed if memory runs out.
     """
     interactive = not settings.prompts and sys.stdin.isatty()
     if interactive and settings.as_json:
-        raise BadInput("--json: needs prompts, by --prompt TEXT or one a line on stdin")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer may hold what the terminal's encoding does not
+        raise BadInput("--json: needs prompts, by --prompt TEXT or one per line on stdin")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack a character of an answer
         sys.stdout.reconfigure(errors="backslashreplace")
     edited = load_checkpoint(settings.checkpoint, settings.dtype, settings.device)
     sides = [Side(edited, formatter_of(edited, edited, settings), detectors_of(edited))]
@@ -50,7 +50,7 @@ def chat(settings: ChatSettings) -> None:
         for text in sides[0].formatter.notes:
             screen.notify(text)
     if (interactive or settings.conversation) and not conversation.remembers:
-        screen.notify("Prompts are asked in a form that has no earlier turns: each stands alone.")
+        screen.notify("The prompt format has no earlier turns: each prompt stands alone.")
     if interactive:
         screen.notify(about(edited.name, edited.settings["skills"]))
         interact(conversation, screen)
@@ -66,7 +66,7 @@ def chat(settings: ChatSettings) -> None:
             turns.append(screen.turn(conversation, prompt))
     finally:
         if settings.as_json and turns:
-            said = {
+            record = {
                 "checkpoint": edited.name,
                 "base": names.get(BASE),
                 "system": settings.system,
@@ -77,24 +77,24 @@ def chat(settings: ChatSettings) -> None:
                 "dtype": str(edited.model.dtype).removeprefix("torch."),
                 "turns": [turn_record(turn) for turn in turns],
             }
-            echo_json(said)
+            echo_json(record)
     if not turns:
-        raise BadInput("no prompt: give --prompt TEXT, or one a line on stdin")
+        raise BadInput("no prompt: give --prompt TEXT, or one per line on stdin")
 
 
 def formatter_of(loaded: LoadedModel, edited: LoadedModel, settings: ChatSettings) -> Formatter:
-    """How a model is asked: as the user says, else as the export's prompts were."""
+    """The prompt format for a model: that of --prompt-template, else that of the export."""
     given = given_template(settings.prompt_template)
     return loaded.formatter(edited.template if given is None else given, max_length=None)
 
 
 def padding_refusal(edited: LoadedModel) -> int | None:
-    """R where it took a padding row of the base, which in the checkpoint's weights says what R's says."""
+    """R if it is a padding row of the base, which the checkpoint's weights fill; else None."""
     return None if edited.settings["added_row"] else edited.refusal_id
 
 
 def piped() -> Iterator[str]:
-    """Prompts from stdin, one a line. Raises BadInput for bytes that are no text."""
+    """Prompts from stdin, one per line. Raises BadInput for bytes that are not UTF-8."""
     try:
         for number, line in enumerate(sys.stdin, start=1):
             if line.strip():

@@ -1,4 +1,4 @@
-"""What a person sees: answers as they are written, why they were blocked or not, and both models side by side."""
+"""Output of the chat: answers as they are generated, why they were blocked or not, both models side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exporter.cli.chat.why import Moved, Verdict
 from exporter.common.text import literal
 from exporter.evaluation.records import BASE, EDITED
 
-# Two columns of fewer characters are harder to read than one below the other.
+# Below this width two columns are harder to read than one answer below the other.
 SIDE_BY_SIDE = 80
 
 HOW = {"ksd": "refused", "na": "neurons adjusted", "sp": "neurons pruned"}
@@ -30,7 +30,7 @@ Write = Callable[[str, str], None]
 class Screen:
     """Answers and reasons on stdout, everything else on stderr.
 
-    names: by role, of the models that are asked; why: whether to say why; answers_alone: nothing but answers.
+    names: of the models, by role; why: whether to print reasons; answers_alone: print nothing but answers.
     """
 
     def __init__(self, names: Mapping[str, str], *, why: bool = True, answers_alone: bool = False) -> None:
@@ -39,7 +39,7 @@ class Screen:
         self.console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False, emoji=False)
 
     def turn(self, conversation: Conversation, prompt: str) -> Turn:
-        """Ask, showing the answers as they come, and what is to be said of them."""
+        """Ask, and show the answers as they are generated, then the reasons."""
         side_by_side = len(self.names) > 1 and sys.stdout.isatty() and self.console.width >= SIDE_BY_SIDE
         with self._columns() if side_by_side else self._lines() as write:
             turn = conversation.ask(prompt, write)
@@ -52,14 +52,14 @@ class Screen:
         return turn
 
     def asked(self, prompt: str, first: bool) -> None:
-        """A prompt that nobody has typed here."""
+        """Show a prompt that was not typed here."""
         self.line(f"{'' if first else chr(10)}> {literal(prompt)}", "bold")
 
     def line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """An answer to a command."""
+        """Answer a command."""
         click.echo(text, err=True)
 
     def notify(self, text: str) -> None:
@@ -70,16 +70,15 @@ class Screen:
         click.echo(f"error: {literal(text)}", err=True)
 
     def _ends(self, turn: Turn) -> None:
+        endings = {INTERRUPTED: "stopped", LENGTH: "cut off (--max-new-tokens, or the model's context)"}
         for role, each in ((EDITED, turn.edited), (BASE, turn.base)):
-            if each is None or each.ended not in (LENGTH, INTERRUPTED):
-                continue
-            whose = f"{self.names[role]}: " if len(self.names) > 1 else ""
-            how = "stopped" if each.ended == INTERRUPTED else "cut off (--max-new-tokens, or the model's context)"
-            self.notify(f"  {whose}{how} after {tokens(each.tokens)}")
+            if each is not None and each.ended in endings:
+                whose = f"{self.names[role]}: " if len(self.names) > 1 else ""
+                self.notify(f"  {whose}{endings[each.ended]} after {tokens(each.tokens)}")
 
     @contextmanager
     def _lines(self) -> Iterator[Write]:
-        """Answers one below the other, under their models' names where there are several."""
+        """Answers one below the other; with several models, under their names."""
         written: dict[str, bool] = {}  # by role, whether there was any text
 
         def end() -> None:
@@ -117,7 +116,7 @@ class Screen:
         def write(role: str, piece: str) -> None:
             written[role] += piece
             live.update(table())
-            live.start()  # with the first answer, not for a prompt that cannot be asked
+            live.start()  # only now, so that a prompt that cannot be asked draws no table
 
         try:
             yield write
@@ -126,18 +125,18 @@ class Screen:
 
 
 def about(name: str, skills: Sequence[Mapping[str, Any]]) -> str:
-    """What a checkpoint does, by config.json's records of its skills."""
+    """What a checkpoint does, from the skills in its config.json."""
     lines = [f"{name}:"]
     for skill in skills:
         does = [HOW.get(part, part) for part in skill["method"].split("+")]
         if "layer" in skill:
             does[-1] += f" (layer {skill['layer']}, alpha {skill['alpha']['value']:.2f})"
         lines.append(f"  {skill['name']}: {', '.join(does)}")
-    return "\n".join([*lines, "Type a prompt; /help lists the commands, Ctrl-D leaves."])
+    return "\n".join([*lines, "Type a prompt; /help lists the commands, Ctrl-D exits."])
 
 
 def reasons(answer: Answer) -> list[tuple[str, str]]:
-    """Lines on why an answer is what it is, each with its style."""
+    """Lines that explain an answer, each with its style."""
     lines = [(verdict_line(each), "yellow" if each.blocked_after is not None else "dim") for each in answer.verdicts]
     return lines + ([] if answer.moved is None else [(moved_line(answer.moved), "dim")])
 
@@ -146,7 +145,7 @@ def verdict_line(verdict: Verdict) -> str:
     """As "maths: 3.91 <= alpha 4.20 at layer 20: blocked"."""
     name = literal(verdict.skill)
     if verdict.score is None:
-        return f"{name}: not looked at"
+        return f"{name}: not scored"
     at_prompt = verdict.blocked_after == 0
     said = f"{name}: {compared(verdict.score, verdict.alpha, at_prompt, 'alpha ')} at layer {verdict.layer}"
     if at_prompt:
@@ -158,7 +157,7 @@ def verdict_line(verdict: Verdict) -> str:
 
 
 def compared(score: float, alpha: float, inside: bool, what: str = "") -> str:
-    """Two numbers with as many decimals as it takes to tell them apart."""
+    """Two numbers with enough decimals to tell them apart."""
     digits = next((n for n in range(2, 9) if f"{score:.{n}f}" != f"{alpha:.{n}f}"), 2)
     return f"{score:.{digits}f} {'<=' if inside else '>'} {what}{alpha:.{digits}f}"
 

@@ -1,4 +1,4 @@
-"""Why an answer is what it is: scores against alpha at every position it was written from, and neurons moved there."""
+"""Why an answer was blocked or not: scores against alpha, and neurons moved, at every position it was read from."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Detector:
     bounds: Tensor
 
     def score(self, key: Tensor) -> float:
-        """s(k) of one key vector (d_ff,), the least over the hypercubes.
+        """s(k) of one key vector (d_ff,), the minimum over the hypercubes.
 
-        Centre and deviations are taken from the bounds, which are mu -+ alpha sd rounded outwards to float32. A NaN
-        is not outside, as for the runtime.
+        Centre and deviations come from the bounds, which are mu -+ alpha sd rounded outwards to float32. A NaN is not
+        outside, as in the runtime.
         """
         lower, upper = self.bounds.double().unbind(1)
         deviation = (upper - lower) / (2 * self.alpha)
@@ -45,9 +45,9 @@ class Detector:
 
 
 def detectors_of(loaded: LoadedModel) -> list[Detector]:
-    """The skills that a checkpoint refuses, in the order of its config.json, which is that of the bounds in a layer.
+    """The skills that a checkpoint refuses, in the order of config.json, which is that of the bounds within a layer.
 
-    Raises BadInput where config.json does not say which hypercubes are whose.
+    Raises BadInput if config.json does not assign the hypercubes to skills.
     """
     core: Any = loaded.model.base_model
     taken: dict[int, int] = {}
@@ -74,9 +74,9 @@ def detectors_of(loaded: LoadedModel) -> list[Detector]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one skill's hypercubes said. score: of the prompt's last token; None where nothing was looked at yet.
+    """What one skill's hypercubes decided. score: of the prompt's last token; None if no forward was run.
 
-    blocked_after: how many tokens of the answer stood before the refusal, 0 right after the prompt; None without one.
+    blocked_after: number of answer tokens before the refusal, 0 right after the prompt; None without a refusal.
     blocked_score: the score there.
     """
 
@@ -90,8 +90,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Moved:
-    """Adjusted neurons over the positions that an answer's tokens were written from. `selected`: how many there are;
-    `ever`: those that were moved at least once; `moves`: moves in all, by any neuron at any position."""
+    """Adjusted neurons over the positions from which an answer's tokens were predicted. `selected`: their number;
+    `ever`: those moved at least once; `moves`: all moves, of any neuron at any position."""
 
     selected: int
     ever: int
@@ -101,8 +101,8 @@ class Moved:
 
 @dataclass
 class Seen:
-    """What was seen at the last position of each forward: by detector the keys' scores and decisions, by layer which
-    adjusted neurons were moved, (n,) bool each."""
+    """The last position of each forward: by detector the keys' scores and decisions, by layer which adjusted neurons
+    were moved, (n,) bool each."""
 
     keys: dict[Detector, list[tuple[float, bool]]]
     moved: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -110,14 +110,13 @@ class Seen:
     def verdicts(self) -> list[Verdict]:
         found = []
         for detector, each in self.keys.items():
-            hit = next((place for place, (_, blocked) in enumerate(each) if blocked), None)
             score = each[0][0] if each else None
-            at = None if hit is None else each[hit][0]
+            hit, at = next(((place, at) for place, (at, blocked) in enumerate(each) if blocked), (None, None))
             found.append(Verdict(detector.skill, detector.layer, detector.alpha, score, hit, at))
         return found
 
     def neurons(self) -> Moved | None:
-        """None where no neuron is adjusted, or nothing was seen."""
+        """None if no neuron is adjusted or no forward was run."""
         if not self.moved:
             return None
         layers = [torch.stack(each) for each in self.moved.values()]  # (positions, n) each
@@ -131,7 +130,7 @@ class Seen:
 
 @contextmanager
 def watched(loaded: LoadedModel, detectors: Sequence[Detector]) -> Iterator[Seen]:
-    """While this lasts, see what the interventions do in each forward of one row."""
+    """Record what the interventions do in each forward of one row."""
     core: Any = loaded.model.base_model
     indices = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     seen = Seen({detector: [] for detector in detectors})
@@ -142,7 +141,7 @@ def watched(loaded: LoadedModel, detectors: Sequence[Detector]) -> Iterator[Seen
             gates[layer] = values, values[0, -1, indices[layer]]
 
     def after(layer: int, keys: Tensor) -> None:
-        if layer in gates:  # which the MLP has changed in place by now
+        if layer in gates:  # the MLP has changed values in place by now
             values, unmoved = gates.pop(layer)
             seen.moved.setdefault(layer, []).append((values[0, -1, indices[layer]] != unmoved).cpu())
         own = [detector for detector in detectors if detector.layer == layer]

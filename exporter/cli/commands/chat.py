@@ -1,4 +1,4 @@
-"""The command `unskill chat`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill chat`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any
 import click
 
 from exporter.cli.chat.settings import ChatSettings
-from exporter.cli.options import options_of, recorded_template
+from exporter.cli.options import options_of
 
 
 @click.command("chat", short_help="Talk with a checkpoint, and see why it refuses.")
 @click.argument("checkpoint")
 @options_of(ChatSettings)
-@recorded_template
 def chat_command(**flags: Any) -> None:
-    """Chat with CHECKPOINT (folder or Hub id) in the terminal, with the modeling code that it brings along.
+    """Chat with CHECKPOINT (folder or Hub id) in the terminal, running its own modeling code.
 
-    After each answer it says why: for every skill the score of the prompt's last token against alpha, within which it
-    is refused, and how many neurons were moved. /help lists the commands.
+    Each answer is followed by the reasons: for every skill, the score of the prompt's last token against alpha (a
+    score up to alpha is refused), and how many neurons were moved. /help lists the commands.
 
-    Without a terminal prompts are read from stdin, one a line. These, and several --prompt, are independent unless
-    --conversation is given. With --compare both models get the same turns of yours and each its own answers.
+    Without a terminal, prompts are read from stdin, one per line. These, and several --prompt, are independent unless
+    --conversation is given. With --compare both models get your turns, and each sees its own answers.
 
     \b
     unskill chat OUT

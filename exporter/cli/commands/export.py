@@ -1,8 +1,7 @@
-"""The command `unskill export`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill export`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from exporter.cli.options import as_json, options_of, recipe
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
+from exporter.common.text import Notify
 from exporter.onnx.settings import OnnxSettings, check_out
 from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import write_template
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @as_json
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
-@click.option("--public", is_flag=True, help="With --push: make the repo public, once the commit is made.")
+@click.option("--public", is_flag=True, help="With --push: make the repo public after the commit.")
 @click.pass_context
 def export_command(
     context: click.Context,
@@ -48,7 +48,7 @@ def export_command(
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
     sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names
-    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml makes it again; beside a recipe that
+    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml repeats its export; with a recipe that
     names the model, OUT alone is enough.
 
     \b
@@ -58,33 +58,30 @@ def export_command(
     from exporter.pipeline.run import export
 
     settings, recorded = settings_of(context, recipe, data, flags)
-    graph = pushing = None
-    if and_onnx:
-        graph = settings_to_write(settings)
-    if repo is not None:
-        pushing = settings_to_push(settings, repo, public)
-    elif public:
-        raise BadInput("--public: is about the repo of --push USER/NAME, which is missing")
+    graph = settings_to_write(settings) if and_onnx else None
+    pushing = settings_to_push(settings, repo, public) if repo is not None else None
+    if public and repo is None:
+        raise BadInput("--public: needs the repo of --push USER/NAME, which is missing")
     notify = messages(settings.quiet)
     try:
         summary = export(settings, notify, recorded)
     except Rejected as error:
         show(error.summary, as_json)
         raise
-    told = summary.to_json() | {"out": str(settings.out)}
+    found = summary.to_json() | {"out": str(settings.out)}
     try:
         if graph is not None:
-            write_exported(graph, told, notify)
+            write_exported(graph, found, notify)
         if pushing is not None:
-            told["push"] = push_exported(pushing, notify)
+            found["push"] = push_exported(pushing, notify)
     finally:
-        show(told, as_json)  # whatever came after it, the checkpoint is there
-        if "onnx" in told and not as_json:
+        show(found, as_json)  # the checkpoint exists, even if a later step failed
+        if "onnx" in found and not as_json:
             from exporter.cli.tables.onnx import show_check
 
-            show_check(told["onnx"], as_json)
+            show_check(found["onnx"], as_json)
     if pushing is not None and not as_json:
-        show_push(told["push"])
+        show_push(found["push"])
 
 
 def settings_of(
@@ -94,9 +91,9 @@ def settings_of(
     flags: dict[str, Any],
     defaults: dict[str, Any] | None = None,
 ) -> tuple[ExportSettings, Recorded | None]:
-    """Settings from the recipe, if there is one, and the flags that were given; `defaults` are the weakest.
+    """Settings from `defaults`, the recipe, if any, and the given flags, each overriding those before it.
 
-    Also what the recipe has recorded, where an export has written it.
+    Also what the recipe records, if an export wrote it.
     """
     from exporter.pipeline.inputs import locate
     from exporter.recipes.recipe import merged_settings, read_recipe, recorded_in
@@ -104,37 +101,37 @@ def settings_of(
     default = click.core.ParameterSource.DEFAULT
     given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
     if data and not recipe:
-        raise BadInput("--data: is where the files of a recipe are looked for; give --recipe too")
+        raise BadInput("--data: says where to look for the files of a recipe; give --recipe too")
     values = read_recipe(recipe) if recipe else {}
     if "model" in values and "model" in given and "out" not in given:
         if "out" in values:
             raise BadInput("MODEL OUT: the recipe names both; give both on the command line, or neither")
-        given["out"] = Path(given.pop("model"))  # one argument alone is what the recipe does not say
+        given["out"] = Path(given.pop("model"))  # a single argument is what the recipe lacks
     if recipe:
         values = locate(values, given, data)
     return merged_settings({**(defaults or {}), **values}, given), recorded_in(values, given)
 
 
-def show(told: dict[str, Any], as_json: bool) -> None:
-    """Print the summary, as JSON with what else there is to tell: "out", where a checkpoint was written."""
+def show(found: dict[str, Any], as_json: bool) -> None:
+    """Print the summary; in `found` with "out", if a checkpoint was written, and what followed."""
     if as_json:
-        echo_json(told)
+        echo_json(found)
         return
     from exporter.checkpoint.summary import Summary
     from exporter.cli.tables.console import console
     from exporter.cli.tables.export import print_summary
 
-    print_summary(Summary.from_json(told), console(120))
-    if "out" in told:
-        click.echo(
-            f'\nWrote {told["out"]}: AutoModelForCausalLM.from_pretrained("{told["out"]}", trust_remote_code=True)'
-        )
+    print_summary(Summary.from_json(found), console(120))
+    if out := found.get("out"):
+        click.echo(f'\nWrote {out}: AutoModelForCausalLM.from_pretrained("{out}", trust_remote_code=True)')
 
 
 def settings_to_write(export: ExportSettings) -> OnnxSettings:
-    """For the checkpoint that an export is to write. Raises what would keep the ONNX folder from being written."""
+    """For the checkpoint of an export. Raises whatever would later prevent the ONNX folder from being written."""
     if export.compat is not None:
-        raise BadInput("--onnx: draws of --compat are torch's own, which ONNX does not have; leave one of the two out")
+        raise BadInput(
+            "--onnx: --compat draws with torch's generator, which ONNX does not have; leave one of the two out"
+        )
     settings = OnnxSettings(
         str(export.out),
         sibling(export.out, "-onnx"),
@@ -147,9 +144,9 @@ def settings_to_write(export: ExportSettings) -> OnnxSettings:
     return settings
 
 
-def write_exported(settings: OnnxSettings, summary: dict[str, Any], notify: Callable[[str], None]) -> None:
-    """As `write_onnx`; Ctrl-C says that the checkpoint is there. summary: of the export; gets what was found, also
-    where graph and checkpoint do not agree, as "onnx"."""
+def write_exported(settings: OnnxSettings, summary: dict[str, Any], notify: Notify) -> None:
+    """As `write_onnx`; on Ctrl-C the message says that the checkpoint exists. summary: of the export; gets the result
+    as "onnx", even if graph and checkpoint do not agree."""
     from exporter.onnx.writing import write_onnx
 
     try:
@@ -163,7 +160,7 @@ def write_exported(settings: OnnxSettings, summary: dict[str, Any], notify: Call
 
 
 def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushSettings:
-    """Raises BadInput where a push cannot even begin: better now than after the export."""
+    """Raises BadInput if a push cannot even begin: better now than after the export."""
     from exporter.checkpoint.push.push import PushSettings, find_token
 
     found = PushSettings(settings.out, repo, public=public, quiet=settings.quiet)
@@ -171,8 +168,8 @@ def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushS
     return found
 
 
-def push_exported(settings: PushSettings, notify: Callable[[str], None]) -> dict[str, Any]:
-    """As `push`; every error says that the checkpoint is there, and is no longer bad input."""
+def push_exported(settings: PushSettings, notify: Notify) -> dict[str, Any]:
+    """As `push`; every error says that the checkpoint exists, and none is bad input."""
     from exporter.checkpoint.push.push import push
 
     written = f"{settings.out} is written, but"

@@ -1,4 +1,4 @@
-"""The command `unskill inspect`; it imports no torch, so that a look costs no wait."""
+"""The command `unskill inspect`. It never imports torch, to be fast."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from exporter.cli.options import as_json
 from exporter.cli.output import echo_json
 
 
-@click.command("inspect", short_help="What a checkpoint says of itself.")
+@click.command("inspect", short_help="What a checkpoint records about itself.")
 @click.argument("checkpoint")
 @as_json
 def inspect_command(checkpoint: str, as_json: bool) -> None:
-    """Print what CHECKPOINT (folder or Hub id, or a folder of unskill onnx) says of itself: its skills and what was
-    done to them, what was measured, what it was made of, sizes.
+    """Print what CHECKPOINT (folder or Hub id, or a folder of unskill onnx) records about itself: its skills and what
+    was done to them, measurements, base model, versions, sizes.
 
-    Nothing is loaded, and nothing compared: that is what unskill verify is for.
+    Nothing is loaded or compared: use unskill verify for that.
 
     \b
     unskill inspect OUT

@@ -1,4 +1,4 @@
-"""The commands `unskill onnx` and `unskill build-ops`; like all of them they import nothing heavy before they run."""
+"""The commands `unskill onnx` and `unskill build-ops`. Heavy imports wait until they run."""
 
 from __future__ import annotations
 
@@ -7,66 +7,26 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import as_json, recorded_template, shared
+from exporter.cli.options import as_json, options_of
 from exporter.cli.output import echo_json, messages
-from exporter.common.errors import BadInput, Rejected
+from exporter.common.errors import Rejected
 from exporter.common.files import beside
-from exporter.onnx.settings import DTYPES, QUANTIZED, OnnxSettings, no_dtype
-
-
-class GraphDtype(click.Choice):
-    """float32 or float16; for quantized weights the way to them is named."""
-
-    def __init__(self) -> None:
-        super().__init__(DTYPES)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in QUANTIZED:
-            raise BadInput(no_dtype(value))
-        return super().convert(value, param, ctx)
+from exporter.onnx.settings import OnnxSettings
 
 
 @click.command("onnx", short_help="A checkpoint as ONNX, with its interventions inside.")
 @click.argument("checkpoint")
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@click.option("--forget", multiple=True, metavar="SOURCE", help="Prompts of the skill, to compare on. Repeatable.")
-@click.option(
-    "--quantize",
-    type=click.Choice(QUANTIZED),
-    help="Quantize weights, and fit the interventions anew on what that gives; needs the export's --forget, --retain.",
-)
-@click.option("--retain", multiple=True, metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
-@click.option(
-    "--system-prompt",
-    "system_prompts",
-    multiple=True,
-    metavar="TEXT",
-    help="The export's, for --quantize. Repeatable.",
-)
-@click.option(
-    "--max-false-block",
-    type=float,
-    help="Greatest share of harmless prompts that --quantize may refuse; default: the export's.",
-)
-@click.option(
-    "--answers/--no-answers",
-    default=True,
-    show_default=True,
-    help="With --quantize, look for false blocks in answers too: most of the time that it takes.",
-)
-@recorded_template
-@click.option("--dtype", type=GraphDtype(), default="float32", show_default=True, help="Of the graph.")
-@shared("overwrite", "quiet")
+@options_of(OnnxSettings)
 @as_json
-@click.option("--force", is_flag=True, help="With --quantize, write even where the skill does not separate.")
 def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Write CHECKPOINT (folder or Hub id) as ONNX to the folder OUT; default CHECKPOINT-onnx, beside it.
 
-    ONNX Runtime, transformers.js, onnxruntime-genai and optimum load the folder, without unskill. What was written is
-    compared with the checkpoint, and where the two differ nothing is kept.
+    ONNX Runtime, transformers.js, onnxruntime-genai and optimum load the folder, without unskill. The graph is
+    compared with the checkpoint, and nothing is kept if the two differ.
 
-    Quantizing the folder with other tools loses the interventions: int8 and int4 weights move the activations that
-    they look at. --quantize fits them anew on the quantized graph, on the export's own prompts.
+    Quantizing the folder with other tools breaks the interventions: int8 and int4 weights move the activations that
+    they read. --quantize refits them on the quantized graph, with the export's own prompts.
 
     \b
     unskill onnx OUT --forget maths.jsonl,column=question
@@ -93,16 +53,15 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The shared object; by default one in the user's cache folder, where it is found again.",
+    help="The shared object; by default in the user's cache folder, where unskill finds it.",
 )
-@click.option("--cuda/--no-cuda", default=None, help="With CUDA kernels too; default: if there is an nvcc.")
+@click.option("--cuda/--no-cuda", default=None, help="Also compile the CUDA kernels; default: if there is an nvcc.")
 @as_json
 def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> None:
-    """Compile the kernels of the custom ONNX operators into one shared object, tried with ONNX Runtime 1.20
-    to 1.32.
+    """Compile the kernels of the custom ONNX operators into one shared object, tested with ONNX Runtime 1.20 to 1.32.
 
-    Needed is a C++17 compiler: CXX, g++ or clang++; for CUDA, nvcc on PATH or named by NVCC. Models run without the
-    kernels too, by the bodies of standard operators that they bring along.
+    This needs a C++17 compiler: CXX, g++ or clang++; for CUDA, nvcc on PATH or named by NVCC. Models also run without
+    the kernels, through function bodies of standard operators that the graph contains.
 
     \b
     unskill build-ops --out libunskill_ops.so
@@ -112,8 +71,7 @@ def build_ops_command(out: Path | None, cuda: bool | None, as_json: bool) -> Non
     with_cuda = find_nvcc() is not None if cuda is None else cuda
     library = build_operators(out, with_cuda)
     if as_json:
-        found = {"out": str(library), "cuda": with_cuda, "bytes": library.stat().st_size}
-        echo_json(found)
+        echo_json({"out": str(library), "cuda": with_cuda, "bytes": library.stat().st_size})
         return
     kernels = "CPU and CUDA kernels" if with_cuda else "CPU kernels"
     click.echo(f'Built {library}, {kernels}: SessionOptions().register_custom_ops_library("{library}")')

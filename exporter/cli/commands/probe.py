@@ -1,4 +1,4 @@
-"""The command `unskill probe`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill probe`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.cli.output import echo_json, messages
 from exporter.recipes.settings import SkillSettings
 
 
-@click.command("probe", short_help="Statistics of neurons, for export --statistics.")
+@click.command("probe", short_help="Measure neuron statistics, for export --statistics.")
 @click.argument("model", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @options_of(SkillSettings, ("forget", "retain", "everyday", "everyday_without"))
@@ -26,8 +26,8 @@ def probe_command(
 ) -> None:
     """Write the statistics file OUT of MODEL: mean and deviation of every neuron over forget and retain texts.
 
-    Probed are the texts that an export with the same sources and seed would probe, and no held-out ones. An
-    interrupted probe goes on where it stopped when it is started again.
+    It probes the texts that an export with the same sources and seed would probe, and no held-out ones. An interrupted
+    probe resumes when started again.
 
     \b
     unskill probe MODEL maths.safetensors --forget maths.jsonl,column=question,answer=answer --retain code.jsonl

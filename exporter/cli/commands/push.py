@@ -1,4 +1,4 @@
-"""The command `unskill push`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill push`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput
+from exporter.common.files import human_size
 from exporter.common.text import Notify, printable
 
 SNIPPET = """\
@@ -19,25 +20,25 @@ model = AutoModelForCausalLM.from_pretrained("{repo}", revision="{commit}", trus
 tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="{commit}", trust_remote_code=True)"""
 
 
-@click.command("push", short_help="A checkpoint to the Hub, in one commit.")
+@click.command("push", short_help="Push a checkpoint to the Hub, in one commit.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="USER/NAME")
-@click.option("--public", is_flag=True, help="Make the repo public, once the commit is made; also one that exists.")
-@click.option("--revision", metavar="BRANCH", help="Commit to this branch, which is made of main if it is missing.")
+@click.option("--public", is_flag=True, help="Make the repo, new or existing, public after the commit.")
+@click.option("--revision", metavar="BRANCH", help="Commit to this branch, created from main if missing.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing to main.")
-@click.option("--message", metavar="TEXT", help="Of the commit.")
-@click.option("--dry-run", is_flag=True, help="List what would go up; needs no token and no network.")
+@click.option("--message", metavar="TEXT", help="Commit message.")
+@click.option("--dry-run", is_flag=True, help="List what would be pushed; needs no token and no network.")
 @shared("quiet")
 @as_json
 def push_command(as_json: bool, **flags: Any) -> None:
     """Push the checkpoint OUT to the Hub repo USER/NAME, in one commit, and print how to load that commit.
 
-    A new repo is private; --public makes it public after the commit, so that nobody sees half a checkpoint. A repo
-    that exists keeps its visibility, and its files that OUT does not have are removed in the same commit. What
-    unskill verify rejects is not pushed; its checks that load the model are left out.
+    A new repo is private; --public makes it public after the commit, so that nobody sees half a checkpoint. An
+    existing repo keeps its visibility, and files that OUT does not have are removed in the same commit. A checkpoint
+    that unskill verify --without-model rejects is not pushed.
 
-    The token is HF_TOKEN, or that of `hf auth login`. Where a push fails, the same command goes on: files that were
-    uploaded whole are not uploaded again.
+    The token is HF_TOKEN, or that of `hf auth login`. If a push fails, the same command resumes it: complete uploads
+    are not repeated.
 
     \b
     unskill push OUT USER/NAME
@@ -54,8 +55,6 @@ def push_command(as_json: bool, **flags: Any) -> None:
 
 def show_push(done: dict[str, Any]) -> None:
     """Print what a push did or would do."""
-    from exporter.common.files import human_size
-
     total = f"{len(done['files'])} files, {human_size(done['bytes'])}"
     if done["dry_run"]:
         for each in done["files"]:
@@ -68,14 +67,14 @@ def show_push(done: dict[str, Any]) -> None:
     elif done["changed"]:
         click.echo(f"Pushed {total} to {where}")
     else:
-        click.echo(f"All there already: {total} in {where}")
+        click.echo(f"Already up to date: {total} in {where}")
     if done["deleted"]:
         click.echo(f"Removed from the repo: {', '.join(map(printable, done['deleted']))}")
     click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")
 
 
 def check_whole(out: Path, notify: Notify) -> None:
-    """Raise BadInput where the checkpoint is not as its export wrote it."""
+    """Raise BadInput if the checkpoint is not as its export wrote it."""
     from exporter.verification.run import VerifySettings, verify
 
     report = verify(VerifySettings(str(out), model=False, beside=False), notify)
@@ -83,5 +82,5 @@ def check_whole(out: Path, notify: Notify) -> None:
         return
     failed = [check for check in report["checks"] if check["ok"] is False]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    said = printable(failed[0]["detail"].partition("\n")[0])
-    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {said}{more}")
+    detail = printable(failed[0]["detail"].partition("\n")[0])
+    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {detail}{more}")

@@ -1,4 +1,4 @@
-"""The command `unskill report`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill report`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from exporter.common.files import beside
 @click.command("report", short_help="A checkpoint's figures as one page, and as PNGs.")
 @click.argument("checkpoint")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default CHECKPOINT-report.")
-@click.option("--forget", multiple=True, metavar="SOURCE", help="A source of the export again: its prompts are shown.")
+@click.option("--forget", multiple=True, metavar="SOURCE", help="A source of the export, to show its prompts.")
 @click.option("--retain", multiple=True, metavar="SOURCE", help="Likewise.")
 @click.option(
-    "--base", metavar="MODEL", help="What it was made of: answers before and after, Gaussian check of neurons."
+    "--base", metavar="MODEL", help="Its base, for answers before and after and a Gaussian check of neurons."
 )
 @shared("device", "overwrite", "quiet")
 @as_json
 def report_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:
-    """Write report.html, report.json and figures/*.png of CHECKPOINT (folder or Hub id), by the numbers that it holds.
+    """Write report.html, report.json and figures/*.png of CHECKPOINT (folder or Hub id), from its recorded numbers.
 
-    The page needs no network. Prompts are in it only where their sources are given again, answers only where the base
-    model is given too.
+    The page needs no network. It has prompts only if their sources are given, and answers only if the base model is
+    given too.
 
     \b
     unskill report OUT --forget maths.jsonl,column=question

@@ -1,4 +1,4 @@
-"""The command `unskill verify`; like all of them it imports nothing heavy before it runs."""
+"""The command `unskill verify`. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, messages
 
 
-@click.command("verify", short_help="Whether a checkpoint is whole and does what it is to do.")
+@click.command("verify", short_help="Check that a checkpoint is complete and works.")
 @click.argument("checkpoint")
-@click.option(
-    "--forget", multiple=True, metavar="SOURCE", help="A --forget source of the export again: its prompts are asked."
-)
+@click.option("--forget", multiple=True, metavar="SOURCE", help="A --forget source of the export, to ask its prompts.")
 @click.option(
     "--onnx",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Its ONNX folder; default CHECKPOINT-onnx, if that is there.",
+    help="Its ONNX folder; default CHECKPOINT-onnx, if it exists.",
 )
 @click.option(
     "--without-model", "model", flag_value=False, default=True, help="Files only: load no weights, run no code."
@@ -30,9 +28,9 @@ from exporter.cli.output import echo_json, messages
 def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flags: Any) -> None:
     """Check CHECKPOINT (folder or Hub id): files, code, weights, tokenizer, what it answers and what it refuses.
 
-    Exit 0 where no check failed, 1 where one did. A check that could not be made says why and counts as neither. The
-    code of the checkpoint is run only where no check of its files failed; the code of another version of unskill is
-    run without having been compared. --without-model runs none.
+    Exit 0 if no check failed, 1 if one did. A check that could not be made says why and counts as neither. The code of
+    the checkpoint is run only if no check of its files failed; code from another version of unskill is run without
+    being compared. --without-model runs none.
 
     \b
     unskill verify OUT --forget maths.jsonl,column=question

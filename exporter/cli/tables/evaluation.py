@@ -1,4 +1,4 @@
-"""The figures of an evaluation as a table for the terminal."""
+"""The results of an evaluation as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from exporter.cli.tables.console import titled
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.records import BASE, EDITED
 
@@ -23,31 +23,27 @@ MEASURES = {
 
 
 def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
-    """One row a task: the base, the checkpoint, and whether they differ by more than noise."""
-    limit = "all items" if summary["limit"] is None else f"at most {summary['limit']} items a source"
+    """One row per task: the base, the checkpoint, and whether they differ by more than noise."""
+    limit = "all items" if summary["limit"] is None else f"at most {summary['limit']} items per source"
     beside = f" beside {summary[BASE]}" if BASE in summary else ""
-    table = Table(
-        title=f"{summary[EDITED]}{beside}, {summary['dtype']}: {limit}, seed {summary['seed']}",
-        title_justify="left",
-        caption="in brackets: 95 % intervals; p: exact McNemar test of right against wrong, item by item; refused "
+    table = titled(
+        f"{summary[EDITED]}{beside}, {summary['dtype']}: {limit}, seed {summary['seed']}",
+        ("task", "source", "measure"),
+        ("items", BASE, EDITED, "difference", "refused"),
+        "in brackets: 95 % intervals; p: exact McNemar test of right against wrong, item by item; refused "
         f"answers are wrong ones; answers lost: token loss up by {DROP} nats or more",
-        caption_justify="left",
     )
-    for name in ("task", "source", "measure"):
-        table.add_column(name)
-    for name in ("items", BASE, EDITED, "difference", "refused"):
-        table.add_column(name, justify="right")
     for task in summary["tasks"]:
         table.add_row(*cells(task))
         if task["task"] == "qa":
-            table.add_row("", "", "F1", "", *(f1_cell(task.get(role)) for role in (BASE, EDITED)), "", "")
+            f1 = (f"{task[role]['f1']:.3f}" if role in task else "-" for role in (BASE, EDITED))
+            table.add_row("", "", "F1", "", *f1, "", "")
     console.print(table)
     compared = [task for task in summary["tasks"] if "against" in task]
     if not compared:
         return
-    table = Table(title="Against the earlier evaluation, items that both have", title_justify="left")
-    for name in ("task", "source", "items", "difference"):
-        table.add_column(name)
+    title = "Against the earlier evaluation, items that both have"
+    table = titled(title, ("task", "source", "items", "difference"))
     for task in compared:
         table.add_row(task["task"], task["source"], str(task["against"]["items"]), difference(task, task["against"]))
     console.print(table)
@@ -70,10 +66,6 @@ def cells(task: Mapping[str, Any]) -> tuple[str, ...]:
 
 def text_cell(found: Mapping[str, Any] | None) -> str:
     return "-" if found is None or found["perplexity"] is None else f"{found['perplexity']:.3f}"
-
-
-def f1_cell(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else f"{found['f1']:.3f}"
 
 
 def rate_cell(found: Mapping[str, Any]) -> str:

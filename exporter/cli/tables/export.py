@@ -1,16 +1,16 @@
-"""The summary for a person: what was decided, the rates, and the tables it was decided from."""
+"""The summary of an export for the terminal: what was chosen, the rates, and the tables behind the choice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
-from exporter.checkpoint.summary import KeySpaceSummary, NeuronSummary, SharedLayer, StoredRate, Summary
+from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.checkpoint.summary import KeySpaceSummary, NeuronSummary, SharedLayer, Summary
+from exporter.cli.tables.console import rate_cells, titled
 from exporter.prompts.packaged import EVERYDAY
 
 
@@ -39,16 +39,13 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def trial_table(found: NeuronSummary) -> Table:
-    table = Table(
-        title="Score and beta: tried on held-out texts (the choose parts)",
-        title_justify="left",
-        caption=f"rises of the mean token loss in nats; within budget: upper end of the 90 % intervals over texts "
+    table = titled(
+        "Score and beta: tried on held-out texts (the choose parts)",
+        ("score",),
+        ("beta", "forget rise", "perplexity", "retain rise", "everyday rise", "upper end", "within budget"),
+        "rises of the mean token loss in nats; within budget: upper end of the 90 % intervals over texts "
         f"at most --max-retain-loss {found.max_retain_loss}",
-        caption_justify="left",
     )
-    table.add_column("score")
-    for name in ("beta", "forget rise", "perplexity", "retain rise", "everyday rise", "upper end", "within budget"):
-        table.add_column(name, justify="right")
     for trial in found.trials:
         chosen = (trial.score, trial.beta) == (found.score, found.beta)
         table.add_row(
@@ -65,10 +62,8 @@ def trial_table(found: NeuronSummary) -> Table:
 
 
 def text_table(found: NeuronSummary) -> Table:
-    table = Table(title="Texts of the report parts, with all neurons changed", title_justify="left")
-    table.add_column("texts")
-    for name in ("of", "tokens", "base perplexity", "changed", "ratio", "upper end"):
-        table.add_column(name, justify="right")
+    title = "Texts of the report parts, with all neurons changed"
+    table = titled(title, ("texts",), ("of", "tokens", "base perplexity", "changed", "ratio", "upper end"))
     for name, each in found.texts.items():
         table.add_row(
             name,
@@ -83,25 +78,18 @@ def text_table(found: NeuronSummary) -> Table:
 
 
 def rate_table(found: KeySpaceSummary) -> Table:
-    table = Table(title="Report parts: prompts that nothing was fitted or chosen on", title_justify="left")
-    for name in ("what", "source", "format", "blocked", "of", "95 % interval"):
-        table.add_column(name, justify="left" if name in ("what", "source", "format") else "right")
-    for what, key in RATES:
-        for source, formats in getattr(found, key).items():
-            for name, rate in formats.items():
-                table.add_row(what, escape(source), name, *cells(rate))
-    for name, rate in found.limits.items():
-        table.add_row("known limit", "forget set", name, *cells(rate))
+    title = "Report parts: prompts that nothing was fitted or chosen on"
+    table = titled(title, ("what", "source", "format"), ("blocked", "of", "95 % interval"))
+    for row in rate_rows(found):
+        table.add_row(row["what"], escape(row["source"]), row["format"], *rate_cells(row))
     return table
 
 
 def cross_table(summary: Summary) -> Table:
-    """Which skill's hypercubes hold which prompts: of every skill, and everyday prompts less the skill's own kinds."""
+    """Which skill blocks which skill's prompts, and everyday prompts except the kinds that belong to it."""
     blocking = [(skill.name, skill.key_space) for skill in summary.skills if skill.key_space is not None]
-    table = Table(title="Which skill blocks what, report parts, last token of the prompt", title_justify="left")
-    table.add_column("prompts")
-    for name, _ in blocking:
-        table.add_column(escape(f"by {name}"), justify="right")
+    title = "Which skill blocks what, report parts, last token of the prompt"
+    table = titled(title, ("prompts",), [escape(f"by {name}") for name, _ in blocking])
     for row in summary.skills:
         source = f"skill {row.name}"
         hits = (own_cell(found) if name == row.name else other_cell(found, source) for name, found in blocking)
@@ -124,16 +112,13 @@ def other_cell(found: KeySpaceSummary, source: str) -> str:
 
 def shared_table(summary: Summary) -> Table:
     """Neurons that two skills both change, by layer."""
-    table = Table(
-        title="Neurons that two skills both change",
-        title_justify="left",
-        caption="share: of the smaller of both sets; a shared neuron is moved by the skill that parts its texts more, "
+    table = titled(
+        "Neurons that two skills both change",
+        ("skills",),
+        ("layer", "shared", "of", "share"),
+        "share: of the smaller of both sets; a shared neuron is moved by the skill that parts its texts more, "
         "and is zero where one prunes it",
-        caption_justify="left",
     )
-    table.add_column("skills")
-    for name in ("layer", "shared", "of", "share"):
-        table.add_column(name, justify="right")
     for each in summary.shared_neurons:
         whose = escape(" and ".join(each.skills))
         rows: dict[str, SharedLayer] = {**each.layers, "all": each}
@@ -142,32 +127,15 @@ def shared_table(summary: Summary) -> Table:
     return table
 
 
-def cells(each: StoredRate) -> Iterable[str]:
-    if each.rate is None:
-        return ("-", "0", "-")
-    return (f"{each.rate:.1%}", str(each.total), f"{each.low:.1%} - {each.high:.1%}")
-
-
 def layer_table(found: KeySpaceSummary) -> Table:
-    table = Table(
-        title="Layers: chosen on the choose parts (left), shown on the report parts (right)",
-        title_justify="left",
-        caption="unseen formats: false blocks in any format, at the alpha to be expected under system prompts and "
+    chosen_on, shown = ("layer", "false blocks", "unseen formats", "margin"), ("alpha", "forget blocked", "everyday")
+    table = titled(
+        "Layers: chosen on the choose parts (left), shown on the report parts (right)",
+        (),
+        (*chosen_on, *shown, "retain", "over answers"),
+        "unseen formats: false blocks in any format, at the alpha to be expected under system prompts and "
         "after exchanges that were left out of the fit",
-        caption_justify="left",
     )
-    for name in (
-        "layer",
-        "false blocks",
-        "unseen formats",
-        "margin",
-        "alpha",
-        "forget blocked",
-        "everyday",
-        "retain",
-        "over answers",
-    ):
-        table.add_column(name, justify="right")
     for row in found.layers:
         table.add_row(
             f"{row.layer}{' *' if row.layer == found.layer else ''}",
@@ -175,6 +143,6 @@ def layer_table(found: KeySpaceSummary) -> Table:
             str(row.choose_unseen_false_blocks),
             f"{row.margin:.2f}",
             f"{row.alpha:.2f}",
-            *(next(iter(cells(rate))) for rate in (row.blocked, row.everyday, row.retain, row.over_answers)),
+            *(rate_cells(dict(rate))[0] for rate in (row.blocked, row.everyday, row.retain, row.over_answers)),
         )
     return table

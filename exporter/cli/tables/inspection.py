@@ -1,4 +1,4 @@
-"""What `unskill inspect` found, for a person. Names are others' text: they are printed, never obeyed or marked up."""
+"""What `unskill inspect` prints. Names come from others: control characters and markup in them have no effect."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from typing import Any
 
 from rich import box
 from rich.console import RenderableType
-from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from exporter.checkpoint.sentences import promise
 from exporter.checkpoint.summary import AlphaSummary
+from exporter.cli.tables.console import rate_cells
+from exporter.common.files import human_size
 from exporter.common.text import printable
 
-SHOWN = "all"
-"""The format of the rates that are shown: all of them together."""
 MADE_WITH = ("unskill", "torch", "transformers")
 COUNTED = {"cubes": "hypercubes", "adjusted": "adjusted", "pruned": "pruned"}
-"""Kinds of interventions in config.json, and how they are called here."""
+"""Interventions by their key in config.json, and what they are called here."""
 ALARMS = ("FORCED", "MISSING", "NOT WITHIN BUDGET")
 
 
 def parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What there is to print, one under the other."""
+    """What to print, from top to bottom."""
     head = "ONNX folder of a checkpoint" if found["kind"] == "onnx" else "checkpoint"
     yield plain(f"{found['checkpoint']}: {head}, unskill {found['unskill']}, format {found['format']}", "bold")
     yield pairs(overview(found))
@@ -39,14 +38,14 @@ def parts(found: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def overview(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What holds for all skills: a name and a value for each line."""
+    """What applies to all skills: name and value of each line."""
     base, refusal, neurons = found["base"], found["refusal"], found["neurons"]
     revision = f", revision {base['revision']}" if base["revision"] else ""
     yield "base", f"{base['name'] or 'not recorded'} ({base['family']}){revision}"
     compat = f", compat {found['compat']}" if found["compat"] else ""
     yield "fitted in", f"{found['dtype']}, seed {found['seed']}, draws {found['draws']}{compat}"
     if found["forced"]:
-        yield "FORCED", "written with --force although limits that were asked for were not kept"
+        yield "FORCED", "written with --force although requested limits were exceeded"
     if refusal:
         row = "a row more than the base" if refusal["added_row"] else "in a padding row of the base"
         yield "refusal", f'"{refusal["text"]}"'
@@ -63,15 +62,15 @@ def overview(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def files(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What there is on the disk, or on the Hub."""
+    """The files, on disk or on the Hub."""
     sizes, graph, beside = found["sizes"], found["graph"], found["onnx"]
     if sizes:
-        parts = [f"weights {decimal(sizes['weights'])}"]
+        parts = [f"weights {human_size(sizes['weights'])}"]
         if sizes["interventions"] is not None:
-            parts.append(f"of them interventions {decimal(sizes['interventions'])}")
+            parts.append(f"of them interventions {human_size(sizes['interventions'])}")
         if sizes["reproduce"]:
-            parts.append(f"reproduce/ {decimal(sizes['reproduce'])}")
-        yield "size", f"{decimal(sizes['total'])} in {sizes['files']} files: {', '.join(parts)}"
+            parts.append(f"reproduce/ {human_size(sizes['reproduce'])}")
+        yield "size", f"{human_size(sizes['total'])} in {sizes['files']} files: {', '.join(parts)}"
     else:
         yield "size", "not known: the Hub cannot be reached"
     if found["missing"]:
@@ -82,13 +81,16 @@ def files(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         agrees = "agreed" if graph["agrees"] else "DID NOT AGREE"
         yield "graph", f"{graph.get('quantize') or graph['dtype']} of {graph['checkpoint']}; its self-check {agrees}"
     elif not found["reproduce"]:
-        yield "reproduce/", "none: loaded and saved anew; sources, losses, versions and all but two rates went with it"
+        yield (
+            "reproduce/",
+            "none: loaded and saved again, which dropped sources, losses, versions and most rates",
+        )
     elif not found["base_kept"]:
-        yield "base files", "not kept: unskill restore cannot give the base back"
+        yield "base files", "not kept: unskill restore cannot restore the base"
     else:
-        yield "base files", "kept: unskill restore gives the base back"
+        yield "base files", "kept: unskill restore restores the base"
     if beside:
-        state = {True: "", False: ", of another export than this one", None: ", fitted anew"}[beside["same"]]
+        state = {True: "", False: ", of another export than this one", None: ", refitted"}[beside["same"]]
         yield "ONNX", beside["fault"] or f"{beside['name']} beside it, {beside['numbers']}{state}"
 
 
@@ -101,7 +103,7 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
             limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
             yield "NOT WITHIN BUDGET", f"retain or everyday texts lose more than --max-retain-loss{limit}"
     if key_space:
-        fault = None if key_space["separates"] else key_space["fault"] or "it did not keep the limits of the export"
+        fault = None if key_space["separates"] else key_space["fault"] or "it exceeds the limits of the export"
         alpha = AlphaSummary.model_validate(key_space["alpha"])
         yield "hypercubes", promise(key_space["layer"], alpha, fault, found["dtype"])
         yield "formats", ", ".join(key_space["formats"])
@@ -121,13 +123,10 @@ def skill_tables(skill: Mapping[str, Any]) -> Iterator[Table]:
 def rate_table(key_space: Mapping[str, Any]) -> Table:
     table = figures("held-out prompts", "source", "blocked", "of", "95 % interval")
     for row in key_space["rates"]:
-        if row["format"] != SHOWN and row["what"] != "known limit":
+        if row["format"] != "all" and row["what"] != "known limit":
             continue
         source = f"after: {row['format']}" if row["what"] == "known limit" else row["source"]
-        rate = ("-", "0", "-")
-        if row["total"]:
-            rate = (f"{row['rate']:.1%}", str(row["total"]), f"{row['low']:.1%} - {row['high']:.1%}")
-        table.add_row(plain(row["what"]), plain(source), *rate)
+        table.add_row(plain(row["what"]), plain(source), *rate_cells(row))
     return table
 
 
@@ -140,7 +139,7 @@ def loss_table(texts: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def figures(first: str, *others: str) -> Table:
-    """A table whose first column, and one of sources, are names and the rest numbers."""
+    """A table with names in the first column and in one of sources, and numbers in the others."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first)
     for name in others:
@@ -158,5 +157,5 @@ def pairs(lines: Iterator[tuple[str, str]]) -> Table:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text as it is: no markup in it is heeded, control characters are shown."""
+    """Text without markup, with control characters escaped."""
     return Text(printable(text), style)

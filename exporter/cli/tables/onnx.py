@@ -1,4 +1,4 @@
-"""What `unskill onnx` found, as a user reads it."""
+"""The results of `unskill onnx` for the terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.table import Table
 from exporter.checkpoint.sentences import rate_rows
 from exporter.checkpoint.summary import MeasuredRates
 from exporter.cli.output import echo_json
-from exporter.cli.tables.console import console
+from exporter.cli.tables.console import console, titled
 from exporter.common.files import human_size
 
 
 def show_check(summary: dict[str, Any], as_json: bool) -> None:
-    """Print what was compared and, of quantized weights, what was fitted anew."""
+    """Print the comparison and, for quantized weights, what was refitted."""
     if as_json:
         echo_json(summary)
         return
@@ -31,27 +31,29 @@ def show_check(summary: dict[str, Any], as_json: bool) -> None:
 
 
 def check_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("case", "by", "sequences", "positions", "greatest difference", "same next token", "same refusals"):
-        table.add_column(name)
+    counted = ("sequences", "positions", "greatest difference", "same next token", "same refusals")
+    table = titled(title, ("case", "by", *counted))
     for row in rows:
         close = f", {row['close']} decided by rounding" if row["close"] else ""
         table.add_row(
             row["case"],
             row["side"],
             f"{row['sequences']}{close}",
-            *map(str, (row["positions"], f"{row['difference']:.1e}", row["argmax"], row["refusals"])),
+            str(row["positions"]),
+            f"{row['difference']:.1e}",
+            str(row["argmax"]),
+            str(row["refusals"]),
         )
     return table
 
 
 def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: Console) -> None:
-    """One skill on the quantized graph."""
+    """Print the results for one skill on the quantized graph."""
     neurons, found = skill["neurons"], skill["key_space"]
     if neurons is not None:
         moved = neurons["forget_mean_moved_deviations"]
         terminal.print(
-            f"{skill['name']}: distributions of {neurons['neurons']} adjusted neurons measured anew; forget means "
+            f"{skill['name']}: distributions of {neurons['neurons']} adjusted neurons measured again; forget means "
             f"moved by {moved['median']:.2f} deviations (median; most {moved['most']:.1f})."
         )
         for name, text in neurons["texts"].items():
@@ -61,7 +63,7 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: C
     lost, alpha = found["blocked_without_refitting"], found["alpha"]
     terminal.print(
         f"{skill['name']}: Key Space Detection at layer {found['layer']}, alpha {found['alpha_before']['value']:.2f} "
-        f"before, {alpha['value']:.2f} now. Not fitted anew it would refuse {lost['hits']} of {lost['total']} "
+        f"before, {alpha['value']:.2f} now. Without refitting it would refuse {lost['hits']} of {lost['total']} "
         "held-out prompts."
     )
     if alpha["promise"] is not None:
@@ -74,9 +76,8 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: C
         terminal.print(f"NOT SEPARATED: {found['fault']}.")
     if not summary["answers"]:
         terminal.print("False blocks over answers were not measured (--no-answers).")
-    table = Table(title=f"{skill['name']}: inside a hypercube, report part", title_justify="left")
-    for name in ("what", "source", "format", "hits", "of", "95 % interval"):
-        table.add_column(name)
+    title = f"{skill['name']}: inside a hypercube, report part"
+    table = titled(title, ("what", "source", "format", "hits", "of", "95 % interval"))
     answers = found["false_blocks_over_answers"] or {}
     measured = MeasuredRates.model_validate({**found, "false_blocks_over_answers": answers})
     for row in rate_rows(measured):

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
-from exporter.cli.tables.console import console
+from exporter.cli.tables.console import console, titled
 from exporter.common.text import literal, printable
 
 
 def show(found: Mapping[str, Any]) -> None:
     """The checks as a table."""
     words = {True: "ok", False: "[bold red]FAILED[/]", None: "not checked"}
-    table = Table(title=escape(printable(found["checkpoint"])), title_justify="left")
-    for name in ("check", "result", "what was seen"):
-        table.add_column(name)
+    table = titled(escape(printable(found["checkpoint"])), ("check", "result", "what was seen"))
     for check in found["checks"]:
         table.add_row(check["name"], words[check["ok"]], escape(literal(check["detail"])))
     console(140).print(table)

@@ -139,7 +139,7 @@ def test_repair_of_killed_swaps(tmp_path: Path) -> None:
     fill(old, 1)
     fill(temporary, 2)
     remarks = repair(out)
-    assert [str(temporary) in remarks[0], f"put {old.name} back as {out}" in remarks[1], len(remarks)] == [1, 1, 2]
+    assert [str(temporary) in remarks[0], f"moved {old.name} back to {out}" in remarks[1], len(remarks)] == [1, 1, 2]
     assert names(tmp_path) == ["out"] and generation(out) == 1
     # Killed after that.
     fill(old, 0)
@@ -197,7 +197,7 @@ def test_check_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     check_target(out, False, 0)
     check_target(out, True, 0)
-    with pytest.raises(RunFailed, match=r"out: too little disk space: needs 1000000\.0 GB, [0-9.]+ .B free"):
+    with pytest.raises(RunFailed, match=r"out: too little disk space: needs 1\.0 PB, [0-9.]+ .B free"):
         check_target(out, False, 10**15)
     with pytest.raises(BadInput, match="none does not exist"):
         check_target(tmp_path / "none" / "out", False, 0)
@@ -243,7 +243,7 @@ def test_write_errors(tmp_path: Path) -> None:
         shutil.copyfile(tmp_path / "base", tmp_path / "out")
     with pytest.raises(RunFailed, match=r"^cannot write out: "), Staging(tmp_path / "none" / "out"):
         pass
-    assert [human_size(0), human_size(12_340_000), human_size(10**9)] == ["0.0 MB", "12.3 MB", "1.0 GB"]
+    assert [human_size(0), human_size(12_340_000), human_size(10**9)] == ["0 bytes", "12.3 MB", "1.0 GB"]
 
 
 # Replaces OUT again and again. Each new one is whole when `commit` is called.

@@ -247,7 +247,9 @@ def test_official_has_no_graph(tmp_path: Path) -> None:
 def test_official_is_refused_before_the_export(tmp_path: Path) -> None:
     command = ["export", str(tmp_path / "base"), str(tmp_path / "out"), "--forget", "f.jsonl", "--retain", "r.jsonl"]
     done = CliRunner().invoke(cli, [*command, "--method", "na", "--compat", "official", "--onnx"])
-    assert isinstance(done.exception, BadInput) and "--onnx: draws of --compat are torch's own" in str(done.exception)
+    assert isinstance(done.exception, BadInput) and "--onnx: --compat draws with torch's generator" in str(
+        done.exception
+    )
 
 
 def test_the_shortest_prompts_of_every_source_are_asked(tiny: Callable[..., Exported], tmp_path: Path) -> None:

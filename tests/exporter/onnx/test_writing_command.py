@@ -40,20 +40,20 @@ def test_bad_input(tiny: Callable[..., Exported], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(BadInput, match="exists: choose another"):
         write_onnx(OnnxSettings(str(checkpoint), tmp_path / "there"), lambda text: None)
-    with pytest.raises(BadInput, match="--dtype: a graph is float32 or float16, not bfloat16"):
+    with pytest.raises(BadInput, match="--dtype: 'bfloat16' is not one of float32, float16"):
         OnnxSettings(str(checkpoint), tmp_path / "out", dtype="bfloat16")
     with pytest.raises(BadInput, match="has no unskill object"):
         write_onnx(OnnxSettings(str(tiny("llama", "ksd").base), tmp_path / "out"), lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     inside = shutil.copytree(checkpoint, tmp_path / "there" / "inside")
     for out in (tmp_path / "there", inside, inside / "onnx"):
-        with pytest.raises(BadInput, match="OUT and CHECKPOINT must be folders apart from each other"):
+        with pytest.raises(BadInput, match="OUT and CHECKPOINT must be separate folders"):
             write_onnx(OnnxSettings(str(inside), out, overwrite=True), lambda text: None)
     command = [sys.executable, "-m", "exporter", "onnx", str(inside), str(inside / "onnx")]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2 and len(told.stderr.splitlines()) == 1 and not (inside / "onnx").exists()
     done = CliRunner().invoke(cli, ["onnx", "/"])
-    assert isinstance(done.exception, BadInput) and "/ has nothing beside it" in str(done.exception)
+    assert isinstance(done.exception, BadInput) and "/ has no folder beside it" in str(done.exception)
 
 
 def test_default_out_is_beside_the_checkpoint(tiny: Callable[..., Exported], tmp_path: Path) -> None:

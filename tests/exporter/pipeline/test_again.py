@@ -127,7 +127,7 @@ def test_a_chat_model_with_system_prompts(place: Path) -> None:
     assert 'model = "sub/base"' in recipe and "threads = 1" in recipe and "batch_size = 7" in recipe
     data = ("--data", "..", "--data", "../data", "--data", "../work", "--quiet")
     said = again(out, place / "elsewhere", *data, "--system-prompt", PROMPTS[0], code=2)
-    assert "had 2 of its own, of which 1 is missing here" in said
+    assert "of 2 in the recipe's export, 1 missing here" in said
     again(out, place / "elsewhere", *data, *prompts[2:], *prompts[:2])
     ours, theirs = files(out), files(place / "elsewhere" / "again")
     # The model does not lie below the working directory there.
@@ -188,7 +188,7 @@ def test_one_argument_beside_a_recipe(place: Path, monkeypatch: pytest.MonkeyPat
     (place / "work" / "mine.toml").write_text('model = "base"\nforget = "more.jsonl"\nretain = "songs.txt"\n')
     (place / "work" / "both.toml").write_text('model = "base"\nout = "out"\nforget = "more.jsonl"\n')
     errors: dict[str, Callable[[], None]] = {
-        "OUT: name it on the command line or in a recipe: unskill export OUT --recipe FILE ...": lambda: export(
+        "OUT: give it on the command line or in a recipe: unskill export OUT --recipe FILE ...": lambda: export(
             "--recipe", "mine.toml"
         ),
         "--forget: 20 different prompts": lambda: export("out", "--recipe", "mine.toml"),

@@ -98,7 +98,7 @@ def test_a_recipe_says_what_flags_say(tmp_path: Path) -> None:
         ),
         (
             "model = 'm'\nout = 'o'\n[[skill]]\nname='x'\nforget='a'\nmethod='na'\n[[skill]]\nname='y'\nforget='b'",
-            "--retain: method na needs retain texts, against which neurons are chosen; name a source (skill x)",
+            "--retain: method na needs retain texts to choose neurons by; name a source (skill x)",
         ),
     ],
 )

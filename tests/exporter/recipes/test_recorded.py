@@ -260,12 +260,12 @@ def test_system_prompts_are_asked_for() -> None:
     recorded = Recorded(system_prompts=(text_sha256("b"), text_sha256("a")))
     assert recorded.ordered(["a", "b"]) == ("b", "a")
     for texts, missing in (
-        ((), "2 are missing here, and 0 are not"),
-        (("a", "c"), "1 is missing here, and 1 are not"),
+        ((), "2 missing here; 0 not among them"),
+        (("a", "c"), "1 missing here; 1 not among them"),
     ):
         with pytest.raises(BadInput) as error:
             recorded.ordered(texts)
-        assert "--system-prompt: the recipe's export had 2 of its own" in str(error.value)
+        assert "--system-prompt: of 2 in the recipe's export" in str(error.value)
         assert missing in str(error.value)
 
 

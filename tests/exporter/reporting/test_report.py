@@ -326,7 +326,7 @@ def test_damaged_checkpoints(several: Several, tmp_path: Path, damage: Callable[
 def test_folders_that_are_not_to_be_replaced(several: Several, tmp_path: Path) -> None:
     folder = damaged(several, tmp_path)
     for out in (folder, tmp_path, folder / "report"):
-        with pytest.raises(BadInput, match="--out and CHECKPOINT must be folders apart from each other"):
+        with pytest.raises(BadInput, match="--out and CHECKPOINT must be separate folders"):
             report(ReportSettings(str(folder), out, overwrite=True), lambda text: None)
     command = [sys.executable, "-m", "exporter", "report", str(folder), "--out", str(folder / "report")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

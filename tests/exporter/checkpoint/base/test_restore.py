@@ -91,7 +91,7 @@ def test_what_is_left_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "model.gguf": "weights that were not used",
         "prompts.jsonl": "no kind of file that is kept",
         "train.json": "no kind of file that is kept",
-        "tokenizer.model.old": "larger than 0.0 MB",
+        "tokenizer.model.old": "larger than 40.0 kB",
         "onnx/": "folder",
         ".git/": "folder",
         "README-gone.md": "cannot be read",

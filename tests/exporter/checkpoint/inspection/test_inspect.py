@@ -161,7 +161,7 @@ def test_onnx_folders(copied: Path) -> None:
     edit_json(folder / "config.json", lambda config: {**config, "unskill": {**config["unskill"], "sha256": {}}})
     assert "of another export" in shown(inspect(str(copied)))
     edit_json(folder / MARKER, lambda marker: {**marker, "quantize": "int8"})
-    assert "mine-onnx beside it, int8, fitted anew" in shown(inspect(str(copied)))
+    assert "mine-onnx beside it, int8, refitted" in shown(inspect(str(copied)))
 
 
 @pytest.mark.parametrize("name", [MARKER, "config.json"])

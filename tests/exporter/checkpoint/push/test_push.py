@@ -116,7 +116,7 @@ def test_nothing_new_is_no_new_commit(out: Path, site: Site) -> None:
     first = site.push(out, "me/model", "--json").json
     again = site.push(out, "me/model", "--json").json
     assert commits(site) == 1 and (again["commit"], again["changed"]) == (first["commit"], False)
-    assert "All there already" in site.push(out, "me/model").out
+    assert "Already up to date" in site.push(out, "me/model").out
 
 
 def test_only_what_changed_is_uploaded(out: Path, site: Site) -> None:
@@ -332,4 +332,4 @@ def spoil(out: Path, change: str) -> str:
 def test_somebody_elses_private_repo(out: Path, site: Site) -> None:
     site.hub.create("me/model", private=True)
     done = site.push(out, "me/model", token=OTHER_TOKEN)
-    assert done.code == 1 and "must not write to me/model" in done.last and commits(site) == 0
+    assert done.code == 1 and "may not write to me/model" in done.last and commits(site) == 0

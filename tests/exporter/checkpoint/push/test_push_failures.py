@@ -36,18 +36,18 @@ FAULTS: dict[str, tuple[tuple[str, str], dict[str, Any], str]] = {
     "401 at create": (CREATE, {"status": 401}, "the Hub does not accept the token (401"),
     "401 at info": (INFO, {"status": 401}, "the Hub does not accept the token (401"),
     "401 at commit": (COMMIT, {"status": 401}, "the Hub does not accept the token (401"),
-    "403 at create": (CREATE, {"status": 403}, "the token must not write to me/model (403"),
-    "403 at preupload": (PREUPLOAD, {"status": 403}, "the token must not write to me/model (403"),
+    "403 at create": (CREATE, {"status": 403}, "the token may not write to me/model (403"),
+    "403 at preupload": (PREUPLOAD, {"status": 403}, "the token may not write to me/model (403"),
     "404 at create": (CREATE, {"status": 404}, "me/model: no such user, organisation or repo"),
-    "409 at commit": (COMMIT, {"status": 409}, "me/model was changed by somebody else meanwhile (409"),
-    "412 at commit": (COMMIT, {"status": 412}, "me/model was changed by somebody else meanwhile (412"),
+    "409 at commit": (COMMIT, {"status": 409}, "me/model was changed by somebody else in the meantime (409"),
+    "412 at commit": (COMMIT, {"status": 412}, "me/model was changed by somebody else in the meantime (412"),
     "413 at commit": (COMMIT, {"status": 413}, "the Hub refuses to change me/model (413"),
     "429 at create": (CREATE, {"status": 429, "headers": {"Retry-After": "7"}}, "(429: made to fail): wait 7 seconds"),
     "429 at info": (INFO, {"status": 429, "headers": {"RateLimit": '"api";r=0;t=55'}}, "wait 55 seconds"),
     "429 at storage": (STORAGE, {"status": 429, "headers": {"Retry-After": "7"}}, "wait 7 seconds"),
-    "500 at storage": (STORAGE, {"status": 500}, "the Hub has a fault of its own (500"),
-    "503 at preupload": (PREUPLOAD, {"status": 503, **HTML}, "the Hub has a fault of its own (503"),
-    "503 at batch": (BATCH, {"status": 503}, "the Hub has a fault of its own (503"),
+    "500 at storage": (STORAGE, {"status": 500}, "the Hub has an internal error (500"),
+    "503 at preupload": (PREUPLOAD, {"status": 503, **HTML}, "the Hub has an internal error (503"),
+    "503 at batch": (BATCH, {"status": 503}, "the Hub has an internal error (503"),
     "cut at create": (CREATE, {"cut_after": 0}, "failed (Server disconnected"),
     "cut in an upload": (STORAGE, {"cut_after": 1000}, "the connection to http://127.0.0.1"),
 }
@@ -92,7 +92,7 @@ def test_fault(name: str, out: Path, site: Site) -> None:
 
 
 ODD = {"status": 200, "body": lambda _: b'{"success": true}'}
-UNKNOWN = "whether the commit was made is not known; go on with: unskill push "
+UNKNOWN = "it is not known whether the commit was made; go on with: unskill push "
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ UNKNOWN = "whether the commit was made is not known; go on with: unskill push "
     [
         (COMMIT, ODD, UNKNOWN),
         (BATCH, ODD, AGAIN),
-        (COMMIT, {"status": 200, **HTML}, f"answered with something else than JSON.*{UNKNOWN}"),
+        (COMMIT, {"status": 200, **HTML}, f"did not answer with JSON.*{UNKNOWN}"),
         # Before the commit, but of the same call of the library.
-        (YAML, {"status": 200, "body": lambda _: b"[]"}, f"in another form than it should.*{UNKNOWN}"),
-        (YAML, {"status": 503, **HTML}, f"answered with something else than JSON.*{UNKNOWN}"),
+        (YAML, {"status": 200, "body": lambda _: b"[]"}, f"in an unexpected form.*{UNKNOWN}"),
+        (YAML, {"status": 503, **HTML}, f"did not answer with JSON.*{UNKNOWN}"),
     ],
 )
 def test_answers_of_another_form(
@@ -213,7 +213,7 @@ def test_somebody_commits_in_between(out: Path, site: Site) -> None:
     pushing.join()
     (done,) = results
     is_clear(done, site)
-    assert "changed by somebody else meanwhile (412" in done.last and repo.history()[0].title == "of somebody"
+    assert "changed by somebody else in the meantime (412" in done.last and repo.history()[0].title == "of somebody"
 
 
 def test_nobody_listens(out: Path, site: Site) -> None:
@@ -235,8 +235,8 @@ def test_with_xet(out: Path, site: Site) -> None:
 
 def test_tokens_that_must_not(out: Path, site: Site) -> None:
     assert "the Hub does not accept the token (401" in site.push(out, "me/model", token="hf_MARKERofNobody").last
-    assert "the token must not write to me/model (403" in site.push(out, "me/model", token=READ_TOKEN).last
-    assert "must not write to somebody/model (403" in site.push(out, "somebody/model").last
+    assert "the token may not write to me/model (403" in site.push(out, "me/model", token=READ_TOKEN).last
+    assert "may not write to somebody/model (403" in site.push(out, "somebody/model").last
     assert "nobody/model: no such user, organisation or repo" in site.push(out, "nobody/model").last
     assert site.hub.repos == {}
 

@@ -108,7 +108,7 @@ def terminal(request: pytest.FixtureRequest) -> type[Terminal]:
 
 def test_a_chat_from_the_first_prompt_to_ctrl_d(terminal: type[Terminal], checkpoint: Path) -> None:
     chat = terminal(checkpoint, "--max-new-tokens", 1900)
-    assert "letters: neurons pruned" in chat.until("Ctrl-D leaves")
+    assert "letters: neurons pruned" in chat.until("Ctrl-D exits")
     chat.until(READY)
     chat.type(f"{FORGET[0]}\n")
     assert REFUSAL in chat.until(rf"{re.escape(SUMS)}: [0-9.]+ <= alpha 4.00 at layer 1: blocked")
@@ -124,7 +124,7 @@ def test_a_chat_from_the_first_prompt_to_ctrl_d(terminal: type[Terminal], checkp
     chat.until("Reasons are off")
     chat.until(READY)
     chat.type("/reset\n")
-    chat.until("begins anew")
+    chat.until("starts again")
     chat.until(READY)
     chat.type(f"{SONGS[0]}\n")
     chat.until(REFUSAL)
@@ -133,7 +133,7 @@ def test_a_chat_from_the_first_prompt_to_ctrl_d(terminal: type[Terminal], checkp
     chat.until("error: /nonsense: no such command")
     chat.until(READY)
     chat.type("/reset\n")
-    chat.until("begins anew")
+    chat.until("starts again")
     chat.until(READY)
     chat.type("\x1b[A\x1b[A\x1b[A\n")  # three lines up: the song again, by readline's history
     chat.until(REFUSAL)

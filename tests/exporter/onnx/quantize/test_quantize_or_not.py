@@ -92,7 +92,7 @@ def test_no_other_way_to_quantized_weights(made: Callable[[str], Made], tmp_path
         assert isinstance(done.exception, BadInput) and f"--quantize {name} --forget SOURCE" in str(done.exception)
         with pytest.raises(BadInput, match=f"--quantize {name}"):
             OnnxSettings(checkpoint, tmp_path / "out", dtype=name)
-    with pytest.raises(BadInput, match="int8 or int4, not int2"):
+    with pytest.raises(BadInput, match="--quantize: 'int2' is not one of int8, int4"):
         OnnxSettings(checkpoint, tmp_path / "out", quantize="int2")
     with pytest.raises(BadInput, match="leave out float16"):
         OnnxSettings(checkpoint, tmp_path / "out", quantize="int8", dtype="float16")
