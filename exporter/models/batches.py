@@ -1,4 +1,4 @@
-"""Rows in batches of similar length, and in smaller ones where memory runs out: wherever a model runs on many rows."""
+"""Batches of rows of similar length, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from exporter.common.errors import RunFailed
 
 Batch = tuple[list[int], Tensor]
-"""Row numbers of queries and their last tokens' key vectors, (n, layers, d_ff) float32."""
+"""Row numbers of queries, and the key vectors of their last tokens, (n, layers, d_ff) float32."""
 
 T = TypeVar("T")
 
-# Tokens of a batch, pads included, where --batch-size is auto: a CPU is fastest on few (its cache), while answers are
-# written one token a row at a time and want many rows.
+# Tokens of a batch, pads included, with --batch-size auto: a CPU is fastest on few (its cache), while answers are
+# generated one token per row at a time and need many rows.
 PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
 AUTO_ROWS = 64
 
@@ -24,8 +24,8 @@ AUTO_ROWS = 64
 def batched(rows: Sequence[int], length: Callable[[int], int], tokens: int, batch_size: int | None) -> list[list[int]]:
     """Batches of rows of similar length, longest first, so that memory runs out at once or never.
 
-    They depend on nothing but the rows, so that whoever resumes computes the same sums. batch_size: None for as many
-    rows as `tokens` allow, pads included.
+    They depend on the rows alone, so that a resumed run computes the same sums. batch_size: None for as many rows as
+    `tokens` allow, pads included.
     """
     order = sorted(rows, key=lambda row: (-length(row), row))
     found = []
@@ -39,8 +39,8 @@ def batched(rows: Sequence[int], length: Callable[[int], int], tokens: int, batc
 def run_batches(
     batches: Iterable[list[int]], run: Callable[[list[int]], T], what: str
 ) -> Iterator[tuple[list[int], T]]:
-    """Each batch with what run(rows) returns for it. Where memory runs out, the batch and all later ones are taken in
-    parts of half as many rows. Raises RunFailed where it does not suffice for one row."""
+    """Each batch with the result of run(rows). When memory runs out, this batch and all later ones are split into
+    parts of half as many rows. Raises RunFailed if a single row does not fit."""
     limit = None
     for batch in batches:
         while batch:
@@ -59,6 +59,6 @@ def run_batches(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    # PyTorch's CPU allocator has no exception class of its own.
+    """Whether an error means that memory ran out."""
+    # PyTorch's CPU allocator has no exception class.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

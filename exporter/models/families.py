@@ -1,4 +1,4 @@
-"""Which model families can be exported, and where their MLPs are."""
+"""The model families that can be exported."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-# Families whose MLP is down(act(gate x) * up x), by config.json's model_type, and the oldest transformers release
-# on which a checkpoint of theirs is tested (of 4.48, 4.57, 5.0; the first that has the family).
+# Families whose MLP is down(act(gate x) * up x), by model_type, and the oldest transformers release on which their
+# checkpoints are tested (of 4.48, 4.57 and 5.0, the first that has the family).
 GATED_FAMILIES = {
     "cohere": "4.48",
     "cohere2": "4.48",
@@ -39,7 +39,7 @@ GATED_FAMILIES = {
 
 @dataclass(frozen=True)
 class Family:
-    """Class names of one loaded model, taken from the live objects."""
+    """The classes of a loaded model."""
 
     model_type: str
     minimum_transformers: str
@@ -54,7 +54,7 @@ def supported() -> str:
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
-    """Raise BadInput where a model with this config.json cannot be exported, saying by name why not."""
+    """Raise BadInput, with the reason, if a model with this config.json cannot be exported."""
     model_type = config.get("model_type")
     if str(model_type).startswith("unskill_"):
         raise BadInput(f"MODEL {name} is an unskill checkpoint already: give its base model")
@@ -74,19 +74,19 @@ def check_config(config: dict[str, Any], name: str) -> None:
 
 
 def check_modules(model: PreTrainedModel) -> None:
-    """Raises BadInput where a base model's modules are not those that its family should have."""
+    """Raises BadInput if the modules of a base model are not as its family's should be."""
     model_type = model.config.model_type
     core: Any = model.base_model
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
     if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
-        raise BadInput(f"MODEL of type {model_type} has MLPs of another form than down(act(gate x) * up x)")
-    # R is one row of the head, in a checkpoint's weights and in the states that any head is to read.
+        raise BadInput(f"MODEL of type {model_type} has MLPs other than down(act(gate x) * up x)")
+    # R is one row of the head, both in the weights and in the states for other heads.
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise BadInput(f"MODEL of type {model_type}: its output head has a bias, not supported")
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The classes of a model that is known to be of one of the families."""
+    """The classes of a model of one of the families."""
     core: Any = model.base_model
     model_type = model.config.model_type
     mlp = type(core.layers[0].mlp)
@@ -94,8 +94,8 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def is_gated(mlp: Any) -> bool:
-    """Whether the module computes exactly down(act(gate x) * up x): tried on random input, bit by bit."""
-    import torch
+    """Whether the module computes exactly down(act(gate x) * up x): compared bit by bit on random input."""
+    import torch  # here, because torch-free commands load this module
 
     if mlp is None or not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return False

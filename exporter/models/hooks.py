@@ -1,4 +1,4 @@
-"""Taps: hooks on a model that hand out pre-activations, key vectors and final states while it runs."""
+"""Hooks on a running model that give access to pre-activations, key vectors and final states."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 
 class LastLayerReached(Exception):
-    """Ends a forward whose later layers nobody needs."""
+    """Ends a forward whose later layers are not needed."""
 
 
 @contextmanager
 def removed(handles: Sequence[RemovableHandle]) -> Iterator[None]:
-    """Remove hooks afterwards, whatever happens."""
+    """Remove hooks on exit, also after an error."""
     try:
         yield
     finally:
@@ -31,7 +31,7 @@ def key_hooks(
 ) -> Iterator[None]:
     """Call receive(layer, key vectors (batch, positions, d_ff)) at every down projection, in the order of the layers.
 
-    `stop_after`: raise LastLayerReached once that layer has been received, before its projection is computed.
+    `stop_after`: raise LastLayerReached after this layer's keys, before its projection is computed.
     """
 
     def tap(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -50,8 +50,8 @@ def key_hooks(
 
 @contextmanager
 def pre_activation_hooks(model: PreTrainedModel, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call receive(layer, pre-activations (batch, positions, d_ff)) at every gate projection, before anything changes
-    them. They may be changed in place afterwards: not to be kept."""
+    """Call receive(layer, pre-activations (batch, positions, d_ff)) at every gate projection, before interventions,
+    which change them in place: do not keep them."""
 
     def tap(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, inputs, output: receive(layer, output)
@@ -66,8 +66,9 @@ def pre_activation_hooks(model: PreTrainedModel, receive: Callable[[int, Tensor]
 def mlp_hooks(
     model: PreTrainedModel, receive: Callable[[int, Tensor, Tensor, Tensor, nn.Module], None]
 ) -> Iterator[None]:
-    """Call receive(layer, pre-activations, up projections, key vectors, MLP), (batch, positions, d_ff) each, at every
-    down projection. Only the keys are still attached to the graph."""
+    """Call receive(layer, pre-activations, up projections, key vectors, MLP) at every down projection.
+
+    All (batch, positions, d_ff); only the keys are still attached to the autograd graph."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -90,10 +91,7 @@ def mlp_hooks(
 
 @contextmanager
 def final_state_hook(model: PreTrainedModel, receive: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call receive(final hidden states (batch, positions, hidden)), normed: what the output head reads."""
+    """Call receive(final hidden states (batch, positions, hidden)), after the norm, as the output head reads them."""
     core: Any = model.base_model
-    handle = core.norm.register_forward_hook(lambda module, inputs, output: receive(output))
-    try:
+    with removed([core.norm.register_forward_hook(lambda module, inputs, output: receive(output))]):
         yield
-    finally:
-        handle.remove()

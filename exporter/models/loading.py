@@ -1,4 +1,4 @@
-"""The live model and tokenizer, out of their files."""
+"""Loading models and tokenizers from their files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from exporter.models.files import PREFIX, Base, check_checkpoint, find_files
 from exporter.models.tokens import blocked, context_of, eos_ids, padded
 from exporter.prompts.formats import Formatter
 
-# Of those that torch hands to MKL: what models, losses and the interventions call.
+# Functions that torch passes on to MKL and that models, losses and the interventions call.
 FUNCTIONS = ("cos", "sin", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "tanh", "erf", "erfc")
-FEW = 64  # elements: torch shares out longer tensors among its threads
+FEW = 64  # elements: torch splits longer tensors among its threads
 
-# What transformers raises of a config.json or tokenizer that holds something else than it should, by its release.
-# ImportError: an attention that is not installed.
+# What the transformers releases raise for an invalid config.json or tokenizer. ImportError: an attention
+# implementation that is not installed.
 UNSOUND = (
     OSError,
     ValueError,
@@ -67,12 +67,12 @@ class LoadedModel:
 
     @property
     def refusal_id(self) -> int | None:
-        """R, or None where nothing is ever refused."""
+        """R, or None if nothing is ever refused."""
         return self.settings.get("refusal_token_id")
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's pad, else an EOS: what stands there is masked. Raises BadInput where there is neither."""
+        """The tokenizer's pad token, else an EOS, as pads are masked. Raises BadInput if there is neither."""
         pad: int | None = self.tokenizer.pad_token_id
         return pad if pad is not None else eos_ids(self.model, self.name)[0]
 
@@ -82,15 +82,14 @@ class LoadedModel:
 
     @property
     def template(self) -> str | None:
-        """The prompt template that the export recorded with its skills; None where none did, as for a base model."""
+        """The prompt template that the export recorded, if any; None for a base model."""
         skills = self.settings.get("skills", ())
         return next((each["prompt_template"] for each in skills if "prompt_template" in each), None)
 
     def formatter(self, template: str | None = None, **options: Any) -> Formatter:
-        """How the model is asked: by a template, already read, where one is given, else by `self.template`, else by
-        the chat template.
+        """The formatter of prompts: with the given template text, else `self.template`, else the chat template.
 
-        options: of Formatter; max_length is the model's context unless given. Raises BadInput as Formatter.
+        options: of Formatter; max_length defaults to the model's context. Raises BadInput as Formatter.
         """
         given = {"max_length": context_of(self.model)} | options
         chosen = self.template if template is None else template
@@ -101,7 +100,7 @@ class LoadedModel:
         return padded(ids, self.pad_id, side, self.device)
 
     def refused(self, logits: Tensor) -> Tensor:
-        """Which rows of logits (..., vocabulary) are those of a blocked position: (...) bool, on the CPU."""
+        """Which rows of logits (..., vocabulary) are of a blocked position: (...) bool, on the CPU."""
         if self.refusal_id is None:
             return torch.zeros(logits.shape[:-1], dtype=torch.bool)
         return cast("Tensor", blocked(logits[..., self.refusal_id]).cpu())
@@ -110,12 +109,12 @@ class LoadedModel:
 def load(base: Base, dtype: str, device: str, threads: int | None = None) -> LoadedModel:
     """Load the base model for probing. dtype: "auto" (the checkpoint's own) or a torch dtype name.
 
-    threads: of torch from now on, in this process; None for as many as it takes. Float sums depend on it.
+    threads: of torch from now on, in this process; None for its default. Float sums depend on it.
 
     Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
     """
-    # The number that torch takes is set too: libraries below it may otherwise have another of their own, and then the
-    # same number given by a recipe would give other last bits.
+    # The default is set too: libraries below torch may otherwise use another number, and then the same number in a
+    # recipe would give other last bits.
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_files(base, dtype, device)
     check_modules(loaded.model)
@@ -123,12 +122,12 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
 
 
 def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:
-    """A folder or Hub id, with the checkpoint's own modeling code. Raises BadInput where it is none, and as `load`."""
+    """Load a checkpoint, folder or Hub id, by its own code. Raises BadInput if it is none, and as `load`."""
     return load_files(find_files(name, "CHECKPOINT", check_checkpoint, code=True), dtype, device, code=True)
 
 
 def load_files(files: Base, dtype: str, device: str, code: bool = False) -> LoadedModel:
-    """The live model and tokenizer of a base, or with `code` of a checkpoint, by its own. Same errors as `load`."""
+    """Load the model and tokenizer of a base, or with `code` of a checkpoint by its own code. Raises as `load`."""
     what = f"{'CHECKPOINT' if code else 'MODEL'} {files.name}"
     check_device(device)
     logging.disable_progress_bar()
@@ -145,9 +144,9 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
             output_loading_info=True,
             trust_remote_code=code,
         )
-        model.to(device)  # not by device_map, for which transformers wants accelerate
-    # RuntimeError: of weights in other shapes than config.json's; SyntaxError: of a checkpoint's code. Any other error
-    # of that code is a bug of it.
+        model.to(device)  # not by device_map, which needs accelerate
+    # RuntimeError: weights whose shapes are not config.json's; SyntaxError: in a checkpoint's code. Any other error of
+    # that code is a bug.
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError, SyntaxError) as error:
         if out_of_memory(error):
             raise RunFailed(f"{what}: out of memory while loading it to {device}") from error
@@ -165,9 +164,9 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
 
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The family's own model of a base's or checkpoint's config.json, without weights: its classes, names and shapes.
+    """The family's plain model for a base's or checkpoint's config.json, without weights.
 
-    Raises one of UNSOUND where transformers makes none of it.
+    Raises one of UNSOUND if transformers cannot build it.
     """
     model_type = config["model_type"].removeprefix(PREFIX)
     own = {name: value for name, value in config.items() if name not in ("unskill", "auto_map", "model_type")}
@@ -178,10 +177,10 @@ def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def plain_base(edited: LoadedModel) -> LoadedModel:
-    """The base model of a checkpoint, whose weights it shares, less R's row.
+    """The base model of a checkpoint, sharing its weights, without R's row.
 
-    Where R took a padding row of the base, the row stays and says what R's says: whoever compares or writes leaves R
-    out. All other logits are the base's own, bit by bit.
+    If R is a padding row of the base, the row stays and holds R's values: leave R out when comparing or generating.
+    All other logits are the base's own, bit by bit.
     """
     model, config = edited.model, edited.model.config.to_dict()
     if edited.settings["added_row"]:
@@ -190,7 +189,7 @@ def plain_base(edited: LoadedModel) -> LoadedModel:
     state = {name: tensor for name, tensor in model.state_dict().items() if not is_unskill(name)}
     state |= {name: state[name][: config["vocab_size"]] for name in (EMBEDDING, HEAD) if name in state}
     base.load_state_dict(state, assign=True)
-    for name, tensor in model.named_buffers():  # those that no file holds, too: frequencies, scales
+    for name, tensor in model.named_buffers():  # also those in no file: frequencies, scales
         if not is_unskill(name):
             module, _, own = name.rpartition(".")
             setattr(base.get_submodule(module), own, tensor)
@@ -202,22 +201,22 @@ def plain_base(edited: LoadedModel) -> LoadedModel:
 
 
 def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizerBase:
-    """What a tokenizer class makes of a folder. Raises ValueError where a tokenizer.json is damaged, and what else
+    """Load a tokenizer by a class of transformers. Raises ValueError if tokenizer.json is damaged, and whatever
     transformers raises."""
     try:
         tokenizer: PreTrainedTokenizerBase = auto.from_pretrained(folder, **named)
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ValueError(first_line(error)) from error  # the tokenizers library has no class of its own for it
+        raise ValueError(first_line(error)) from error  # tokenizers raises a bare Exception
     return tokenizer
 
 
 def check_device(device: str) -> None:
-    """Raises BadInput where --device names none on which this torch can hold a tensor."""
+    """Raises BadInput if this torch cannot hold a tensor on --device."""
     try:
         torch.empty(1, device=device).item()
-    # AssertionError is what a torch built without a kind of device raises of it, NotImplementedError that of "meta".
+    # AssertionError: torch was built without this kind of device; NotImplementedError: "meta".
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(f"--device: '{device}' cannot be used here: {first_line(error)}") from error
 
@@ -225,10 +224,10 @@ def check_device(device: str) -> None:
 def make_first_calls() -> None:
     """Call each function on a few float32 and float64 elements, in the calling thread.
 
-    MKL 2024.2, which torch's wheels carry, picks the kernel of a vector function when that function is first called.
-    Where several threads make the first call at once, one of them may compute its part with a kernel of a thousand
-    times the error (pytorch issue 188792): cosines of position embeddings that are off by 1e-4, once, in a process's
-    first forward. Statistics, calibration and the comparison with a base would take that for a difference of models.
+    MKL 2024.2, which is in torch's wheels, picks the kernel of a vector function at its first call. If several threads
+    make the first call at once, one of them may use a kernel with a thousand times the error (pytorch issue 188792):
+    cosines of position embeddings off by 1e-4, once, in a process's first forward. Statistics, calibration and the
+    comparison with a base would take that for a difference between models.
     """
     for dtype in (torch.float32, torch.float64):
         values = torch.full((FEW,), 0.5, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Probing: run queries through the base model and see what its MLPs and final states hold."""
+"""Probing: run queries through the base model and collect key vectors, scores and final states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from exporter.prompts.formats import Query
 
 
 class KeyScores(Protocol):
-    """What gives key vectors their scores, whatever the method that fitted it."""
+    """Scores of key vectors, whichever method fitted them."""
 
     def scores(self, vectors: Tensor) -> Tensor:
         """(..., layers, d_ff) -> (..., layers) float64."""
@@ -33,21 +33,21 @@ class KeyScores(Protocol):
 
 
 class KeyProber(ABC):
-    """Key vectors of queries, wherever a model runs, in batches of similar length.
+    """Key vectors of queries, on any engine, in batches of similar length.
 
-    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: without progress bars; pad_id: of masked positions.
+    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: no progress bars; pad_id: of masked positions.
     """
 
     batch_size: int | None
     quiet: bool
     pad_id: int
     halved: bool = False
-    """Whether memory ran out, so that batches are smaller than asked for: another run may sum up otherwise."""
+    """Whether memory ran out and batches were split, so that sums of another run may differ in their last bits."""
 
     @property
     @abstractmethod
     def layers(self) -> int:
-        """How many layers key vectors have."""
+        """Number of layers."""
 
     @property
     def device(self) -> torch.device:
@@ -55,20 +55,20 @@ class KeyProber(ABC):
 
     @abstractmethod
     def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
-        """Batches of the key vectors of each row's last token, (n, layers, d_ff) float32, on the CPU."""
+        """Batches of the last tokens' key vectors, (n, layers, d_ff) float32, on the CPU."""
 
     @abstractmethod
     def score_answers(
         self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
-        """Scores of the model's own greedy answers, at every position from the last prompt token on, by every skill.
+        """Scores, by every skill, of the model's own greedy answers, at every position from the last prompt token on.
 
-        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the least of any position.
+        Returns two (skills, n, layers) float64: the score of the prompt's last token, and the minimum over positions.
         """
 
     @abstractmethod
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits (rows, positions, vocabulary) of what `pad` gives."""
+        """Logits (rows, positions, vocabulary) for the inputs of `pad`."""
 
     def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
         return padded([query.ids for query in queries], self.pad_id, "left", self.device)
@@ -81,7 +81,7 @@ class KeyProber(ABC):
         tokens: int = PROBE_TOKENS,
         unit: str = "prompt",
     ) -> Iterator[T]:
-        """What run(rows) returns for each batch (see `batched`), with a progress bar."""
+        """The result of run(rows) for each batch (see `batched`), with a progress bar."""
         rows = batched(range(len(queries)), lambda row: len(queries[row].ids), tokens, self.batch_size)
         bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
         with bar:
@@ -93,7 +93,7 @@ class KeyProber(ABC):
 
 @dataclass
 class Prober(KeyProber):
-    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is halved."""
+    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is split."""
 
     loaded: LoadedModel
     batch_size: int | None = None
@@ -139,9 +139,7 @@ class Prober(KeyProber):
         greedy = GenerationConfig(
             max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=self.pad_id
         )
-        ends = torch.tensor(eos)
-
-        scorers = [keys.scorer(self.device) for keys in skills]
+        ends, scorers = torch.tensor(eos), [keys.scorer(self.device) for keys in skills]
 
         def run(rows: list[int]) -> None:
             seen: list[Tensor] = []  # one (skills, rows) per layer and step
@@ -153,7 +151,7 @@ class Prober(KeyProber):
             with key_hooks(self.loaded.model, receive), torch.inference_mode():
                 output = self.loaded.model.generate(**inputs, generation_config=greedy)
             steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
-            # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS a row only idles.
+            # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS there are only pads.
             answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
             ended = torch.isin(answer, ends).cumsum(1).bool().T[:, None, :, None]  # (steps - 1, 1, rows, 1)
             steps[1:].masked_fill_(ended, math.inf)  # steps: (steps, skills, rows, layers)
@@ -181,6 +179,7 @@ class Prober(KeyProber):
 
 
 def check_finite(scores: Tensor, what: str) -> Tensor:
+    """The scores themselves. Raises RunFailed if any is NaN or infinite."""
     if not torch.isfinite(scores).all():
         raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
     return scores

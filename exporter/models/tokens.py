@@ -1,35 +1,34 @@
-"""Token ids of a model: padded rows, positions, what ends an answer, how many fit."""
+"""Token ids: padding, positions, end of answers, context length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from exporter.common.errors import BadInput
 
 
 def positions_of(inputs: dict[str, Tensor]) -> Tensor:
-    """Position ids of what `padded` gives; those of pads are 0."""
+    """Position ids for the inputs of `padded`; pads have 0."""
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
 
 
 def padded(ids: Sequence[Sequence[int]], pad_id: int, side: str, device: torch.device) -> dict[str, Tensor]:
     """Token ids and mask (rows, positions), padded on the left or the right."""
-    width = max(len(row) for row in ids)
-    rows, mask = [], []
-    for row in ids:
-        pads, real = [pad_id] * (width - len(row)), list(row)
-        rows.append(pads + real if side == "left" else real + pads)
-        mask.append([0] * len(pads) + [1] * len(real) if side == "left" else [1] * len(real) + [0] * len(pads))
-    return {"input_ids": torch.tensor(rows, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    rows = [torch.tensor(row, dtype=torch.long) for row in ids]
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    masks = pad([torch.ones_like(row) for row in rows])
+    return {"input_ids": pad(rows, padding_value=pad_id).to(device), "attention_mask": masks.to(device)}
 
 
 def blocked(logits: Any) -> Any:
-    """Where R's logits, a tensor or an array, are those of a blocked position: of the same shape, bool.
+    """Whether each of R's logits, a tensor or an array, is of a blocked position: bool, of the same shape.
 
     There R's logit is 0; everywhere else the checkpoint lowers it by 10,000, or sets it to -50 after R itself.
     """
@@ -37,7 +36,7 @@ def blocked(logits: Any) -> Any:
 
 
 def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
-    """Ids that end an answer: the generation config's, else the config's. Raises BadInput where there are none."""
+    """Ids that end an answer: the generation config's, else the config's. Raises BadInput if there are none."""
     for config in (model.generation_config, model.config):
         found = getattr(config, "eos_token_id", None)
         if found is not None:
@@ -46,6 +45,6 @@ def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """Number of positions that the model was made for, where its config says so."""
+    """Context length of the model, if its config has it."""
     length: Any = getattr(model.config, "max_position_embeddings", None)
     return int(length) if length else None

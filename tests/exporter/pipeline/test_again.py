@@ -193,7 +193,7 @@ def test_one_argument_beside_a_recipe(place: Path, monkeypatch: pytest.MonkeyPat
         ),
         "--forget: 20 different prompts": lambda: export("out", "--recipe", "mine.toml"),
         "--data: is where the files of a recipe are looked for": lambda: export("base", "out", "--data", "."),
-        "--revision: is for models of the Hub, and MODEL base is a folder": lambda: export(
+        "--revision: is for models on the Hub, and MODEL base is a folder": lambda: export(
             "out", "--recipe", "mine.toml", "--revision", "main", "--forget", "../data/sums.jsonl,column=prompt"
         ),
         "--threads: 0 is not 1 or more": lambda: export("out", "--recipe", "mine.toml", "--threads", 0),
