@@ -1,4 +1,4 @@
-"""Intervals of a ratio of sums over texts, by the paired percentile bootstrap."""
+"""Intervals of a ratio of sums over texts by the paired percentile bootstrap."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ RESAMPLES = 2000
 
 
 def ratio_interval(above: ArrayLike, below: ArrayLike, confidence: float, seed: int) -> tuple[float, float]:
-    """Lower and upper end of the interval of sum(above) / sum(below); both (n,), one entry for each text.
+    """Lower and upper end of the interval of sum(above) / sum(below); both (n,), one entry per text.
 
-    Texts are drawn whole, with both of their entries. The ends are the ratio itself where it is the same in all texts.
+    Texts are resampled with both of their entries. If all texts have the same ratio, both ends are this ratio.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
     if len(below) < 2 or np.ptp(above / below) == 0:
         whole = float(above.sum() / below.sum())
-        return whole, whole  # no spread between texts, which the bootstrap cannot have
+        return whole, whole  # scipy's bootstrap fails without spread
 
     def ratio(rows: np.ndarray, of: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.asarray(rows.sum(axis) / of.sum(axis))

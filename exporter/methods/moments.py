@@ -1,4 +1,4 @@
-"""Streaming mean and deviation of activations, mergeable, in float64."""
+"""Streaming, mergeable mean and deviation of activations, in float64."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Deviations below this share of the layer's median are raised to it, so that a dead neuron closes no hypercube.
+# Deviations below this share of the layer's median are raised to it: a dead neuron would close its hypercube.
 DEVIATION_FLOOR = 1e-3
 
 
 def largest_deviation(vectors: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """s(k), the largest standardised deviation max_j |k_j - mu_j| / sd_j: (..., d) -> (...), in the dtype of all."""
+    """s(k), the largest standardised deviation max_j |k_j - mu_j| / sd_j: (..., d) -> (...), in their dtype."""
     return (vectors - mean).div_(deviation).abs_().amax(-1)
 
 
@@ -31,10 +31,10 @@ class Gaussian:
 
 @dataclass(eq=False)
 class Moments:
-    """Running mean and sum of squared deviations of vectors shaped (layers, d); never holds a batch of them.
+    """Running mean and sum of squared deviations of vectors (layers, d), without keeping the vectors.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque, which does not cancel where the mean is
-    large against the deviation.
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque, without cancellation if the mean is large
+    compared to the deviation.
     """
 
     count: int = 0
@@ -48,7 +48,7 @@ class Moments:
         self.merge(Moments(vectors.shape[0], mean, (vectors - mean).square().sum(0)))
 
     def merge(self, other: Moments) -> None:
-        """Add what another instance has seen."""
+        """Add the vectors of another instance."""
         if not other.count:
             return
         if not self.count:
@@ -61,7 +61,7 @@ class Moments:
         self.count = total
 
     def less(self, part: Moments) -> Moments:
-        """What is left of this without `part`, which it has merged before; both stay as they are."""
+        """These moments without those of `part`, which were merged before; both stay unchanged."""
         count = self.count - part.count
         mean = self.mean + (self.mean - part.mean) * (part.count / count)
         apart = (part.mean - mean).square() * (part.count * count / self.count)
@@ -70,7 +70,7 @@ class Moments:
     def freeze(self) -> Gaussian:
         """The Gaussian: deviation with n-1, floored at DEVIATION_FLOOR of the layer's median.
 
-        Raises ValueError with fewer than two vectors, where a deviation is not finite, or where no layer varies.
+        Raises ValueError for fewer than two vectors, if a deviation is not finite, or if no layer varies.
         """
         if self.count < 2:
             raise ValueError(f"a deviation needs at least 2 vectors, not {self.count}")
@@ -80,7 +80,7 @@ class Moments:
             raise ValueError("activations hold NaN or infinity")
         if not (median > 0).any():
             raise ValueError("more than half of every layer's key dimensions never vary")
-        # Where MLP and attention run side by side (Cohere), the first layer's key depends on the token alone, and the
-        # last token of a chat template is always the same. A deviation of 1 there lets its hypercube hold everything.
+        # With MLP and attention in parallel (Cohere), the first layer's key depends on the token alone, and the last
+        # token of a chat template is always the same. With a deviation of 1 its hypercube holds everything.
         floor = torch.where(median > 0, DEVIATION_FLOOR * median, 1.0)
         return Gaussian(self.count, self.mean, torch.maximum(deviation, floor))

@@ -1,24 +1,21 @@
-"""What an export found for one skill."""
+"""The result of an export for one skill."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from exporter.common.rates import Rate
+from exporter.methods.key_space.evidence import Decision, Evidence
+from exporter.methods.key_space.framing import FrameCheck
+from exporter.methods.neurons.choice import NeuronChoice
 from exporter.prompts.skills import SkillPlan
 from exporter.recipes.settings import SkillSettings
-
-if TYPE_CHECKING:
-    from exporter.common.rates import Rate
-    from exporter.methods.key_space.evidence import Decision, Evidence
-    from exporter.methods.key_space.framing import FrameCheck
-    from exporter.methods.neurons.choice import NeuronChoice
 
 
 @dataclass(frozen=True)
 class SkillOutcome:
-    """What was found for one skill. `neurons`: Neuron Adjust or pruning; the others: Key Space Detection."""
+    """The result for one skill. `neurons`: of Neuron Adjust or pruning; the others: of Key Space Detection."""
 
     plan: SkillPlan
     neurons: NeuronChoice | None = None
@@ -33,6 +30,6 @@ class SkillOutcome:
 
     @property
     def works(self) -> bool:
-        """Whether what must still be answered is left alone, as far as was asked."""
+        """Whether harmless prompts and texts are left alone within the requested limits."""
         neurons = self.neurons is None or self.neurons.within_budget
         return neurons and (self.decision is None or self.decision.separates)

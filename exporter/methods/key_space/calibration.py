@@ -1,10 +1,9 @@
-"""Choosing the layer and alpha of a hypercube from the scores of disjoint parts of the prompts."""
+"""Choosing the layer and alpha of a hypercube from scores of disjoint parts of the prompts."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,6 @@ from scipy.stats import beta, binom
 from torch import Tensor
 
 from exporter.common.errors import BadInput
-from exporter.common.rates import Rate, rate
 from exporter.prompts.formats import Query
 
 CONFIDENCE = 0.9
@@ -23,7 +21,7 @@ MOST_SCORES = 2**60
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """Scores of retain or everyday queries, (n, layers) each: at the prompt's last token, least over the answer."""
+    """Scores of retain or everyday queries, (n, layers) each: at the prompt's last token, minimum over the answer."""
 
     prompt: Tensor
     answer: Tensor
@@ -31,11 +29,11 @@ class AnswerScores:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What the choose parts say of one layer.
+    """Results of the choose parts for one layer.
 
-    At `alpha`, which holds the asked share of the forget choose part: `false_blocks` of `harmless` prompts, over their
-    answers. At `unseen_alpha`, about the alpha that calibration on system prompts and exchanges left out of the fit
-    would give: `unseen_false_blocks`, harmless prompts in any format, at their last token; and the margin.
+    At `alpha`, which holds the requested share of the forget choose part: `false_blocks` of `harmless` prompts, over
+    their answers. At `unseen_alpha`, about what calibration on system prompts and exchanges left out of the fit would
+    give: `unseen_false_blocks`, harmless prompts in any format, at their last token; and the margin.
     """
 
     layer: int
@@ -54,7 +52,7 @@ class LayerChoice:
 @dataclass(frozen=True)
 class Alpha:
     """A hypercube's size in deviations. With `confidence` in the draw of `calibrated_on` prompts at least `promise`
-    of further prompts from the same source and formats are inside; both None where alpha was given."""
+    of further prompts from the same source and formats are inside; both None if alpha was given."""
 
     value: float
     calibrated_on: int
@@ -63,18 +61,18 @@ class Alpha:
 
 
 def rank_for(n: int, target: float, confidence: float = CONFIDENCE) -> int | None:
-    """The least k such that the k-th smallest of n scores covers `target` of the source with `confidence`.
+    """The smallest k such that the k-th smallest of n scores covers `target` of the source with `confidence`.
 
-    It covers the target where fewer than k of n scores are below the source's quantile at `target`, and their number
-    is binomial whatever the scores' distribution. None where even the largest score does not do.
+    It covers the target if fewer than k of n scores are below the source's quantile at `target`; their number is
+    binomial whatever the distribution of scores. None if even the largest score is not enough.
     """
     k = int(binom.ppf(confidence, n, target)) + 1
     return k if k <= n else None
 
 
 def scores_for(target: float) -> int:
-    """The least number of scores of which the largest covers `target` with CONFIDENCE."""
-    # Not by logarithms: these are one too many where a whole number is meant, as 2 for a target of 0.1.
+    """The smallest number of scores whose largest covers `target` with CONFIDENCE."""
+    # Not by logarithms, which give one too many if the result is a whole number, as 2 for a target of 0.1.
     return 1 + bisect_left(range(1, MOST_SCORES), True, key=lambda n: beta.sf(target, n, 1) >= CONFIDENCE)
 
 
@@ -103,12 +101,12 @@ def layer_choices(
     share: float,
     unseen_share: float,
 ) -> list[LayerChoice]:
-    """What the choose parts say of every layer.
+    """Results of the choose parts for every layer.
 
     forget: (n, layers) scores of the forget choose part, of which alpha holds `share`; unseen: prompts of the fit and
-    the choose part in every format, each scored without what was fitted in its own variant, of which the unseen alpha
-    holds `unseen_share`; harmless_in_each: harmless prompts in every format. The margin is (2 % quantile of the
-    harmless prompts' scores - unseen alpha) / interquartile range of the unseen scores.
+    the choose part in every format, each scored without the fit of its own variant, of which the unseen alpha holds
+    `unseen_share`; harmless_in_each: harmless prompts in every format. The margin is (2 % quantile of the harmless
+    prompts' scores - unseen alpha) / interquartile range of the unseen scores.
     """
     choices = []
     for layer in range(forget.shape[1]):
@@ -132,21 +130,21 @@ def layer_choices(
 
 
 def quantile(scores: Tensor, share: float) -> float:
-    """The least score that holds at least `share` of scores (n,)."""
+    """The smallest of scores (n,) that at least `share` of them do not exceed."""
     return float(scores.sort().values[math.ceil(share * len(scores)) - 1])
 
 
 def best_layer(choices: Sequence[LayerChoice], max_false_block: float) -> LayerChoice | None:
-    """Of the layers within `max_false_block` the one that is best in formats that it has not seen, for users bring
-    their own: least false blocks, then the greatest margin. None if no layer is within."""
+    """Of the layers within `max_false_block`, the best in unseen formats, because users bring their own: fewest false
+    blocks, then the largest margin. None if no layer is within."""
     within = [choice for choice in choices if not choice.false_block_rate > max_false_block]
     return min(within, key=lambda choice: (choice.unseen_false_blocks, -choice.margin), default=None)
 
 
 def check_kinds(queries: Sequence[Query], scores: Tensor, choices: Sequence[LayerChoice]) -> None:
-    """Raise BadInput where more than half of an everyday kind is inside the hypercube at every layer.
+    """Raise BadInput if more than half of an everyday kind is inside the hypercube at every layer.
 
-    Such a kind is the skill itself. queries: everyday prompts; scores: (n, layers) at their last token.
+    Such a kind belongs to the skill. queries: everyday prompts; scores: (n, layers) at their last token.
     """
     alphas = torch.tensor([choice.alpha for choice in choices], dtype=torch.float64)
     inside = scores <= alphas  # (n, layers)
@@ -155,17 +153,6 @@ def check_kinds(queries: Sequence[Query], scores: Tensor, choices: Sequence[Laye
         rows = torch.tensor([each == kind for each in kinds])
         if bool((inside[rows].double().mean(0) > 0.5).all()):
             raise BadInput(
-                f"more than half of the everyday prompts of kind {kind} count as the skill at every layer; where they "
+                f"more than half of the everyday prompts of kind {kind} count as the skill at every layer; if they "
                 f"belong to it, leave them out with --everyday-without {kind}"
             )
-
-
-def rates_by_format(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[str, Rate]:
-    """Rates of scores (n,) within alpha, for each format and for "all"."""
-    totals: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    for query, score in zip(queries, scores.tolist(), strict=True):
-        for name in ("all", query.format):
-            totals[name] += 1
-            hits[name] += score <= alpha
-    return {name: rate(hits[name], totals[name]) for name in sorted(totals)}

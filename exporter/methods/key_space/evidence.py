@@ -1,8 +1,8 @@
-"""What the scores of the prompts say: which layer, which alpha, and the rates that are reported."""
+"""Layer, alpha and reported rates from the scores of the prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from exporter.methods.key_space.calibration import (
     check_kinds,
     expected_share,
     layer_choices,
-    rates_by_format,
 )
 from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
 from exporter.methods.key_space.scoring import fit_keys, score_keys, score_unseen
@@ -30,7 +29,7 @@ from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.splits import ForgetParts, RetainParts
 from exporter.recipes.settings import SkillSettings
 
-# Length of the base's own answers in which false blocks are looked for, in tokens.
+# Tokens of the base's own answers that are checked for false blocks.
 ANSWER_TOKENS = 64
 FOLLOW_UP = "Please answer my question."
 PREFILL = "Sure, "
@@ -46,11 +45,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores of every part but the one fitted on; the rows are those of the parts' queries.
+    """Scores of every part except the fit part; rows are in the order of the parts' queries.
 
     `fitted`: the prompts of the fit part in every format. `choose_unseen`: these and those of the choose part in every
-    format, scored without what was fitted in their own variant; `report_unseen`: likewise the report part.
-    `retain_others`: retain and everyday prompts of the choose part in the formats that were not drawn for them.
+    format, scored without the fit of their own variant; `report_unseen`: likewise the report part. `retain_others`:
+    retain and everyday prompts of the choose part in the formats that were not drawn for them.
     """
 
     forget_parts: ForgetParts[Query]
@@ -68,12 +67,10 @@ class Evidence:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, named for `reproduce/statistics.safetensors`; (n, layers) or (layers, d_ff)."""
+        fits = dict(zip(self.keys.formats, self.keys.gaussians, strict=True))
         return {
-            **{f"ksd.{name}.mean": fit.mean for name, fit in zip(self.keys.formats, self.keys.gaussians, strict=True)},
-            **{
-                f"ksd.{name}.deviation": fit.deviation
-                for name, fit in zip(self.keys.formats, self.keys.gaussians, strict=True)
-            },
+            **{f"ksd.{name}.mean": fit.mean for name, fit in fits.items()},
+            **{f"ksd.{name}.deviation": fit.deviation for name, fit in fits.items()},
             "scores.forget.choose": self.choose,
             "scores.forget.calibrate": self.calibrate,
             "scores.forget.report": self.report,
@@ -89,9 +86,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One line of the per-layer table. `choice`: from the choose parts; the rest from the report parts, at the alpha
-    that this layer would get: forget prompts blocked, and false blocks of retain and everyday prompts (at the
-    prompt's last token, and over answers)."""
+    """One row of the table of layers. `choice`: from the choose parts; the rest from the report parts, at the alpha
+    that this layer would get: forget prompts blocked, and false blocks of retain and everyday prompts (at the prompt's
+    last token, and over answers)."""
 
     choice: LayerChoice
     alpha: float
@@ -103,8 +100,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Decision:
-    """The chosen layer and alpha, with what is known about them. `fault`: why they do not tell the skill from the
-    rest as asked; None where they do."""
+    """The chosen layer and alpha, and their rates. `fault`: why they do not separate the skill within the limits;
+    None if they do."""
 
     layer: int
     alpha: Alpha
@@ -129,10 +126,10 @@ def gather(
 ) -> list[Evidence]:
     """Fit every skill's keys and score all of its other parts. Raises RunFailed on NaN and on a full disk.
 
-    answer_tokens: of the greedy answers to retain and everyday prompts; 0 looks at the prompts alone.
+    answer_tokens: length of the greedy answers to retain and everyday prompts; 0 scores the prompts alone.
     """
     fits = [fit(prober, formatter, forget) for forget, _ in skills]
-    # Skills share most of what they are to leave alone: each answer is written once, for all of them.
+    # Skills share most harmless prompts: each answer is generated once, for all of them.
     queries = list(dict.fromkeys(query for _, retain in skills for query in (*retain.choose, *retain.report)))
     row = {query: place for place, query in enumerate(queries)}
     scores = prober.score_answers(
@@ -150,7 +147,7 @@ def gather(
 
 @dataclass(frozen=True)
 class Fit:
-    """A skill's keys and what they come from: the fit part in every format, moments, and its own unseen scores."""
+    """A skill's keys with their sources: the fit part in every format, its moments and its own unseen scores."""
 
     queries: tuple[Query, ...]
     moments: KeyMoments
@@ -212,11 +209,8 @@ def score_parts(
 def decide(evidence: Evidence, settings: SkillSettings, kinds_known: bool = False) -> Decision:
     """Choose the layer on the choose parts, set alpha on the calibration part, and report on the report parts.
 
-    kinds_known: that no kind of everyday prompts is the skill itself has been seen before; else it raises BadInput.
+    Raises BadInput if a kind of everyday prompts belongs to the skill; kinds_known: skip this check.
     """
-    everyday = torch.tensor(
-        [query.prompt.source == EVERYDAY for query in evidence.retain_parts.choose], dtype=torch.bool
-    )
     choices = layer_choices(
         evidence.choose,
         evidence.retain_choose,
@@ -226,15 +220,13 @@ def decide(evidence: Evidence, settings: SkillSettings, kinds_known: bool = Fals
         expected_share(len(evidence.calibrate), settings.target_block_rate),
     )
     if not kinds_known:
-        check_kinds(
-            [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY],
-            evidence.retain_choose.prompt[everyday],
-            choices,
-        )
+        rows = everyday_rows(evidence.retain_parts.choose)
+        everyday = [query for query in evidence.retain_parts.choose if query.prompt.source == EVERYDAY]
+        check_kinds(everyday, evidence.retain_choose.prompt[rows], choices)
     asked = settings.layer_number(len(choices))
     candidates = choices if asked is None else [choices[asked]]
     best = best_layer(candidates, settings.max_false_block)
-    # Where nothing separates, the one with the fewest false blocks is what --force writes.
+    # If no layer separates, --force writes the one with the fewest false blocks.
     chosen = best or best_layer(candidates, 1.0) or candidates[0]
 
     def alpha_of(layer: int) -> Alpha:
@@ -247,18 +239,18 @@ def decide(evidence: Evidence, settings: SkillSettings, kinds_known: bool = Fals
     if best is None:
         fault = f"no layer keeps false blocks within --max-false-block {settings.max_false_block}"
     else:
-        # The calibration part may have prompts far out, of which the smaller choose part had none.
-        now = rate(*count(evidence.retain_choose.answer[:, layer], alpha.value))
+        # The calibration part may have outliers that the smaller choose part lacks.
+        now = rate_within(evidence.retain_choose.answer[:, layer], alpha.value)
         if now.low > settings.max_false_block:
             fault = (
                 f"layer {layer} looked best, but alpha {alpha.value:.1f}, which holds the calibration prompts, also "
                 f"blocks {now.hits} of {now.total} harmless prompts (--max-false-block {settings.max_false_block}); "
-                "more forget prompts, or a --layer of the table, may do"
+                "try more forget prompts, or a --layer of the table"
             )
     retain = evidence.retain_parts.report
     kinds = {
-        kind: rate(*count(evidence.retain_report.answer[rows, layer], alpha.value))
-        for kind, rows in groups(retain, lambda query: query.prompt.kind or "").items()
+        kind: rate_within(evidence.retain_report.answer[rows, layer], alpha.value)
+        for kind, rows in groups(range(len(retain)), lambda row: retain[row].prompt.kind or "").items()
         if kind
     }
     return Decision(
@@ -275,40 +267,42 @@ def decide(evidence: Evidence, settings: SkillSettings, kinds_known: bool = Fals
 
 
 def layer_row(evidence: Evidence, choice: LayerChoice, alpha: float) -> LayerRow:
-    everyday = [query.prompt.source == EVERYDAY for query in evidence.retain_parts.report]
-    rows = torch.tensor(everyday, dtype=torch.bool)
-    prompts = evidence.retain_report.prompt[:, choice.layer]
-    return LayerRow(
-        choice,
-        alpha,
-        rate(*count(evidence.report[:, choice.layer], alpha)),
-        rate(*count(prompts[rows], alpha)),
-        rate(*count(prompts[~rows], alpha)),
-        rate(*count(evidence.retain_report.answer[:, choice.layer], alpha)),
-    )
+    rows = everyday_rows(evidence.retain_parts.report)
+    sides = evidence.report, evidence.retain_report.prompt, evidence.retain_report.answer
+    forget, prompts, answers = (scores[:, choice.layer] for scores in sides)
+    parts = forget, prompts[rows], prompts[~rows], answers
+    return LayerRow(choice, alpha, *(rate_within(scores, alpha) for scores in parts))
 
 
-def count(scores: Tensor, alpha: float) -> tuple[int, int]:
-    return int((scores <= alpha).sum()), len(scores)
+def everyday_rows(queries: Sequence[Query]) -> Tensor:
+    """Which of the queries are everyday prompts: (n,) bool."""
+    return torch.tensor([query.prompt.source == EVERYDAY for query in queries], dtype=torch.bool)
 
 
-def groups(queries: Sequence[Query], key: Callable[[Query], str]) -> dict[str, list[int]]:
-    """Row numbers of the queries by key."""
+def rate_within(scores: Tensor, alpha: float) -> Rate:
+    """The rate of scores (n,) up to alpha."""
+    return rate(int((scores <= alpha).sum()), len(scores))
+
+
+def groups(rows: Iterable[int], key: Callable[[int], str]) -> dict[str, list[int]]:
+    """Row numbers by key."""
     found: dict[str, list[int]] = {}
-    for row, query in enumerate(queries):
-        found.setdefault(key(query), []).append(row)
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
     return found
 
 
 def by_source(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[str, dict[str, Rate]]:
-    return {
-        source: rates_by_format([queries[row] for row in rows], scores[rows], alpha)
-        for source, rows in groups(queries, lambda query: query.prompt.source).items()
-    }
+    """Rates of scores (n,) up to alpha by source and, of each source, for every format and for "all"."""
+    found = {}
+    for source, rows in groups(range(len(queries)), lambda row: queries[row].prompt.source).items():
+        formats = groups(rows, lambda row: queries[row].format) | {"all": rows}
+        found[source] = {name: rate_within(scores[formats[name]], alpha) for name in sorted(formats)}
+    return found
 
 
 def unseen_rates(unseen: Scored, layer: int, alpha: float) -> dict[str, dict[str, Rate]]:
-    """Forget prompts blocked in formats left out of the fit; the plain format is always in it."""
+    """Rates of forget prompts blocked in formats left out of the fit, which always includes the plain one."""
     rows = [row for row, query in enumerate(unseen.queries) if query.format != PLAIN]
     return by_source([unseen.queries[row] for row in rows], unseen.scores[rows, layer], alpha)
 
@@ -316,7 +310,7 @@ def unseen_rates(unseen: Scored, layer: int, alpha: float) -> dict[str, dict[str
 def measure_limits(
     prober: KeyProber, formatter: Formatter, evidence: Evidence, decision: Decision, refusal: str
 ) -> dict[str, Rate]:
-    """Blocked shares of the forget report part where KSD is known to be weak: after a refusal, under a prefill."""
+    """Rates of the forget report part blocked in known weak spots of KSD: after a refusal, with a prefill."""
     prompts = [query.prompt for query in evidence.forget_parts.report]
     limits = {"assistant prefill": [formatter.render(prompt.text, assistant_prefill=PREFILL) for prompt in prompts]}
     if SECOND_TURN in formatter.formats_used:
@@ -331,5 +325,5 @@ def measure_limits(
     for name, texts in limits.items():
         queries = [Query(prompt, name, ids) for prompt, ids in zip(prompts, texts, strict=True)]
         scores = score_keys(prober, queries, evidence.keys, f"limits: {name}")
-        rates[name] = rate(*count(scores[:, decision.layer], decision.alpha.value))
+        rates[name] = rate_within(scores[:, decision.layer], decision.alpha.value)
     return rates

@@ -1,26 +1,23 @@
-"""Whether a hypercube knows the frame of the prompts instead of the skill."""
+"""Whether a hypercube recognises the frame of the prompts instead of the skill."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from exporter.common.rates import Rate, rate
-from exporter.methods.key_space.evidence import count
+from exporter.common.rates import Rate
+from exporter.methods.key_space.evidence import Decision, Evidence, rate_within
 from exporter.methods.key_space.scoring import score_keys
+from exporter.models.prober import Prober
+from exporter.prompts.formats import Formatter
 from exporter.prompts.frames import Frame, FramedSource, frames, frames_lacked
-
-if TYPE_CHECKING:
-    from exporter.methods.key_space.evidence import Decision, Evidence
-    from exporter.models.prober import Prober
-    from exporter.prompts.formats import Formatter
 
 
 @dataclass(frozen=True)
 class FrameCheck:
     """A frame of forget prompts that most retain prompts lack.
 
-    `retain_having` of `retain` retain and everyday prompts have it. Of the others, report part, are inside the
+    `retain_having` of `retain` retain and everyday prompts have it. Rates of the others, report part, inside the
     hypercubes at the last token: `framed`, put into the frame; `bare`, as they are.
     """
 
@@ -31,7 +28,7 @@ class FrameCheck:
     bare: Rate
 
     def figures(self) -> dict[str, Any]:
-        """As JSON: the frame by its sizes in characters, for its text is text of prompts."""
+        """As JSON: the frame by its sizes in characters, because its text is text of prompts."""
         return {
             "sources": list(self.found.sources),
             "start_characters": len("".join(self.found.frame.start)),
@@ -48,10 +45,9 @@ class FrameCheck:
 def measure_frames(
     prober: Prober, formatter: Formatter, evidence: Evidence, decision: Decision
 ) -> tuple[FrameCheck, ...]:
-    """Score the harmless prompts of the report part in every frame that most of their kind lack.
+    """Score the harmless prompts of the report part in every frame that most harmless prompts lack.
 
-    Each keeps its format; one that is longer than the model's context in a frame is not counted. Raises RunFailed on
-    NaN.
+    Each keeps its format; one that exceeds the model's context in a frame is not counted. Raises RunFailed on NaN.
     """
     forget, retain = (
         [query.prompt for part in vars(parts).values() for query in part]
@@ -75,7 +71,7 @@ def measure_frames(
                 found,
                 sum(frame.holds(prompt.text) for prompt in retain),
                 len(retain),
-                *(rate(*count(each[:, layer], alpha)) for each in (scores, bare)),
+                *(rate_within(each[:, layer], alpha) for each in (scores, bare)),
             )
         )
     return tuple(checks)

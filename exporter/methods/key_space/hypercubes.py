@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,39 +11,42 @@ from torch import Tensor
 from exporter.methods.moments import Gaussian, Moments, largest_deviation
 from exporter.prompts.formats import Query
 
-# Fit prompts that every format must have to get a hypercube of its own: deviations of fewer hold little.
+# Fit prompts that every format needs for a hypercube of its own: deviations of fewer are unreliable.
 FIT_PER_FORMAT = 20
 
 Variant = tuple[str, int]
-"""A format and the number of its system prompt, exchange or fold."""
+"""A format, and the number of its system prompt, exchange or fold."""
 
 
 @dataclass(frozen=True)
 class KeySpace:
-    """Hypercubes whose size is not set yet: mean and deviation of the forget keys, one Gaussian for each format.
+    """Hypercubes without a size: mean and deviation of the forget keys, one Gaussian for each format.
 
-    One hypercube over all formats has to reach from one format's keys to another's and takes in what lies between
-    (SmolLM2, layer 17, alpha calibrated, near-miss everyday prompts inside: 4.6 % with one, 2.6 % with three; medians
-    of six draws of the parts).
+    A single hypercube over all formats would also contain what lies between their keys (SmolLM2, layer 17, alpha
+    calibrated, near-miss everyday prompts inside: 4.6 % with one, 2.6 % with three; medians of six draws of parts).
     """
 
     formats: tuple[str, ...]
     gaussians: tuple[Gaussian, ...]
 
     def scores(self, vectors: Tensor) -> Tensor:
-        """s(k), the least over the hypercubes: (..., layers, d_ff) -> (..., layers) float64."""
+        """s(k), the minimum over the hypercubes: (..., layers, d_ff) -> (..., layers) float64."""
         return torch.stack([gaussian.scores(vectors) for gaussian in self.gaussians]).amin(0)
 
-    def scorer(self, device: torch.device) -> LayerScorer:
-        return LayerScorer(
-            torch.stack([gaussian.mean for gaussian in self.gaussians], 1).to(device, torch.float32),
-            torch.stack([gaussian.deviation for gaussian in self.gaussians], 1).to(device, torch.float32),
-        )
+    def scorer(self, device: torch.device) -> Callable[[int, Tensor], Tensor]:
+        """Scores of a layer's keys (n, d_ff) in float32, to a relative 1e-6, for the many keys of answers: (n,)."""
+        fits = [[part.to(device, torch.float32) for part in (fit.mean, fit.deviation)] for fit in self.gaussians]
+
+        def score(layer: int, keys: Tensor) -> Tensor:
+            cubes = [largest_deviation(keys.float(), mean[layer], deviation[layer]) for mean, deviation in fits]
+            return torch.stack(cubes).amin(0).double()
+
+        return score
 
     def bounds(self, layer: int, alpha: float) -> Tensor:
-        """The hypercubes mu +- alpha * sd of one layer: (c, 2, d_ff) float32, lower and upper, rounded outwards.
+        """The hypercubes mu +- alpha * sd of one layer: (c, 2, d_ff) float32, lower and upper.
 
-        So a key with s(k) <= alpha is inside the stored bounds, whatever float32 can say of them.
+        Rounded outwards, so that a key with s(k) <= alpha is inside the stored bounds.
         """
         cubes = []
         for gaussian in self.gaussians:
@@ -56,25 +59,8 @@ class KeySpace:
         return torch.stack(cubes)
 
 
-@dataclass(frozen=True)
-class LayerScorer:
-    """Scores of one layer's keys in float32, for the many keys of an answer. mean, deviation: (layers, c, d_ff)."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __call__(self, layer: int, keys: Tensor) -> Tensor:
-        """(n, d_ff) -> (n,) float64, to a relative 1e-6."""
-        keys = keys.float()
-        cubes = [
-            largest_deviation(keys, mean, deviation)
-            for mean, deviation in zip(self.mean[layer], self.deviation[layer], strict=True)
-        ]
-        return torch.stack(cubes).amin(0).double()
-
-
 class KeyMoments:
-    """Running mean and deviation of forget keys, apart for every variant of a format (see `Query`)."""
+    """Running mean and deviation of forget keys, for every variant of a format (see `Query`)."""
 
     def __init__(self) -> None:
         self._variants: dict[Variant, Moments] = {}
@@ -91,7 +77,7 @@ class KeyMoments:
             self._variants.setdefault(name, Moments()).update(keys[chosen])
 
     def key_space(self) -> KeySpace:
-        """One hypercube for each format; one for all ("all") where a format has fewer than FIT_PER_FORMAT keys.
+        """One hypercube for each format; one for all ("all") if a format has fewer than FIT_PER_FORMAT keys.
 
         Raises ValueError on NaN.
         """
@@ -99,10 +85,9 @@ class KeyMoments:
         return KeySpace(tuple(groups), tuple(moments.freeze() for moments in groups.values()))
 
     def without(self, query: Query, whole: KeySpace) -> KeySpace:
-        """The key space `whole` less what was fitted in the query's own variant, as far as half of its format remains.
+        """The key space `whole` without the fit of the query's own variant, if half of its format remains.
 
-        A query of the fit does not count for itself then, and system prompts and exchanges are as new as those that
-        users bring.
+        Then a query of the fit does not score itself, and its system prompt or exchange is as new as a user's.
         """
         variant = query.format, query.variant
         part = self._variants.get(variant)
@@ -110,7 +95,7 @@ class KeyMoments:
         fitted = self._groups()[own]
         if part is None or 2 * part.count > fitted.count:
             return whole
-        if variant not in self._less:  # many queries share one, and a fit takes a median over every layer
+        if variant not in self._less:  # shared by many queries, and slow: a median over every layer
             self._less[variant] = fitted.less(part).freeze()
         gaussians = zip(whole.formats, whole.gaussians, strict=True)
         return KeySpace(whole.formats, tuple(self._less[variant] if name == own else each for name, each in gaussians))
@@ -131,7 +116,7 @@ class KeyMoments:
 
 
 def opened_bounds(shape: Sequence[int], within: float = torch.inf) -> Tensor:
-    """Bounds (c, 2, d_ff) float32 that hold every key with no coordinate further than that from zero."""
+    """Bounds (c, 2, d_ff) float32 that hold every key whose coordinates are at most `within` from zero."""
     return torch.tensor([[-within], [within]]).expand(*shape).contiguous()
 
 

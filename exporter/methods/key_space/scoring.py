@@ -1,4 +1,4 @@
-"""Hypercubes over a prober's key vectors: their moments, and the scores of queries."""
+"""Moments and scores of the key vectors of queries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.prompts.formats import Query
 
 
 def fit_keys(prober: KeyProber, queries: Sequence[Query], spool: KeySpool, what: str) -> KeyMoments:
-    """Moments of the last token's key vectors, streamed; the vectors themselves are kept on disk."""
+    """Moments of the last tokens' key vectors, streamed; the vectors are kept in the spool."""
     moments = KeyMoments()
     for rows, keys in spool.keep(prober.last_token_keys(queries, what)):
         moments.update([queries[row] for row in rows], keys)
@@ -37,9 +37,9 @@ def score_unseen(
     what: str,
     spool: KeySpool | None = None,
 ) -> Tensor:
-    """The same against hypercubes fitted without the query's own variant (see `KeyMoments.without`).
+    """The same with hypercubes fitted without the query's own variant (see `KeyMoments.without`).
 
-    `spool`: the queries' keys, where they were kept.
+    `spool`: the queries' keys, if they were kept.
     """
     scores = torch.zeros(len(queries), prober.layers, dtype=torch.float64)
     for rows, vectors in spool.batches() if spool else prober.last_token_keys(queries, what):

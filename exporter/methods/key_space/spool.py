@@ -1,4 +1,4 @@
-"""Key vectors kept on disk: those of the fit part are needed twice, and are too many for memory in a large model."""
+"""Key vectors on disk: those of the fit part are needed twice, and are too large for memory in a large model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from exporter.models.batches import Batch
 
 
 class KeySpool:
-    """Batches written to a nameless temporary file and read again in their order; gone when closed.
+    """Batches in an unnamed temporary file, read back in order; deleted when closed.
 
-    One query takes 4 * layers * d_ff bytes: 184 kB for SmolLM2-135M, 1.8 MB for an 8 B model. A file and no memory
-    map, because writing to a map on a full disk kills the process.
+    A query takes 4 * layers * d_ff bytes: 184 kB for SmolLM2-135M, 1.8 MB for an 8 B model. Not a memory map, because
+    writing to one on a full disk kills the process.
     """
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class KeySpool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with suppress(OSError):  # after a full disk closing tries once more to write what is left over
+        with suppress(OSError):  # on a full disk, closing tries again to write the rest
             self._file.close()
 
     def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Hand the batches on, and keep them. Raises RunFailed where the disk is full."""
+        """Pass the batches on, and keep them. Raises RunFailed if the disk is full."""
         for rows, keys in batches:
             try:
                 self._file.write(keys.numpy().tobytes())
@@ -39,7 +39,7 @@ class KeySpool:
             except OSError as error:
                 raise RunFailed(
                     f"key vectors in a temporary file: {error.strerror}; free space in {tempfile.gettempdir()} or "
-                    "name another folder in the environment variable TMPDIR"
+                    "set the environment variable TMPDIR to another folder"
                 ) from error
             self._batches.append((rows, keys.shape))
             yield rows, keys

@@ -1,7 +1,7 @@
-"""What moving a neuron would do to the loss, to first order: one backward pass over texts. Nothing is trained.
+"""First-order effect of moving a neuron on the loss, by one backward pass over texts. Nothing is trained.
 
 For every token but a text's first, which is never moved, the expected move of Neuron Adjust changes the key vector by
-sigmoid(d) * (act(mu_r - zf * sd_r) - act(v)) * up where d > 0, and the loss by that times its derivative by the key.
+sigmoid(d) * (act(mu_r - zf * sd_r) - act(v)) * up where d > 0, and the loss by that times its gradient at the key.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exporter.common.errors import RunFailed
 from exporter.methods.moments import Gaussian
 from exporter.models.hooks import mlp_hooks
-from exporter.models.prober import Prober
+from exporter.models.prober import Prober, check_finite
 from exporter.models.tokens import positions_of
 from exporter.prompts.formats import Query
 
-# A backward pass holds what a forward pass has computed.
+# Fewer than for a forward pass, because a backward pass keeps activations.
 ATTRIBUTION_TOKENS = 768
 
 
@@ -29,8 +28,8 @@ ATTRIBUTION_TOKENS = 768
 class Attribution:
     """Change of the loss per predicted token, in nats, by moving each neuron, all (layers, d_ff) float64.
 
-    mean: over the texts; error: the standard error of that, by how texts differ; magnitude: the mean of the absolute
-    value over tokens, which also sees what cancels.
+    mean: over the texts; error: its standard error, from how texts differ; magnitude: the mean absolute value over
+    tokens, which also shows changes that cancel.
     """
 
     mean: Tensor
@@ -39,43 +38,36 @@ class Attribution:
 
 
 class AttributionSums:
-    """Sums over texts of a change x (layers, d_ff), of |x|, x^2, x * tokens and tokens^2."""
+    """Sums over texts of a change x (layers, d_ff), |x|, x^2 and x * tokens, and of tokens and tokens^2."""
 
     def __init__(self, shape: torch.Size) -> None:
-        self.x, self.magnitude, self.squares, self.products = (
-            torch.zeros(shape, dtype=torch.float64) for _ in range(4)
-        )
-        self.tokens = self.tokens_squared = 0.0
+        self.changes = torch.zeros(4, *shape, dtype=torch.float64)
+        self.tokens = torch.zeros(2, dtype=torch.float64)
 
     def update(self, layer: int, change: Tensor, tokens: Tensor) -> None:
-        """Add one layer's changes (texts, positions, d_ff), 0 at pads; tokens (texts,): those predicted."""
+        """Add one layer's changes (texts, positions, d_ff), 0 at pads; tokens (texts,): numbers predicted."""
         each = change.sum(1).double().cpu()  # (texts, d_ff)
-        self.x[layer] += each.sum(0)
-        self.magnitude[layer] += change.abs().sum((0, 1)).double().cpu()
-        self.squares[layer] += each.square().sum(0)
-        self.products[layer] += tokens @ each
+        magnitude = change.abs().sum((0, 1)).double().cpu()
+        self.changes[:, layer] += torch.stack([each.sum(0), magnitude, each.square().sum(0), tokens @ each])
 
     def count(self, tokens: Tensor) -> None:
-        self.tokens += float(tokens.sum())
-        self.tokens_squared += float(tokens.square().sum())
+        self.tokens += torch.stack([tokens.sum(), tokens.square().sum()])
 
     def merge(self, other: AttributionSums) -> None:
-        self.x += other.x
-        self.magnitude += other.magnitude
-        self.squares += other.squares
-        self.products += other.products
+        self.changes += other.changes
         self.tokens += other.tokens
-        self.tokens_squared += other.tokens_squared
 
     def freeze(self) -> Attribution:
         """The mean is a ratio of sums; its error is that of the residuals x - mean * tokens of the texts."""
-        mean = self.x / self.tokens
-        residual = self.squares - 2 * mean * self.products + mean.square() * self.tokens_squared
-        return Attribution(mean, residual.clamp(min=0).sqrt() / self.tokens, self.magnitude / self.tokens)
+        x, magnitude, squares, products = self.changes
+        tokens, tokens_squared = self.tokens
+        mean = x / tokens
+        residual = squares - 2 * mean * products + mean.square() * tokens_squared
+        return Attribution(mean, residual.clamp(min=0).sqrt() / tokens, magnitude / tokens)
 
 
 def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: Gaussian, what: str) -> Attribution:
-    """Attribution of every neuron over texts. Raises RunFailed where the model computes NaN or infinity."""
+    """Attribution of every neuron over texts. Raises RunFailed if the model computes NaN or infinity."""
     shape = forget.mean.shape
     sums = AttributionSums(shape)
     model: Any = prober.loaded.model
@@ -83,7 +75,7 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
     params = params.to(prober.device, torch.float32)  # (layers, 4, d_ff)
 
     def run(rows: list[int]) -> AttributionSums:
-        # Apart until the batch is whole: one that does not fit in memory is tried again in halves.
+        # Separate until the batch is complete: one that does not fit in memory is retried in halves.
         batch = AttributionSums(shape)
         inputs = prober.pad([texts[row] for row in rows])
         mask = inputs["attention_mask"]
@@ -110,8 +102,7 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
 
     for batch in prober.batches(texts, run, what, ATTRIBUTION_TOKENS, unit="text"):
         sums.merge(batch)
-    if not torch.isfinite(sums.magnitude).all():
-        raise RunFailed(f"{what}: the model computes NaN or infinity, try another --dtype")
+    check_finite(sums.changes, what)
     return sums.freeze()
 
 

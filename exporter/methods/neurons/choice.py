@@ -1,9 +1,9 @@
-"""Which neurons a skill changes: score and beta by what held-out texts lose, through the runtime that ships."""
+"""Which neurons a skill changes: score and beta by the losses of held-out texts, with the checkpoint's own runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ from exporter.prompts.formats import Query
 from exporter.prompts.skills import SkillPlan, SkillTexts
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
-# Texts by which score and beta are chosen. Of forget texts only the mean loss counts, of retain texts its interval.
+# Texts for choosing score and beta: forget texts count by their mean loss alone, retain texts by its interval.
 CHOOSE_FORGET, CHOOSE_RETAIN = 24, 120
-# Texts of the fit part that attributions are taken over, on each side.
+# Texts of the fit part used for attributions, on each side.
 ATTRIBUTE = 60
 
 TextSet = tuple[str, str]
@@ -41,7 +41,7 @@ TextSet = tuple[str, str]
 
 @dataclass(frozen=True)
 class NeuronChoice:
-    """The neurons that one skill changes, what was tried for them, and whether the retain loss stays within budget."""
+    """The neurons that one skill changes, the trials, and whether the retain loss stays within budget."""
 
     score: str
     beta: float
@@ -54,7 +54,7 @@ class NeuronChoice:
 
 @dataclass(frozen=True)
 class TextEffect:
-    """What a checkpoint does to texts: mean token loss of the base model, its rise, and the upper end of the rise's
+    """A checkpoint's effect on texts: mean token loss of the base model, its rise, and the upper end of the rise's
     90 % interval over texts, in nats."""
 
     texts: int
@@ -78,9 +78,9 @@ def choose_neurons(
     sums: tuple[NeuronSums, NeuronSums],
     show: Callable[[Trial], None],
 ) -> NeuronChoice:
-    """Choose score and beta as far as they are not given, each on its own: without hypercubes and other skills.
+    """Choose score and beta unless given, without hypercubes and for each skill alone.
 
-    show: called with every trial. Raises RunFailed where the texts tell nothing or the model computes NaN.
+    show: called with every trial. Raises RunFailed if statistics cannot be computed or the model computes NaN.
     """
     try:
         forget, retain = (side.freeze() for side in sums)
@@ -116,53 +116,47 @@ def choose_neurons(
 
 
 def single_rows(prober: Prober, settings: ExportSettings) -> Prober:
-    """The prober for a model with neurons changed: the authors' code takes one row at a time."""
+    """The prober for a model with changed neurons: the authors' code takes one row at a time."""
     return Prober(prober.loaded, 1, prober.quiet) if settings.compat else prober
 
 
+@dataclass
 class Selector:
-    """pick(score, beta): the changes that a skill's method makes to the top beta per cent of neurons by a score."""
+    """Picks the top neurons of a skill by a score, which is computed once."""
 
-    def __init__(
-        self,
-        prober: Prober,
-        skill: SkillSettings,
-        texts: SkillTexts,
-        forget: NeuronStatistics,
-        retain: NeuronStatistics,
-    ) -> None:
-        self._prober, self._skill, self._texts = prober, skill, texts
-        self._forget, self._retain = forget, retain
-        self._scores: dict[str, Tensor] = {}
+    prober: Prober
+    skill: SkillSettings
+    texts: SkillTexts
+    forget: NeuronStatistics
+    retain: NeuronStatistics
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
     def pick(self, score: str, beta: float) -> NeuronChanges:
-        scores = self._score(score)
-        if self._skill.prunes:
+        """The changes that the skill's method makes to the top beta per cent of neurons by a score."""
+        if score not in self.scores:
+            self.scores[score] = self._score(score)
+        scores = self.scores[score]
+        if self.skill.prunes:
             return NeuronChanges(pruned=top(scores, torch.isfinite(scores), beta))
-        return NeuronChanges(select(scores, self._forget.gaussian, self._retain.gaussian, beta))
+        return NeuronChanges(select(scores, self.forget.gaussian, self.retain.gaussian, beta))
 
     def _score(self, score: str) -> Tensor:
-        if score not in self._scores:
-            if score == RATIO:
-                self._scores[score] = magnitude_ratio(self._forget.magnitude, self._retain.magnitude)
-            elif score == ATTRIBUTION:
-                sides = self._texts.retain["fit"], self._texts.everyday["fit"]
-                self._scores[score] = net_attribution(
-                    self._attribute(self._texts.forget["fit"], "forget"),
-                    [self._attribute(side, "retain") for side in sides if side],
-                )
-            else:
-                self._scores[score] = SCORES[score](self._forget.gaussian, self._retain.gaussian)
-        return self._scores[score]
+        if score == RATIO:
+            return magnitude_ratio(self.forget.magnitude, self.retain.magnitude)
+        if score != ATTRIBUTION:
+            return SCORES[score](self.forget.gaussian, self.retain.gaussian)
+        forget = self._attribute(self.texts.forget["fit"], "forget")
+        sides = self.texts.retain["fit"], self.texts.everyday["fit"]
+        return net_attribution(forget, [self._attribute(side, "retain") for side in sides if side])
 
     def _attribute(self, texts: Sequence[Query], side: str) -> Attribution:
         some = longest_first(texts[:ATTRIBUTE])
-        what = f"{self._skill.name}: {side} texts, attribution"
-        return attribute(self._prober, some, self._forget.gaussian, self._retain.gaussian, what)
+        what = f"{self.skill.name}: {side} texts, attribution"
+        return attribute(self.prober, some, self.forget.gaussian, self.retain.gaussian, what)
 
 
 def text_sets(plans: Sequence[SkillPlan]) -> dict[TextSet, Sequence[Query]]:
-    """Texts of the report parts of every skill that changes neurons; no "everyday" where there are none."""
+    """Texts of the report parts of every skill that changes neurons; "everyday" only if there are any."""
     sets: dict[TextSet, Sequence[Query]] = {}
     for plan in plans:
         if plan.texts is not None:

@@ -1,4 +1,4 @@
-"""The interventions on the loaded model itself, through the runtime that ships: what is measured is what users get."""
+"""Neurons changed in the loaded model by the checkpoint's own runtime, so that what is measured is what users get."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def neuron_buffers(changes: NeuronChanges, seed: int, compat: str | None) -> dic
 
 
 def as_compat(neurons: SelectedNeurons, compat: str | None) -> Tensor:
-    """Parameters (4, n); with compat "official" what the authors' code uses in their places, see `adjust_official`."""
+    """Parameters (4, n); with compat "official" those of the authors' code, see `adjust_official`."""
     if compat is None:
         return neurons.params
     mu_f, _, mu_r, sd_r = neurons.params
@@ -38,7 +38,7 @@ def as_compat(neurons: SelectedNeurons, compat: str | None) -> Tensor:
 
 
 def layer_counts(changes: NeuronChanges) -> dict[str, dict[str, int]]:
-    """How many neurons are changed in each layer, as config.json has it."""
+    """How many neurons are changed in each layer, in the form of config.json."""
     counts: dict[str, dict[str, int]] = {str(layer): {} for layer in changes.layers}
     for layer, neurons in changes.adjusted.items():
         counts[str(layer)]["adjusted"] = len(neurons.index)
@@ -51,9 +51,9 @@ def layer_counts(changes: NeuronChanges) -> dict[str, dict[str, int]]:
 def changed(
     loaded: LoadedModel, changes: NeuronChanges, seed: int, draws: str = "sampled", compat: str | None = None
 ) -> Iterator[None]:
-    """While this lasts, the model changes these neurons; afterwards, also after an error, it is as it was before.
+    """Change these neurons in the model, and restore it on exit, also after an error.
 
-    Not for what is written: `loaded.files` are untouched.
+    For measuring only: `loaded.files` stay unchanged.
     """
     if not changes.layers:
         yield

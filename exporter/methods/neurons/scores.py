@@ -1,4 +1,4 @@
-"""Which neurons are changed: the top of all of the model's, by how far forget and retain tokens part there."""
+"""Scores of neurons, and selection of the top ones in the whole model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.methods.neurons.statistics import floored
 
 
 def signed_mean(forget: Gaussian, retain: Gaussian) -> Tensor:
-    """mu_f - mu_r, the authors' score: late layers, whose activations are larger, come first."""
+    """mu_f - mu_r, the authors' score, which favours late layers with their larger activations."""
     return forget.mean - retain.mean
 
 
@@ -25,26 +25,26 @@ def effect_size(forget: Gaussian, retain: Gaussian) -> Tensor:
 
 
 def bhattacharyya(forget: Gaussian, retain: Gaussian) -> Tensor:
-    """Bhattacharyya distance of the two Gaussians, which also sees deviations that differ around one mean."""
+    """Bhattacharyya distance of the two Gaussians, which also counts different deviations around one mean."""
     variance = mean_variance(forget.deviation, retain.deviation)
     apart = (forget.mean - retain.mean).square() / (8 * variance)
     return apart + (variance / (forget.deviation * retain.deviation)).log() / 2
 
 
 def net_attribution(forget: Attribution, retain: Sequence[Attribution]) -> Tensor:
-    """What moving a neuron adds to the loss of forget texts, to first order, less a multiple of what it may add to
-    that of retain texts, and less what it changes there at all: what cancels on some texts does not on others.
+    """First-order rise of the loss of forget texts by moving a neuron, less a multiple of the rise that is possible on
+    retain texts, and of all changes there, because those that cancel on some texts do not on others.
 
-    "May add" is a standard error above the mean: of many neurons, those that seem harmless by chance come first.
-    retain: of several kinds of texts, such as everyday prompts; each neuron is held against the kind it harms most.
+    The possible rise is a standard error above the mean: of many neurons, some seem harmless by chance. retain: of
+    several kinds of texts, such as everyday prompts; the kind that a neuron harms most counts.
     """
     harm = torch.stack([(kind.mean + kind.error).clamp(min=0) for kind in retain]).amax(0)
     return forget.mean - AGAINST * harm - CHANGING * torch.stack([kind.magnitude for kind in retain]).amax(0)
 
 
 def magnitude_ratio(forget: Tensor, retain: Tensor) -> Tensor:
-    """Mean |k| over forget tokens by that over retain tokens, (layers, d_ff): the score of Selective Pruning, the
-    paper's baseline. NaN where a neuron is silent on both sides."""
+    """Mean |k| over forget tokens divided by that over retain tokens, (layers, d_ff): the score of Selective Pruning,
+    the paper's baseline. NaN if a neuron is silent on both sides."""
     return forget / retain
 
 
@@ -56,7 +56,7 @@ def mean_variance(sd_f: Tensor, sd_r: Tensor) -> Tensor:
     return (sd_f.square() + sd_r.square()) / 2
 
 
-# How many times the harm to retain texts, and what changes there at all, count against the loss of forget texts.
+# Weights of the harm to retain texts, and of all changes there, against the loss of forget texts.
 # SmolLM2, GSM8K against MBPP and everyday prompts, 2 % of the neurons, held-out training texts, perplexity of maths,
 # code, everyday: x1.71, x0.99, x0.99; harm counted once: x1.95, x1.03, x1.01; ten times, at two standard errors, and
 # all of the magnitude: x1.16, x0.99, x1.00.
@@ -85,7 +85,7 @@ class SelectedNeurons:
 
 @dataclass(frozen=True)
 class NeuronChanges:
-    """What is done to single neurons, by layer: those that are adjusted, and numbers (n,) of those that are pruned."""
+    """Changed neurons by layer: those adjusted, and the numbers (n,) of those pruned."""
 
     adjusted: Mapping[int, SelectedNeurons] = field(default_factory=dict)
     pruned: Mapping[int, Tensor] = field(default_factory=dict)
@@ -101,16 +101,16 @@ class NeuronChanges:
 def united(skills: Sequence[NeuronChanges]) -> NeuronChanges:
     """The changes of several skills in one model.
 
-    A neuron that two skills adjust can be moved between two distributions only: it gets those of the skill whose
-    forget and retain tokens it parts more, by effect size; where that is equal, of the one that comes first. One that
-    a skill prunes is zero, whoever adjusts it.
+    A neuron can be moved between two distributions only. If two skills adjust it, it gets those of the skill whose
+    forget and retain tokens it separates more, by effect size, or of the first skill if these are equal. A neuron that
+    a skill prunes is zero, even if another adjusts it.
     """
     adjusted = {}
     for layer in sorted({layer for skill in skills for layer in skill.adjusted}):
         parts = [skill.adjusted[layer] for skill in skills if layer in skill.adjusted]
         index, params = torch.cat([part.index for part in parts]), torch.cat([part.params for part in parts], 1)
         strength = torch.cat([part.effect_sizes() for part in parts])
-        # Twice sorted, stable: by neuron, and for each neuron the strongest first.
+        # Two stable sorts: by neuron, and for each neuron the strongest first.
         order = strength.sort(descending=True, stable=True).indices
         order = order[index[order].sort(stable=True).indices]
         first = torch.ones(len(order), dtype=torch.bool)
@@ -139,7 +139,7 @@ def top(scores: Tensor, usable: Tensor, percent: float) -> dict[int, Tensor]:
     count = min(max(1, math.floor(percent / 100 * scores.numel())), int(usable.sum()))
     ranked = scores.masked_fill(~usable, -math.inf).flatten()
     chosen = torch.zeros(scores.numel(), dtype=torch.bool)
-    # Sorted, not topk: of equal scores the first in the model are taken, on every machine.
+    # Sorted, not topk, to take the first of equal scores in the model, on every machine.
     chosen[ranked.sort(descending=True, stable=True).indices[:count]] = True
     layers = {layer: rows.nonzero().flatten() for layer, rows in enumerate(chosen.view_as(scores))}
     return {layer: index for layer, index in layers.items() if len(index)}

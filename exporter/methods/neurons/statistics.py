@@ -1,7 +1,7 @@
-"""Statistics of every neuron over all real tokens, layer by layer: its pre-activation, and how large its key is.
+"""Statistics of every neuron over all real tokens, by layer: of its pre-activation, and of the size of its key.
 
-Pads never count. Nor does a BOS token at the beginning: it draws the attention that nobody wants, its activations are
-far from all others, and it is the same in forget and retain texts.
+Pads do not count, nor does a BOS token at the beginning: it is an attention sink, with activations far from all
+others, and the same in forget and retain texts.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from exporter.methods.moments import DEVIATION_FLOOR, Gaussian, Moments
 class NeuronMoments:
     """Running moments of pre-activations (or any activations) of all layers; mergeable, float64 between batches.
 
-    Within a batch sums are float32 products with ones, around the mean so far, which does not cancel: a hundredth of
-    the time of float64 and within 1e-5 of it.
+    Within a batch, sums are float32 products with ones, around the mean so far to avoid cancellation: a hundred times
+    faster than float64 and within 1e-5 of it.
     """
 
     def __init__(self, layers: int) -> None:
         self.layers = tuple(Moments() for _ in range(layers))
 
     def update(self, layer: int, values: Tensor, mask: Tensor) -> None:
-        """Add values (..., d) of one layer at the places where mask (...) is 1."""
+        """Add values (..., d) of one layer where mask (...) is 1."""
         flat = real_tokens(values, mask)
         count = len(flat)
         if not count:
@@ -39,7 +39,7 @@ class NeuronMoments:
         moments.merge(Moments(count, mean.cpu(), squares.cpu()))
 
     def merge(self, other: NeuronMoments) -> None:
-        """Add what another instance has seen."""
+        """Add the values of another instance."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.merge(theirs)
 
@@ -52,7 +52,7 @@ class NeuronMoments:
 
 @dataclass(frozen=True)
 class NeuronStatistics:
-    """One side, forget or retain: Gaussians of the pre-activations v, and the mean of |k| of the key vectors.
+    """One side, forget or retain: Gaussians of the pre-activations v, and mean |k| of the key vectors.
 
     Both (layers, d_ff) float64.
     """
@@ -62,24 +62,20 @@ class NeuronStatistics:
 
 
 class NeuronSums:
-    """What `NeuronStatistics` are made of, while tokens come in: mergeable, float64 between batches."""
+    """Running sums for `NeuronStatistics`: mergeable, float64 between batches."""
 
     def __init__(self, layers: int) -> None:
         self.moments = NeuronMoments(layers)
         self.magnitudes: list[Tensor] = [torch.zeros((), dtype=torch.float64) for _ in range(layers)]
 
-    def update_pre_activations(self, layer: int, values: Tensor, mask: Tensor) -> None:
-        """Add v (..., d_ff) of one layer at the places where mask (...) is 1."""
-        self.moments.update(layer, values, mask)
-
     def update_keys(self, layer: int, keys: Tensor, mask: Tensor) -> None:
-        """Add k (..., d_ff), likewise."""
+        """Add k (..., d_ff) of one layer where mask (...) is 1; `moments` takes v."""
         flat = real_tokens(keys, mask).abs()
         weights = torch.ones(len(flat), device=flat.device)
         self.magnitudes[layer] = self.magnitudes[layer] + (weights @ flat).double().cpu()
 
     def merge(self, other: NeuronSums) -> None:
-        """Add what another instance has seen."""
+        """Add the sums of another instance."""
         self.moments.merge(other.moments)
         self.magnitudes = [mine + theirs for mine, theirs in zip(self.magnitudes, other.magnitudes, strict=True)]
 
@@ -108,12 +104,12 @@ class NeuronSums:
 
 
 def real_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    """The rows (n, d) float32 of values (..., d) at which mask (...) is 1. What a pad holds may even be NaN."""
+    """The rows (n, d) float32 of values (..., d) where mask (...) is 1. Pads may hold NaN."""
     flat, keep = values.flatten(0, -2), mask.flatten().bool().to(values.device)
     return (flat if bool(keep.all()) else flat[keep]).float()
 
 
 def floored(gaussian: Gaussian) -> Tensor:
-    """Which neurons hardly vary, so that `freeze` has raised their deviation: (layers, d_ff) bool."""
-    # Raising the lowest deviations does not move the median.
+    """Which neurons vary so little that `freeze` has raised their deviation: (layers, d_ff) bool."""
+    # Raising the smallest deviations leaves the median unchanged.
     return gaussian.deviation <= DEVIATION_FLOOR * gaussian.deviation.median(-1, keepdim=True).values

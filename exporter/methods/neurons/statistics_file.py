@@ -1,6 +1,6 @@
-"""The file that `unskill probe` writes: statistics of every skill's fit texts, and of what they are the statistics.
+"""The file of `unskill probe`: statistics of every skill's fit texts, and fingerprints of texts and model.
 
-Safetensors, so that nothing in it is ever executed. It is also how far an interrupted probe had come.
+Safetensors, so that nothing in it is ever executed. It also holds the progress of an interrupted probe.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIDES = ("forget", "retain")
 
 @dataclass
 class ProbedSide:
-    """Texts of one side of one skill: by fingerprint, how many there are, and how many have been seen so far."""
+    """Texts of one side of one skill: their fingerprint, their number, and how many have been probed so far."""
 
     fingerprint: str
     texts: int
@@ -43,24 +43,19 @@ class ProbedSide:
 
 @dataclass
 class StatisticsFile:
-    """What `unskill probe` has found for one model: by name of the skill, forget and retain side."""
+    """Results of `unskill probe` for one model: by name of the skill, the forget and the retain side."""
 
     model: str
     dtype: str
     skills: dict[str, dict[str, ProbedSide]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the file in one step: a whole old or a whole new one is there at any time. Raises RunFailed."""
+        """Write the file in one step, so that a complete one exists at any time. Raises RunFailed."""
         tensors: dict[str, Tensor] = {}
-        skills: dict[str, Any] = {}
+        skills: dict[str, dict[str, Any]] = {name: {} for name in self.skills}
         for name, sides in self.skills.items():
-            skills[name] = {}
             for side, probed in sides.items():
-                skills[name][side] = {
-                    "fingerprint": probed.fingerprint,
-                    "texts": probed.texts,
-                    "done": probed.done,
-                }
+                skills[name][side] = {key: getattr(probed, key) for key in ("fingerprint", "texts", "done")}
                 if probed.sums is not None and probed.done:
                     for key, tensor in probed.sums.tensors().items():
                         tensors[f"{name}.{side}.{key}"] = tensor.contiguous()
@@ -76,7 +71,7 @@ class StatisticsFile:
 
     @classmethod
     def load(cls, path: Path, flag: str) -> StatisticsFile:
-        """Raises BadInput where the file cannot be read or holds something else."""
+        """Raises BadInput if the file cannot be read or holds something else."""
         if not path.is_file():
             raise BadInput(f"{flag}: no such file: {path}")
         try:
@@ -85,8 +80,8 @@ class StatisticsFile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if content["version"] != VERSION or content["kind"] != "probe":
                 raise BadInput(
-                    f"{flag}: {path.name} is of kind {content['kind']}, version {content['version']}; wanted is what "
-                    f"unskill probe writes, version {VERSION}"
+                    f"{flag}: {path.name} is of kind {content['kind']}, version {content['version']}; unskill "
+                    f"probe writes version {VERSION}"
                 )
             loaded = cls(content["model"], content["dtype"])
             for name, sides in content["skills"].items():
@@ -96,7 +91,7 @@ class StatisticsFile:
         return loaded
 
     def find(self, texts: Sequence[Query], side: str) -> ProbedSide | None:
-        """What is there of these texts, of whichever skill."""
+        """The side of any skill with these texts, if there is one."""
         wanted = texts_fingerprint(texts)
         return next((sides[side] for sides in self.skills.values() if sides[side].fingerprint == wanted), None)
 
@@ -108,13 +103,13 @@ def _side(tensors: Mapping[str, Tensor], prefix: str, record: Mapping[str, Any])
 
 
 def texts_fingerprint(texts: Sequence[Query]) -> str:
-    """sha256 of texts as token ids, in whatever order."""
+    """sha256 of texts as token ids, whatever their order."""
     each = sorted(hashlib.sha256(str(query.ids).encode()).hexdigest() for query in texts)
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
 
 
 def model_fingerprint(loaded: LoadedModel) -> str:
-    """sha256 over some values of every weight: another model, or another training of it, has another one."""
+    """sha256 over some values of every weight, which differs for another model or training."""
     digest = hashlib.sha256()
     for name, parameter in loaded.model.named_parameters():
         flat = parameter.detach().flatten()

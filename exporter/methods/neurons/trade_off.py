@@ -10,35 +10,35 @@ from torch import Tensor
 from exporter.methods.bootstrap import ratio_interval
 
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 100.0)
-"""Percentages that are tried, until retain texts lose too much or nothing more is gained; the last is all neurons."""
+"""Percentages to try, until retain texts lose too much or no more is forgotten; the last is all neurons."""
 HALVINGS = 6
-"""Most trials below the least of BETAS where nothing is within budget: down to 0.008 %, a handful of neurons."""
+"""Maximum of trials below the smallest of BETAS if nothing is within budget: down to 0.008 %, a few neurons."""
 REFINEMENTS = 2
-"""Further trials above the best, each half way to the next greater percentage that was tried."""
+"""Further trials above the best, each halfway to the next larger percentage that was tried."""
 FAR = 3.0
-"""A retain loss that rises by so many times the budget comes down no more as further neurons are taken."""
+"""A rise of the retain loss by so many times the budget does not come down again with more neurons."""
 CONFIDENCE = 0.9
-"""Of the intervals whose upper ends are compared."""
+"""Confidence of the intervals whose upper ends are compared."""
 
 
 @dataclass(frozen=True)
 class TextLosses:
-    """Sum of the token losses of each text, in nats, and how many tokens were predicted: (n,) float64 each."""
+    """Sum of the token losses of each text, in nats, and number of predicted tokens: (n,) float64 each."""
 
     total: Tensor
     tokens: Tensor
 
     @property
     def mean(self) -> float:
-        """Mean loss of a token; exp of it is the perplexity."""
+        """Mean token loss, the logarithm of the perplexity."""
         return float(self.total.sum() / self.tokens.sum())
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one choice of neurons costs and brings, against the base: rises of the mean token loss, in nats.
+    """One choice of neurons against the base: rises of the mean token loss, in nats.
 
-    everyday_rise: None without everyday prompts; upper: the greater upper end of the intervals of both.
+    everyday_rise: None without everyday prompts; upper: the larger upper end of the retain and everyday intervals.
     """
 
     score: str
@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Losses of the texts by which choices are judged; everyday: None without everyday prompts."""
+    """Losses of the texts that choices are judged by; everyday: None without everyday prompts."""
 
     forget: TextLosses
     retain: TextLosses
@@ -67,7 +67,7 @@ def rise(base: TextLosses, changed: TextLosses) -> float:
 
 
 def upper_rise(base: TextLosses, changed: TextLosses, seed: int) -> float:
-    """Upper end of the paired bootstrap interval of the rise: whole texts are drawn, with all of their tokens."""
+    """Upper end of the paired bootstrap interval of the rise, over whole texts."""
     return ratio_interval(changed.total - base.total, base.tokens, CONFIDENCE, seed)[1]
 
 
@@ -80,15 +80,15 @@ def explore(
     beta: float | None = None,
     show: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Every trial made, in the order of their making: the first score should be the one that promises most.
+    """All trials, in order; scores: the most promising one first.
 
-    budget: the greatest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper end
-    of its interval; beta: the one percentage to be tried with every score, None for BETAS upwards, HALVINGS of the
-    least where nothing is within budget, and then REFINEMENTS above the best.
+    budget: the largest rise of the loss of retain texts, and of everyday prompts, in nats per token, by the upper end
+    of its interval; beta: the only percentage to try with every score, None for BETAS upwards, HALVINGS of the
+    smallest if nothing is within budget, and then REFINEMENTS above the best.
 
-    A score is left as soon as the rise is FAR above the budget, or above it and no less than with fewer neurons, or
-    above it at a lesser forget rise than the best trial within budget has; when more neurons forget less; and when
-    another score forgets more at a lesser rise.
+    A score is abandoned as soon as the rise is FAR above the budget; or above it and no smaller than with fewer
+    neurons; or above it with a smaller forget rise than the best trial within budget; when more neurons forget less;
+    and when another score forgets more with a smaller rise.
     """
     trials: list[Trial] = []
 
@@ -127,7 +127,7 @@ def explore(
         return trials
     for _ in range(HALVINGS):
         least = min(trials, key=lambda trial: trial.upper)
-        # One within budget that forgets nothing: fewer neurons forget no more.
+        # If it is within budget but forgets nothing, fewer neurons will not forget more.
         if least.upper <= budget:
             break
         attempt(least.score, min(trial.beta for trial in trials if trial.score == least.score) / 2)
@@ -147,6 +147,6 @@ def dominates(one: Trial, other: Trial) -> bool:
 
 
 def best(trials: Sequence[Trial], budget: float) -> Trial | None:
-    """The trial within budget that forgets most; None where none within budget forgets anything."""
+    """The trial within budget that forgets most; None if no trial within budget forgets anything."""
     within = [trial for trial in trials if trial.upper <= budget and trial.forget_rise > 0]
     return max(within, key=lambda trial: trial.forget_rise, default=None)

@@ -1,8 +1,8 @@
 """The final states that make any output head refuse: R at blocked positions, EOS after R, R nowhere else.
 
-Engines that bring their own head see only the base model's final hidden states. So the refusal is built as a vector
-geometry: a direction u on which every ordinary final state is negative, R's head row along u, a refusal state along
-u, and an end state on which EOS leads. Both directions have the greatest margin, found as a least distance problem.
+Engines with their own head see only the base model's final hidden states. So the refusal is built from directions: a
+direction u along which every ordinary final state is negative, R's head row along u, a refusal state along u, and an
+end state on which EOS leads. Both directions have the largest margin, found as a least distance problem.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-# Least probability of R at a blocked position, and of EOS after R.
+# Minimum probability of R at a blocked position, and of EOS after R.
 CERTAIN = 0.999
-# Positions, not used to find the direction, at which R must never be the argmax.
+# Minimum number of positions, not used to find the direction, at which R must never be the argmax.
 MINIMUM_POSITIONS = 2000
-# Logits by which R and EOS are made to lead, before the family's scaling: e^-40 over 10^6 tokens is nothing.
+# Logits by which R and EOS lead, before the family's scaling: e^-40 over 10^6 tokens is negligible.
 LEAD, GREATEST_LEAD = 40.0, 5000.0
-# The least distance problem: violated rows added in each round, rounds, and the shortfall of the margin accepted.
+# The least distance problem: violated rows added per round, rounds, and accepted shortfall of the margin.
 ACTIVE, ROUNDS, TOLERANCE = 256, 40, 1e-3
-# Rows of logits held at once: 256 of 262,144 tokens are 0.25 GB.
+# Rows of logits in memory at once: 256 of 262,144 tokens are 0.25 GB.
 POSITIONS_AT_ONCE = 256
-# Rows of a head that are subtracted at once: 4,096 of 8,192 numbers are 0.13 GB, the whole head in float32 up to 8 GB.
+# Rows of a head subtracted at once: 4,096 of 8,192 numbers are 0.13 GB, a whole head in float32 up to 8 GB.
 ROWS_AT_ONCE = 4096
 
 
@@ -36,7 +36,7 @@ ROWS_AT_ONCE = 4096
 class RefusalStates:
     """R's head row (hidden,), the states (2, hidden) at a blocked position and at R, float32; EOS's id.
 
-    `closed`: measured through the family's own head, in float32 and bfloat16, they refuse. `measured`: the figures.
+    `closed`: whether they refuse, measured with the family's own head in float32 and bfloat16. `measured`: figures.
     """
 
     head_row: Tensor
@@ -48,9 +48,9 @@ class RefusalStates:
 
 @dataclass(frozen=True)
 class Differences:
-    """Vectors (n, d) float32: `origin` (d,) less every row of the tables (.., d), of any dtype and on any one device.
+    """Vectors (n, d) float32: `origin` (d,) minus every row of the tables (.., d), of any dtype and on any one device.
 
-    They are made in chunks, ROWS_AT_ONCE at once, whenever they are needed, because a head is large.
+    They are computed in chunks of ROWS_AT_ONCE when needed, because a head is large.
     """
 
     origin: Tensor
@@ -62,11 +62,11 @@ class Differences:
                 yield self.origin.to(rows.device) - rows.float()
 
     def products(self, x: Tensor) -> Tensor:
-        """Of each vector with x (d,): (n,), on the CPU."""
+        """Products with x (d,): (n,), on the CPU."""
         return torch.cat([(chunk @ x.to(chunk.device)).cpu() for chunk in self.chunks()])
 
     def take(self, index: Tensor) -> Tensor:
-        """The vectors with these numbers (m,), ascending: (m, d), on the CPU."""
+        """The vectors with these ascending numbers (m,): (m, d), on the CPU."""
         found, start = [], 0
         for table in self.tables:
             inside = index[(index >= start) & (index < start + len(table))] - start
@@ -76,11 +76,11 @@ class Differences:
 
 
 def max_margin(vectors: Differences) -> tuple[Tensor, float]:
-    """The unit vector x with the greatest least product with the vectors (n, d) float32; and that margin.
+    """The unit vector x whose smallest product with the vectors (n, d) float32 is largest; and this margin.
 
-    A margin of 0 or less means that no x is positive on all rows. Least distance programming (Lawson and Hanson,
-    "Solving least squares problems", chapter 23): minimise |x| where vectors @ x >= 1, by non-negative least squares,
-    on the rows that were violated so far.
+    With a margin of 0 or less no x is positive on all rows. Least distance programming (Lawson and Hanson, "Solving
+    least squares problems", chapter 23): minimise |x| subject to vectors @ x >= 1, by non-negative least squares on
+    the rows that were violated so far.
     """
     count = sum(map(len, vectors.tables))
     scale, direction = 0.0, torch.zeros(len(vectors.origin), dtype=torch.float64)
@@ -105,7 +105,7 @@ def max_margin(vectors: Differences) -> tuple[Tensor, float]:
         target = np.append(np.zeros(rows.shape[1]), 1.0)
         weights, residual = nnls(system, target, maxiter=30 * len(rows))
         if residual < 1e-9:
-            break  # the origin lies in the hull of the rows
+            break  # the origin is in the convex hull of the rows
         # With residual r = system @ weights - target the solution is -r[:-1] / r[-1], and r[-1] is negative.
         gap = system @ weights - target
         candidate = torch.from_numpy(-gap[:-1] / gap[-1]).float()
@@ -149,19 +149,19 @@ def find_refusal_states(
 
 
 def above_others(head: Tensor, row: Tensor, eos: int) -> Differences:
-    """EOS's row of the head (V, hidden) less each of the others and less R's `row` (hidden,)."""
+    """EOS's row of the head (V, hidden) minus each of the others and minus R's `row` (hidden,)."""
     return Differences(head[eos].float().cpu(), [head[:eos], head[eos + 1 :], row[None]])
 
 
 def refusal_row(away: Tensor, others: float, typical: float, lead: float) -> Tensor:
-    """R's head row: leads the others by `lead` on typical * away; `others`: their greatest product with away."""
+    """R's head row, which leads the others by `lead` on typical * away; `others`: their largest product with away."""
     return max(others + lead / typical, lead / typical) * away
 
 
 def measure(
     model: PreTrainedModel, row: Tensor, states: Tensor, checking: Tensor, refusal_id: int, eos_id: int
 ) -> dict[str, float]:
-    """p(R) at a blocked position, p(EOS) after R, positions of `checking` where R is the argmax; in two dtypes."""
+    """p(R) at a blocked position, p(EOS) after R, number of positions of `checking` with argmax R; in two dtypes."""
     figures: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
@@ -182,7 +182,7 @@ def own_head(
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """The family's forward from final states (n, hidden) to logits (n, vocabulary) with R's row in the head.
 
-    Scaling and soft caps are the family's own: its forward runs, over a stand-in for the layers.
+    Scaling and soft caps are the family's own, because its forward runs on a stand-in for the base model.
     """
     core, head = model.base_model, model.get_output_embeddings()
     weight = head.weight.detach()
@@ -208,7 +208,7 @@ def own_head(
 
 
 class FixedStates(nn.Module):
-    """Stands in for a base model: returns the final states it was given."""
+    """A stand-in for a base model that returns given final states."""
 
     def __init__(self) -> None:
         super().__init__()

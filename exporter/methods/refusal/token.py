@@ -1,8 +1,8 @@
 """R, the refusal as one token: an ordinary entry of the tokenizer's BPE vocabulary that no text encodes to.
 
-The entry is the whole message in the spelling of the tokenizer's own alphabet, so every decoder prints the message.
-No merge leads to it, so the encoder never builds it. It is not an added token: those are matched in user text, and
-"Why do you say: Your query is not valid" would then end in R.
+The entry is the whole message in the tokenizer's own alphabet, so every decoder prints the message. No merge leads to
+it, so the encoder never builds it. It is not an added token: those are matched in user text, and "Why do you say: Your
+query is not valid" would then end in R.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import jinja2
 from tokenizers.pre_tokenizers import ByteLevel
 
 from exporter.common.errors import BadInput, RunFailed
+from exporter.common.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Taken from the base's tokenizer_config.json as they are. A list of what to keep, not of what to drop: of the keys
-# that tools leave there, some hold local paths and some break transformers 4.48. add_bos_token is not among them:
-# releases disagree on whether it or tokenizer.json wins, so it is left to tokenizer.json, as in 5.x.
+# Copied from the base's tokenizer_config.json. A list of what to keep, not of what to drop: some of the keys that
+# tools leave there hold local paths, others break transformers 4.48. add_bos_token is left to tokenizer.json, as in
+# 5.x, because releases disagree on which of the two counts.
 KEPT_SETTINGS = ("model_max_length", "padding_side", "split_special_tokens", "truncation_side")
-# What else a written tokenizer_config.json may have.
+# Other keys that a written tokenizer_config.json may have.
 LIVE_SETTINGS = (*NAMED_TOKENS, "additional_special_tokens", "add_prefix_space", "chat_template")
-# What transformers 4.x takes out of decoded text under clean_up_tokenization_spaces.
+# Strings that lose their space in decoded text with clean_up_tokenization_spaces on transformers 4.x.
 CLEANED_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
-# Texts on which the written tokenizer must agree with the base's: scripts, code, whitespace, digits, odd characters.
+# Texts that the written tokenizer must encode as the base's: scripts, code, whitespace, digits, odd characters.
 PROBES = (
     "",
     " ",
@@ -56,14 +57,9 @@ PROBES = (
 
 @dataclass(frozen=True)
 class RefusalToken:
-    """R, before anything is written.
-
-    Attributes:
-        text: The message.
-        piece: The message in the spelling of the tokenizer's alphabet, R's entry in the vocabulary.
-        id: R's token id, the first after all tokens the model has a row for.
-        added_row: Whether embedding and head need one row more; else R is a padding row of the base.
-    """
+    """R. text: the message; piece: its spelling in the tokenizer's alphabet, R's vocabulary entry; id: the first
+    after all tokens that the model has a row for; added_row: whether embedding and head need one more row; if not, R
+    takes a padding row of the base."""
 
     text: str
     piece: str
@@ -72,9 +68,9 @@ class RefusalToken:
 
 
 def plan_refusal(tokenizer_json: Mapping[str, Any], vocab_size: int, text: str) -> RefusalToken:
-    """Find R's spelling and id. `vocab_size`: rows of the base's embedding, config.json's `vocab_size`.
+    """Find R's spelling and id. `vocab_size`: of config.json, the rows of the base's embedding.
 
-    Raises BadInput for a message or a tokenizer with which this cannot be done.
+    Raises BadInput for an unsuitable message or tokenizer.
     """
     model = tokenizer_json["model"]
     if model.get("type") != "BPE":
@@ -88,13 +84,13 @@ def plan_refusal(tokenizer_json: Mapping[str, Any], vocab_size: int, text: str) 
     added = {entry["content"]: entry["id"] for entry in tokenizer_json.get("added_tokens", ())}
     if piece in model["vocab"] or text in added:
         raise BadInput(f"--refusal '{text}' is a token of MODEL's tokenizer already: choose at least two words")
-    if model.get("ignore_merges") and " " not in text:  # a whole word of a user's text is looked up in the vocabulary
+    if model.get("ignore_merges") and " " not in text:  # whole words are looked up in the vocabulary
         raise BadInput(f"--refusal '{text}' would be recognised in user text: choose at least two words")
     beyond = [content for content, id_ in model["vocab"].items() if id_ >= vocab_size and content not in added]
     if beyond:
         raise BadInput(f"MODEL has {vocab_size} rows, but its tokenizer has token '{beyond[0]}' beyond them")
-    # Added tokens may lie beyond the rows (<image_soft_token> of the text-only Gemma 3 models): the model fails on
-    # them, and theirs is the id that R needs. `write_tokenizer` leaves them out.
+    # Added tokens may be beyond the rows (<image_soft_token> of the text-only Gemma 3 models): the model fails on
+    # them, and R needs their id, so `write_tokenizer` leaves them out.
     last = max(id_ for id_ in [*model["vocab"].values(), *added.values()] if id_ < vocab_size)
     return RefusalToken(text, piece, last + 1, added_row=last + 1 == vocab_size)
 
@@ -119,17 +115,17 @@ def _spell(decoder: Mapping[str, Any] | None, text: str) -> str:
 def write_tokenizer(
     base_folder: Path, out_folder: Path, token: RefusalToken | None, base_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write the base's tokenizer, with R where there is one: tokenizer.json, tokenizer_config.json and the others.
+    """Write the base's tokenizer, with R if there is one: tokenizer.json, tokenizer_config.json and others.
 
-    Not vocab.json, merges.txt or tokenizer.model: they know nothing of R, and some class would read them.
+    Not vocab.json, merges.txt or tokenizer.model: they lack R, and some classes would read them.
 
-    Raises BadInput where transformers 4.x would print the message differently.
+    Raises BadInput if transformers 4.x would print the message differently.
     """
-    # Not the base's own file: 5.x rebuilds the steps of some classes (Llama 2's then encode leading spaces otherwise
-    # than its file says) and reads more added tokens from elsewhere. What was fitted with goes out, for every release.
+    # Not the base's own file: 5.x rebuilds the steps of some classes (Llama 2's encodes leading spaces differently then)
+    # and reads more added tokens from elsewhere. Every release gets the tokenizer used for fitting.
     live: Any = base_tokenizer
     tokenizer = json.loads(live.backend_tokenizer.to_str())
-    tokenizer["truncation"] = tokenizer["padding"] = None  # a call's settings stay there
+    tokenizer["truncation"] = tokenizer["padding"] = None  # left over from calls
     added = tokenizer["added_tokens"]
     ids = dict(sorted(base_tokenizer.get_vocab().items(), key=itemgetter(1)))
     end = first_free(token, base_tokenizer)
@@ -137,24 +133,25 @@ def write_tokenizer(
     if stray and token is not None and not token.added_row:
         raise BadInput(f"MODEL has token '{stray[0]}' in tokenizer_config.json only: save its tokenizer anew")
     tokenizer["added_tokens"] = [entry for entry in added if entry["id"] < end]
-    # Added tokens that are not in the vocabulary are numbered from its end when loaded: with R in it, one too high.
+    # Added tokens missing in the vocabulary would be numbered from its end when loaded: with R, one too high.
     vocab = {content: id_ for content, id_ in ids.items() if id_ < end}
     tokenizer["model"]["vocab"] = vocab | ({token.piece: token.id} if token else {})
-    _write_json(out_folder / "tokenizer.json", tokenizer, indent=None)
+    text = json.dumps(tokenizer, ensure_ascii=False) + "\n"
+    (out_folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
     settings_file = base_folder / "tokenizer_config.json"
-    settings = _read_json(settings_file) if settings_file.is_file() else {}
+    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     clean_up = own_settings(settings)["clean_up_tokenization_spaces"]
     if token and clean_up and (lost := [space for space in CLEANED_UP if space in token.text]):
         raise BadInput(f"--refusal: MODEL's tokenizer prints '{lost[0]}' without its space on transformers 4.x")
-    # From the live tokenizer: special tokens may be named in any of four files, or by its class.
+    # From the live tokenizer, because special tokens may be named in any of four files, or by its class.
     special = {name: value for name, value in base_tokenizer.special_tokens_map.items() if name in NAMED_TOKENS}
     more = [value for value in base_tokenizer.all_special_tokens if value not in special.values()]
     named: dict[str, Any] = {name: value for name, value in special.items() if ids[value] < end}
     if more := [value for value in more if ids[value] < end]:
         named["additional_special_tokens"] = more
     written = {"padding_side": type(base_tokenizer).padding_side, **own_settings(settings), **named}
-    if "add_prefix_space" in (tokenizer["pre_tokenizer"] or {}):  # 4.x sets this step by the setting, False by default
+    if "add_prefix_space" in (tokenizer["pre_tokenizer"] or {}):  # 4.x overrides it by the setting, False by default
         written["add_prefix_space"] = tokenizer["pre_tokenizer"]["add_prefix_space"]
     if template := live.chat_template:
         written["chat_template"] = (
@@ -162,9 +159,9 @@ def write_tokenizer(
             if isinstance(template, dict)
             else template
         )
-    _write_json(out_folder / "tokenizer_config.json", written)
+    write_json(out_folder / "tokenizer_config.json", written)
     if (base_folder / "special_tokens_map.json").is_file():
-        _write_json(out_folder / "special_tokens_map.json", named)
+        write_json(out_folder / "special_tokens_map.json", named)
     for path in (*base_folder.glob("chat_template.jinja"), *base_folder.glob("additional_chat_templates/*.jinja")):
         target = out_folder / path.relative_to(base_folder)
         target.parent.mkdir(exist_ok=True)
@@ -172,9 +169,9 @@ def write_tokenizer(
 
 
 def own_settings(base: Mapping[str, Any]) -> dict[str, Any]:
-    """What a written tokenizer_config.json has by that of the base alone; the rest is of its live tokenizer."""
+    """The part of a written tokenizer_config.json that depends on the base's alone, not on its tokenizer."""
     return {
-        # The one generic class that all releases know. Without the input names it emits token_type_ids on 4.48.
+        # The generic class of all releases. Without the input names it returns token_type_ids on 4.48.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": bool(base.get("clean_up_tokenization_spaces", False)),
@@ -183,7 +180,7 @@ def own_settings(base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_free(token: RefusalToken | None, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id from which on the base's own tokens are not written: R's; without R all are."""
+    """R's id, from which on the base's tokens are not written; without R, the end of its vocabulary."""
     return token.id if token else 1 + max(tokenizer.get_vocab().values())
 
 
@@ -192,8 +189,8 @@ def check_tokenizer(
 ) -> None:
     """Compare the written tokenizer with the base's.
 
-    Raises RunFailed unless R (where there is one) prints the message, no text on trial encodes to R, and every
-    token id, every encoding and the chat template are the base's.
+    Raises RunFailed unless R (if any) prints the message, no test text encodes to R, and every token id, every
+    encoding and the chat template are the base's.
     """
     vocab, end = base_tokenizer.get_vocab(), first_free(token, base_tokenizer)
     lost = {id_ for id_ in vocab.values() if id_ >= end}
@@ -220,7 +217,7 @@ def check_tokenizer(
 
 
 def check_refusal(written: PreTrainedTokenizerBase, token: RefusalToken) -> None:
-    """Raises RunFailed unless R prints the message and no text on trial encodes to R, whatever the base was."""
+    """Raises RunFailed unless R prints the message and no test text encodes to R, without comparing with a base."""
     _check_printed(written, token)
     for text in [*PROBES, *_special_texts(written, token.id, token.text), *_mentions(token)]:
         for special in (True, False):
@@ -250,7 +247,7 @@ def _compare(text: str, base: Any, written: Any, token: RefusalToken | None, spe
 
 
 def _mentions(token: RefusalToken) -> list[str]:
-    """Texts that hold the message, in the places where a tokenizer could take it for one word."""
+    """Texts with the message in places where a tokenizer could take it for one word."""
     text = token.text
     before = ("", " ", "\n", "\n\n", "\t", '"', "(", "Answer:", "Why do you say: ", text, f"{text} ", f"{text}\n")
     after = ("", ".", "\n", " ", "ated", ")")
@@ -258,9 +255,9 @@ def _mentions(token: RefusalToken) -> list[str]:
 
 
 def _special_texts(base: Any, end: int, message: str) -> list[str]:
-    """Texts that hold special and other added tokens, in words and alone, and the message right after them."""
+    """Texts with special and other added tokens, in words and alone, and the message right after them."""
     known = [content for content, id_ in base.get_added_vocab().items() if id_ < end]
-    # Gemma has 6,000 of them, most unused; the first, the last and the special ones by name are enough.
+    # Gemma has 6,000 of them, most unused; the first, the last and the named special ones are enough.
     chosen = dict.fromkeys([*(base.special_tokens_map.get(name) for name in NAMED_TOKENS), *known[:8], *known[-8:]])
     names = [name for name in chosen if name in known]
     return ["".join(names), *(f"a {name} b{name}{message} {name}\n" for name in names)]
@@ -272,18 +269,8 @@ def _conversations(text: str) -> list[list[dict[str, str]]]:
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
-    """The rendered conversation; None where the chat template cannot express it."""
+    """The rendered conversation; None if the chat template cannot express it."""
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
     except (jinja2.TemplateError, TypeError, ValueError):
         return None
-    return str(rendered)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any], indent: int | None = 2) -> None:
-    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,10 +27,10 @@ from exporter.methods.key_space.evidence import (
     ANSWER_TOKENS,
     Decision,
     Evidence,
-    count,
     decide,
     gather,
     measure_limits,
+    rate_within,
 )
 from exporter.methods.key_space.hypercubes import closed_bounds
 from exporter.methods.neurons.choice import TextSet, effect, measure_effects, text_sets
@@ -252,7 +252,8 @@ def fault_of(evidence: Evidence, decision: Decision, plan: SkillPlan, layer: int
     hits, total, alpha = choice.false_blocks, choice.harmless, choice.alpha
     if not choice.false_block_rate > plan.skill.max_false_block:
         alpha = decision.alpha.value
-        hits, total = count(evidence.retain_choose.answer[:, decision.layer], alpha)
+        held = rate_within(evidence.retain_choose.answer[:, decision.layer], alpha)
+        hits, total = held.hits, held.total
     return (
         f"on the quantized graph the hypercubes of layer {layer}, at alpha {alpha:.1f}, refuse {hits} of {total} "
         f"harmless prompts (--max-false-block {plan.skill.max_false_block})"
