@@ -121,7 +121,7 @@ def write_tokenizer(
 
     Raises BadInput if transformers 4.x would print the message differently.
     """
-    # Not the base's own file: 5.x rebuilds the steps of some classes (Llama 2's encodes leading spaces differently then)
+    # Not the base's own file: 5.x rebuilds the steps of some classes (Llama 2's then encodes leading spaces otherwise)
     # and reads more added tokens from elsewhere. Every release gets the tokenizer used for fitting.
     live: Any = base_tokenizer
     tokenizer = json.loads(live.backend_tokenizer.to_str())
