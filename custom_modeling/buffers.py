@@ -1,9 +1,9 @@
-"""The buffers of an unskill checkpoint: their names inside the base model, their shapes and their dtypes."""
+"""The buffers of an unskill checkpoint: names inside the base model, shapes and dtypes."""
 
 import torch
 
 UNSKILL = "unskill_"
-# Of an MLP: neurons that are adjusted, neurons that are pruned, hypercubes.
+# Of an MLP: adjusted neurons, pruned neurons, hypercubes.
 NA_INDEX, NA_PARAMS, NA_KEY = "unskill_na_index", "unskill_na_params", "unskill_na_key"
 SP_INDEX = "unskill_sp_index"
 KSD_BOUNDS = "unskill_ksd_bounds"
@@ -13,10 +13,10 @@ REFUSAL_STATES = f"unskill_refusal.{STATES}"
 
 
 def mlp_forms(size, cubes=0, adjusted=0, pruned=0):
-    """Shape and dtype of an MLP's buffers by name, with so many hypercubes, adjusted and pruned neurons; size: d_ff.
+    """Shape and dtype of an MLP's buffers by name, for numbers of hypercubes, adjusted and pruned neurons; size: d_ff.
 
-    Indices are numbers of neurons, ascending; the rows of params are mu_f, sd_f, mu_r, sd_r; keys are the neurons'
-    parts of the draws' hash; bounds are lower and upper.
+    Indices are ascending numbers of neurons; rows of params are mu_f, sd_f, mu_r, sd_r; keys are the neurons' parts of
+    the draws' hash; bounds are lower and upper.
     """
     forms: dict = {}
     if adjusted:
@@ -31,12 +31,12 @@ def mlp_forms(size, cubes=0, adjusted=0, pruned=0):
 
 
 def states_form(hidden_size):
-    """Shape and dtype of the refusal's states: at a blocked position, and at R."""
+    """Shape and dtype of the refusal's states: at a blocked position and at R."""
     return (2, hidden_size), torch.float32
 
 
 def unfilled(form, device):
-    """A tensor of this shape and dtype until a checkpoint fills it: integers 0, others NaN, which refuse all."""
+    """A placeholder of this shape and dtype until a checkpoint is loaded: integers 0, others NaN, which refuse all."""
     shape, dtype = form
     return torch.full(shape, torch.nan if dtype.is_floating_point else 0, dtype=dtype, device=device)
 
@@ -47,10 +47,10 @@ def in_mlp(layer, name):
 
 
 def layer_of(name):
-    """The layer of an MLP's buffer, of its name inside the base model."""
+    """The layer of an MLP's buffer, from its name inside the base model."""
     return int(name.split(".")[1])
 
 
 def is_unskill(name):
-    """Whether a tensor of this name, in any module, is a buffer of an intervention."""
+    """Whether a tensor with this name, in any module, is a buffer of an intervention."""
     return f".{UNSKILL}" in f".{name}"

@@ -3,7 +3,7 @@
 A token whose key vector (the input of the MLP's down projection) lies inside a stored hypercube belongs to the
 forgotten skill, and only the refusal may follow it. The refusal is one vocabulary row R, after which only EOS may
 follow. Both rules look at one position at a time and keep no state between calls, so batches, beams, caches and
-streaming need no care.
+streaming work unchanged.
 """
 
 import torch
@@ -18,7 +18,7 @@ def inside_hypercubes(key, bounds):
     """Whether each key vector lies inside any of the hypercubes.
 
     key: (..., d_ff), any float dtype; bounds: (c, 2, d_ff) float32, lower and upper. Returns (...) bool.
-    Written as "not outside", so that a NaN in key or bounds counts as inside: it refuses rather than opens.
+    Written as "not outside", so that a NaN in key or bounds counts as inside and is refused.
     """
     key = key.float()
     hit = torch.zeros(key.shape[:-1], dtype=torch.bool, device=key.device)
@@ -30,7 +30,7 @@ def inside_hypercubes(key, bounds):
 def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
     """Impose the refusal on logits (batch, positions, vocabulary), in place; both masks: (batch, positions) bool.
 
-    After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R can not follow.
+    After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R cannot follow.
     """
     logits.masked_fill_((hit | after_refusal).unsqueeze(-1), FORBIDDEN)
     zero = torch.zeros((), dtype=logits.dtype, device=logits.device)

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: whole and unaltered, as it was probed, or not at all."""
+"""Loading a checkpoint complete and unaltered, as it was probed, or not at all."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from transformers.utils import logging
 from custom_modeling.buffers import is_unskill
 
 UNSKILL_FORMAT = 1
-# Loading options under which activations may differ from those the interventions were fitted on.
+# Loading options that may change the activations that the interventions were fitted on.
 UNPROBED_OPTIONS = (
     "quantization_config",
     "load_in_4bit",
@@ -29,25 +29,25 @@ def tensor_sha256(tensor):
 
 
 def record_sha256(record):
-    """Hex sha256 of a JSON object less its own entry for it, whatever the order of its keys."""
+    """Hex sha256 of a JSON object without its own record_sha256, whatever the order of its keys."""
     own = {name: value for name, value in record.items() if name != "record_sha256"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def code_sha256(path):
-    """Hex sha256 of a modeling file's text, with any form of line ends: git may change these."""
+    """Hex sha256 of a modeling file's text, whatever its line ends, which git may change."""
     with open(path, encoding="utf-8") as file:
         return hashlib.sha256(file.read().encode()).hexdigest()
 
 
 def check_record(config):
-    """Raise where a config's unskill object is not as the export wrote it, or names other code than this file.
+    """Raise if a config's unskill object is not as the export wrote it, or does not belong to this file.
 
-    This is about mistakes. Whoever edits the object on purpose can make its sha256 anew.
+    This detects mistakes. Whoever edits the object on purpose can also update its sha256.
     """
-    record = getattr(config, "unskill", None)
-    if record is None or record.get("format") != UNSKILL_FORMAT:
-        found = None if record is None else record.get("format")
+    record = getattr(config, "unskill", None) or {}
+    found = record.get("format")
+    if found != UNSKILL_FORMAT:
         raise ValueError(f"config.json: unskill.format is {found}, this modeling file reads {UNSKILL_FORMAT}.")
     if record.get("record_sha256") != record_sha256(record):
         raise RuntimeError(
@@ -67,16 +67,16 @@ def check_record(config):
 
 
 class VerifiedLoading:
-    """Mixin: `from_pretrained` returns a model with whole, unaltered interventions, or raises."""
+    """Mixin: `from_pretrained` returns a model with complete, unaltered interventions, or raises."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does.
 
-        `unskill_allow_unprobed=True` lets quantised or tensor-parallel loading through, for which nobody has measured
-        whether the refusals still hold. Raises RuntimeError for such a load otherwise, and where a weight is missing,
-        of another shape or left over, or an unskill buffer is not the one that was written. The values of the base's
-        own weights are not looked at: that would take as long as loading them (`unskill verify` does).
+        `unskill_allow_unprobed=True` allows quantized or tensor-parallel loading, for which the refusals were not
+        measured. Raises RuntimeError for such a load otherwise, and if a weight is missing, left over or of another
+        shape, or an unskill buffer is not as it was written. The values of the base's own weights are not checked,
+        which would take as long as loading them (`unskill verify` does).
         """
         return_info = kwargs.pop("output_loading_info", False)
         allowed = kwargs.pop("unskill_allow_unprobed", False)
@@ -95,18 +95,18 @@ class VerifiedLoading:
         if str(model.dtype) != f"torch.{fitted}":
             logger.warning_once(
                 f"The interventions of this checkpoint were fitted in {fitted}, it is loaded in {model.dtype}: "
-                "a few decisions may fall otherwise than its card reports."
+                "a few decisions may differ from those on its card."
             )
         return (model, info) if return_info else model
 
     def unskill_check_keys(self, info):
         """Raise RuntimeError unless the weight files hold what the model has and nothing else.
 
-        transformers only warns: a missing weight is drawn at random, one that is left over was another model's. Some
-        bases bring tensors that their own class does not load; those are on record.
+        transformers only warns: a missing weight is initialised at random, one left over is another model's. Some
+        bases have tensors that their own class does not load; the config records those.
         """
         left_over = set(info["unexpected_keys"]) - set(self.config.unskill["unused_weights"])
-        # 4.48 saves the static cache of the last generate() along. The base model's class alone has no head.
+        # 4.48 also saves the static cache of the last generate(). The base model's class alone has no head.
         known = ("_cache.",) if hasattr(self, "lm_head") else ("_cache.", "lm_head.")
         left_over = {name for name in left_over if not name.startswith(known)}
         # Mismatches come as (name, shape, shape).
@@ -124,7 +124,7 @@ class VerifiedLoading:
                 )
 
     def unskill_check_end(self):
-        """Raise RuntimeError where nothing would end an answer after the refusal."""
+        """Raise RuntimeError if no token would end an answer after the refusal."""
         end = self.config.unskill["eos_token_id"]
         generation = getattr(self, "generation_config", None)
         if end is None or generation is None:
@@ -137,14 +137,14 @@ class VerifiedLoading:
             )
 
     def unskill_verify(self):
-        """Raise RuntimeError where an unskill buffer is missing or has another sha256 than config.json records."""
-        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module which it does not have.
+        """Raise RuntimeError if an unskill buffer is missing or its sha256 is not the one in config.json."""
+        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module that it does not have.
         core = getattr(self, "model", self)
         found = {name: tensor for name, tensor in core.named_buffers() if is_unskill(name)}
         for name, sha256 in self.config.unskill["sha256"].items():
             if name not in found:
                 raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")
-            # A meta tensor is offloaded to disk: its values are read, from the same files, at each forward.
+            # A meta tensor is offloaded to disk: its values are read from the same files at each forward.
             if found[name].device.type != "meta" and tensor_sha256(found[name]) != sha256:
                 raise RuntimeError(
                     f"unskill: buffer {name} is missing from the weight files or altered (its sha256 is not the one "

@@ -1,8 +1,8 @@
 """Neuron Adjust (section 3 of arXiv:2503.21730): single neurons are moved from the forget to the retain distribution.
 
-Torch only. Whether a neuron is moved is drawn by a hash of (seed, layer, neuron, position id, token id) and nothing
-else, so greedy decoding is deterministic, a batch gives what its rows give alone, and every backend draws the same
-bits. All integers stay below 2^62: int64 is enough anywhere.
+Torch only. Whether a neuron is moved is drawn by a hash of (seed, layer, neuron, position id, token id) alone, so
+greedy decoding is deterministic, a batch gives what its rows give alone, and every backend draws the same bits. All
+integers stay below 2^62 and fit into int64.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 
 
 def neuron_key(seed, layer, neuron):
-    """The part of the hash that stands for one neuron, below PRIME."""
+    """The neuron's part of the hash, below PRIME."""
     digest = hashlib.sha256(f"{seed}|{layer}|{neuron}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % PRIME
 
@@ -28,8 +28,8 @@ def scramble(x, constant):
 
 
 def draw_context(position_ids, token_ids):
-    """The part of the hash that stands for one token: int64, in the common shape of the two."""
-    # Continuous batching hands in int32, in which the products overflow.
+    """The token's part of the hash: int64, in the broadcast shape of both."""
+    # Continuous batching passes int32, in which the products overflow.
     return scramble(scramble(position_ids.long(), POSITION) + token_ids.long(), TOKEN)
 
 
@@ -40,12 +40,12 @@ def uniform_draws(context, keys):
 
 
 def thresholds(params, draws, position_ids):
-    """The log-likelihood ratio above which a neuron is moved: max(0, logit u), as it is compared in `adjust`.
+    """The log-likelihood ratio above which a neuron is moved: max(0, logit u), in the form that `adjust` compares.
 
     params: (4, n) float32, the rows mu_f, sd_f, mu_r, sd_r; draws: (..., n) float32, or None for a half everywhere;
-    position_ids: (...). Returns (..., n): twice the threshold less twice ln(sd_r / sd_f), against which zr^2 - zf^2 is
-    held; infinite at position 0. There models keep an attention sink, whose activations are far outside of both
-    distributions and which all later tokens lean on: moved, it can ruin every text, whatever it is about.
+    position_ids: (...). Returns (..., n): twice the threshold minus twice ln(sd_r / sd_f), compared with zr^2 - zf^2;
+    infinite at position 0. That is an attention sink, whose activations are far outside both distributions and which
+    all later tokens attend to: moving it can ruin any text.
     """
     least = 2 * (params[1].log() - params[3].log())
     above = least if draws is None else 2 * torch.logit(draws).clamp(min=0) + least
@@ -53,21 +53,21 @@ def thresholds(params, draws, position_ids):
 
 
 def standardisers(params):
-    """What `adjust` reads of params (4, n): 1 / sd_f, -mu_f / sd_f, 1 / sd_r, -mu_r / sd_r, mu_r, sd_r, (n,) each."""
+    """What `adjust` needs of params (4, n): 1 / sd_f, -mu_f / sd_f, 1 / sd_r, -mu_r / sd_r, mu_r, sd_r, (n,) each."""
     mu_f, sd_f, mu_r, sd_r = params
     scale_f, scale_r = 1 / sd_f, 1 / sd_r
     return scale_f, -mu_f * scale_f, scale_r, -mu_r * scale_r, mu_r, sd_r
 
 
 def adjust(pre_activation, index, threshold, scale_f, offset_f, scale_r, offset_r, mu_r, sd_r):
-    """Move the selected neurons from the forget to the retain distribution where the token looks forgotten.
+    """Move the selected neurons from the forget to the retain distribution if the token looks like a forget token.
 
     pre_activation: (..., d_ff), any float dtype, changed in place; index: (n,); threshold: (..., n), see `thresholds`;
     the others: (n,) each, see `standardisers`.
     With zf = (v - mu_f) / sd_f, zr = (v - mu_r) / sd_r and d = (zr^2 - zf^2) / 2 + ln(sd_r / sd_f), the log-likelihood
     ratio, v becomes mu_r - zf * sd_r where d > 0 and u < sigmoid(d). Densities are never divided: both underflow.
     """
-    # Few operations, because with one token each costs more than its numbers, and every layer needs them.
+    # Few operations, because with one token each costs more to start than to compute, in every layer.
     value = pre_activation.index_select(-1, index)
     dtype = value.dtype
     if dtype != torch.float32:
@@ -82,14 +82,14 @@ def adjust(pre_activation, index, threshold, scale_f, offset_f, scale_r, offset_
 def adjust_official(pre_activation, index, params):
     """What the authors' published code does instead, for comparison: see `unskill export --compat official`.
 
-    params: (4, n) float32, the rows mu_f, mu_f once more, mu_r and the retain set's variance, as that code takes the
-    mean for the forget deviation and the variance for the retain one. Densities are divided in the model's dtype, so
-    that both may underflow, and one number of torch's own generator decides for all tokens and neurons of a call. Its
-    draw is one for each row, which fits batches of one row only; more raise RuntimeError.
+    params: (4, n) float32, the rows mu_f, mu_f again, mu_r and the retain set's variance, because that code takes the
+    mean for the forget deviation and the variance for the retain one. Densities are divided in the model's dtype, in
+    which both may underflow, and one number of torch's own generator decides for all tokens and neurons of a call. It
+    draws one number per row, so only batches of one row work; others raise RuntimeError.
     """
     if pre_activation.shape[0] != 1:
         raise RuntimeError(
-            "unskill: a checkpoint with compat 'official' takes batches of one row only, as the code does."
+            "unskill: a checkpoint with compat 'official' takes batches of one row only, as that code does."
         )
     value = pre_activation.index_select(-1, index)
     mu_f, sd_f, mu_r, sd_r = params.to(value.dtype)

@@ -25,7 +25,7 @@ from custom_modeling.neuron_adjust import (
 
 
 class Float32Buffers(nn.Module):
-    """Mixin: the buffers of this module named unskill_* move between devices but never change their dtype."""
+    """Mixin: buffers of this module named unskill_* move between devices but keep their dtype."""
 
     def _apply(self, fn, recurse=True):
         before = {name: tensor for name, tensor in self._buffers.items() if name.startswith(UNSKILL)}
@@ -37,23 +37,23 @@ class Float32Buffers(nn.Module):
 
 
 class InterventionMLP(Float32Buffers):
-    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more of the interventions, in their order.
+    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more interventions, in this order.
 
     Neuron Adjust moves selected pre-activations, Selective Pruning zeroes selected dimensions of the key, Key Space
-    Detection notes which positions have a key inside a hypercube.
+    Detection records which positions have a key inside a hypercube.
     """
 
     def unskill_install(self, cubes=0, adjusted=0, pruned=0, official=False):
-        """Add the buffers, of so many hypercubes, adjusted and pruned neurons, until a checkpoint fills them.
+        """Add empty buffers for these numbers of hypercubes, adjusted and pruned neurons.
 
-        `official`: Neuron Adjust as the authors' code has it.
+        `official`: Neuron Adjust as in the authors' code.
         """
         for name, form in mlp_forms(self.down_proj.in_features, cubes, adjusted, pruned).items():
             self.register_buffer(name, unfilled(form, self.down_proj.weight.device))
         self.unskill_cubes, self.unskill_adjusted, self.unskill_pruned = cubes, adjusted, pruned
         self.unskill_official = official
         self.unskill_hit = None
-        self.unskill_handed, self.unskill_place = {}, None  # the model's own, see `unskill_hand_out`
+        self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
 
     def forward(self, x):
         value = self.gate_proj(x)  # (batch, positions, d_ff)
@@ -93,20 +93,20 @@ class SplitHead(nn.Linear):
         return torch.cat([F.linear(x, self.weight[:base]), F.linear(x, self.weight[base:])], -1)
 
 
-# VerifiedLoading alone: behind a subclass of nn.Module it would come after PreTrainedModel, and never be asked.
+# VerifiedLoading alone: after a subclass of nn.Module it would follow PreTrainedModel in the MRO, and never be called.
 class InterventionModel(VerifiedLoading):
     """Mixin for the family's base model: draws for adjusted neurons, and gives blocked positions the refusal's state.
 
-    A plain output head over these states reads R at a blocked position and EOS after R, so that engines which bring
-    their own head refuse too. Where the export could not establish that (config.unskill["base_model"] is "raises"),
-    the class works only inside the causal language model.
+    From these states a plain output head reads R at a blocked position and EOS after R, so that engines with their own
+    head refuse too. If the export found no such states (config.unskill["base_model"] is "raises"), the class works
+    only inside the causal language model.
     """
 
     unskill_mlp_class: type
     unskill_arguments: tuple  # names of the arguments of the family's forward, in their order
 
     def unskill_install(self, config, alone):
-        """Put the interventions into the chosen MLPs; `alone`: this model is not inside a causal language model."""
+        """Install the interventions in their MLPs; `alone`: this model is not inside a causal language model."""
         if alone:
             check_record(config)
         settings = config.unskill
@@ -124,7 +124,7 @@ class InterventionModel(VerifiedLoading):
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class
             mlp.unskill_install(**counts, official=official)
-        # Layers by what their MLPs have to be asked for or told.
+        # Layers whose MLPs record hits, and layers whose MLPs need draws.
         self.unskill_layers = {
             kind: tuple(int(index) for index, counts in settings["layers"].items() if counts.get(kind))
             for kind in ("cubes", "adjusted")
@@ -133,8 +133,8 @@ class InterventionModel(VerifiedLoading):
         for index in self.unskill_layers["adjusted"]:
             mlp = self.layers[index].mlp
             mlp.unskill_handed, mlp.unskill_place = self.unskill_handed, index
-        # A module of its own, after the family's: transformers 4.48 decides by the model's first tensor how all are
-        # loaded, and weights that are copied instead of mapped differ in alignment, so in the last bits of products.
+        # A separate module, after the family's: transformers 4.48 decides by the model's first tensor how all are
+        # loaded, and weights that are copied instead of mapped have another alignment and other last bits of products.
         self.unskill_refusal = None
         if self.unskill_layers["cubes"] and settings["base_model"] == "closed":
             self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device)
@@ -142,8 +142,8 @@ class InterventionModel(VerifiedLoading):
         self.unskill_owner = {}
 
     def unskill_enter(self):
-        """Claim the model for this thread; True where the caller is the one to release it."""
-        # Hits wait on the modules between the layers and the head: two forwards at once would mix them up.
+        """Claim the model for this thread; True if the caller has to release it."""
+        # Hits are kept on the modules between the layers and the head: concurrent forwards would mix them up.
         # dict.setdefault is atomic and, unlike a lock, a dict can be copied and pickled with the model.
         if torch.compiler.is_compiling():
             return False
@@ -158,10 +158,10 @@ class InterventionModel(VerifiedLoading):
             del self.unskill_owner["thread"]
 
     def unskill_hand_out(self, input_ids=None, inputs_embeds=None, **positions):
-        """Draw for every token and adjusted neuron, all layers at once, and give each MLP what it compares with.
+        """Draw for every token and adjusted neuron of all layers, and give each MLP its thresholds.
 
-        At once, through one dict that the model shares with its MLPs, and with their buffers read by name, because a
-        forward of one token is spent on starting operations and on attributes of modules, not on numbers.
+        All at once, through a dict that the model shares with its MLPs, with buffers read by name, because a forward
+        of one token spends its time on starting operations and on module attributes, not on computing.
         """
         mlps = [self.layers[index].mlp for index in self.unskill_layers["adjusted"]]
         if not mlps or mlps[0].unskill_official:
@@ -221,8 +221,8 @@ class InterventionForCausalLM(VerifiedLoading):
 
     def unskill_install(self, config):
         check_record(config)
-        # transformers notes in PreTrainedModel.__init__, by class, which outputs a model can record: without it
-        # output_hidden_states and output_attentions are lost. An empty object stands in for the one that is swapped.
+        # PreTrainedModel.__init__ registers, by class, recordable outputs: without it output_hidden_states
+        # and output_attentions are lost. An empty object takes the place of the one whose class is swapped.
         PreTrainedModel.__init__(self.unskill_model_class.__new__(self.unskill_model_class), config)
         self.model.__class__ = self.unskill_model_class
         self.model.unskill_install(config, alone=False)
@@ -245,7 +245,7 @@ class InterventionForCausalLM(VerifiedLoading):
         if masks is not None:
             keep, count = kwargs.get("logits_to_keep", 0), output.logits.shape[1]
             if not isinstance(keep, torch.Tensor) or keep.shape[0] != count:
-                keep = slice(masks[0].shape[1] - count, None)  # older versions ignore what they do not know, keep all
+                keep = slice(masks[0].shape[1] - count, None)  # older versions ignore logits_to_keep
             hit, after_refusal = (mask[:, keep].to(output.logits.device) for mask in masks)
             settings = self.config.unskill
             ids = settings["refusal_token_id"], settings["eos_token_id"]
@@ -254,13 +254,13 @@ class InterventionForCausalLM(VerifiedLoading):
             options = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
             size = output.logits.shape[-1]
             loss = self.loss_function(logits=output.logits, labels=labels, vocab_size=size, **options)
-            # A new object, because the place in a tuple follows the order in which fields were first set.
+            # A new object, because fields are in a tuple in the order in which they were first set.
             output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
 
 
 def joined(tensors):
-    """Tensors of several MLPs as one, on the device of the first."""
+    """Tensors of several MLPs joined, on the device of the first."""
     device = tensors[0].device
     if any(tensor.device != device for tensor in tensors):
         tensors = [tensor.to(device) for tensor in tensors]
@@ -270,11 +270,11 @@ def joined(tensors):
 def draw_positions(count, position_ids=None, attention_mask=None, past_key_values=None):
     """Position ids (batch or 1, count) of a forward's tokens, for the draws only.
 
-    As they are given, else by a mask of two dimensions, else after what is in the cache.
+    As given, else from a mask of two dimensions, else continuing the cache.
     """
     if position_ids is not None:
         return position_ids
-    # On 5.x it may also be a dict of masks, by the kind of the layer.
+    # On 5.x it may also be a dict of masks by kind of layer.
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(-1) - 1)[:, -count:].clamp(min=0)
     past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -283,12 +283,12 @@ def draw_positions(count, position_ids=None, attention_mask=None, past_key_value
 
 
 def argument_names(forward):
-    """Names of the arguments that a forward takes by place, without self."""
+    """Names of the positional arguments of a forward, without self."""
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = [name for name, parameter in inspect.signature(forward).parameters.items() if parameter.kind in kinds]
     return tuple(names[1:])
 
 
 def wants_dict(config, return_dict):
-    """The meaning of a forward's return_dict argument: the config decides where it is None."""
+    """The meaning of a forward's return_dict argument: the config decides if it is None."""
     return getattr(config, "return_dict", True) if return_dict is None else return_dict

@@ -129,7 +129,7 @@ class Selector:
     texts: SkillTexts
     forget: NeuronStatistics
     retain: NeuronStatistics
-    scores: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def pick(self, score: str, beta: float) -> NeuronChanges:
         """The changes that the skill's method makes to the top beta per cent of neurons by a score."""
