@@ -192,7 +192,7 @@ def test_one_argument_beside_a_recipe(place: Path, monkeypatch: pytest.MonkeyPat
             "--recipe", "mine.toml"
         ),
         "--forget: 20 different prompts": lambda: export("out", "--recipe", "mine.toml"),
-        "--data: is where the files of a recipe are looked for": lambda: export("base", "out", "--data", "."),
+        "--data: says where to look for the files of a recipe": lambda: export("base", "out", "--data", "."),
         "--revision: is for models on the Hub, and MODEL base is a folder": lambda: export(
             "out", "--recipe", "mine.toml", "--revision", "main", "--forget", "../data/sums.jsonl,column=prompt"
         ),

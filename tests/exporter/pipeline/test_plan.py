@@ -55,7 +55,7 @@ def test_what_is_wrong_is_found_there(base: Path, tmp_path: Path) -> None:
     sources = write_prompts(tmp_path / "f.jsonl", FORGET), write_prompts(tmp_path / "r.jsonl", RETAIN)
     for change, message in (
         ({"statistics": tmp_path / "none", "method": "na"}, "--statistics: no such file"),
-        ({"out": base / "out"}, "must be folders apart"),
+        ({"out": base / "out"}, "must be separate folders"),
         ({"refusal": " no"}, "--refusal must not be empty"),
         ({"model": str(tmp_path / "absent")}, "absent"),
     ):

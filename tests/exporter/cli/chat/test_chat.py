@@ -129,7 +129,7 @@ def test_bare_prompts_are_remarked(tmp_path: Path, tiny: Any) -> None:
     result = chat(bare.checkpoint, "--prompt", "hello", "--prompt-template", "auto")
     assert result.exit_code == 0 and "has no chat template" in result.stderr
     result = chat(bare.checkpoint, "--prompt", "hello", "--conversation")
-    assert "each stands alone" in result.stderr
+    assert "each prompt stands alone" in result.stderr
     result = chat(bare.checkpoint, "--prompt", "hello", "--conversation", "--quiet")
     assert result.stderr == ""
 
