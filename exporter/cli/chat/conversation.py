@@ -87,13 +87,10 @@ class Conversation:
         answers: dict[str, Answer] = {}
         for side, each in zip(self.sides, ids, strict=True):
             write(side.role, "")
-            context = context_of(side.loaded.model)
-            room = self._sampling.max_new_tokens if context is None else context - len(each)
-            sampling = replace(
-                self._sampling,
-                max_new_tokens=min(self._sampling.max_new_tokens, room),
-                seed=self._sampling.seed + self._turns,  # the same for all sides
-            )
+            most, context = self._sampling.max_new_tokens, context_of(side.loaded.model)
+            most = most if context is None else min(most, context - len(each))
+            seed = self._sampling.seed + self._turns  # the same for all sides
+            sampling = replace(self._sampling, max_new_tokens=most, seed=seed)
             answers[side.role] = answer(
                 side.loaded,
                 each,
