@@ -49,10 +49,6 @@ class Family:
     mlp: type
 
 
-def supported() -> str:
-    return ", ".join(GATED_FAMILIES)
-
-
 def check_config(config: dict[str, Any], name: str) -> None:
     """Raise BadInput, with the reason, if a model with this config.json cannot be exported."""
     model_type = config.get("model_type")
@@ -70,7 +66,8 @@ def check_config(config: dict[str, Any], name: str) -> None:
         why = "multimodal wrapper"
     elif any("expert" in key for key in config):
         why = "mixture-of-experts layers"
-    raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported()}")
+    supported = ", ".join(GATED_FAMILIES)
+    raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported}")
 
 
 def check_modules(model: PreTrainedModel) -> None:

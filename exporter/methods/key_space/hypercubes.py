@@ -53,9 +53,8 @@ class KeySpace:
             mean, reach = gaussian.mean[layer], alpha * gaussian.deviation[layer]
             exact = torch.stack([mean - reach, mean + reach])  # (2, d_ff) float64
             near = exact.float()
-            lower = torch.where(near[0].double() > exact[0], step(near[0], -torch.inf), near[0])
-            upper = torch.where(near[1].double() < exact[1], step(near[1], torch.inf), near[1])
-            cubes.append(torch.stack([lower, upper]))
+            inside = torch.stack([near[0].double() > exact[0], near[1].double() < exact[1]])
+            cubes.append(torch.where(inside, torch.nextafter(near, torch.tensor([[-torch.inf], [torch.inf]])), near))
         return torch.stack(cubes)
 
 
@@ -123,7 +122,3 @@ def opened_bounds(shape: Sequence[int], within: float = torch.inf) -> Tensor:
 def closed_bounds(shape: Sequence[int]) -> Tensor:
     """Bounds that hold nothing."""
     return opened_bounds(shape, -torch.inf)
-
-
-def step(values: Tensor, towards: float) -> Tensor:
-    return torch.nextafter(values, torch.full_like(values, towards))
