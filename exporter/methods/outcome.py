@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from exporter.common.rates import Rate
-from exporter.methods.key_space.evidence import Decision, Evidence
-from exporter.methods.key_space.framing import FrameCheck
-from exporter.methods.neurons.choice import NeuronChoice
 from exporter.prompts.skills import SkillPlan
 from exporter.recipes.settings import SkillSettings
+
+if TYPE_CHECKING:  # torch, which planning an export does without
+    from exporter.common.rates import Rate
+    from exporter.methods.key_space.evidence import Decision, Evidence
+    from exporter.methods.key_space.framing import FrameCheck
+    from exporter.methods.neurons.choice import NeuronChoice
 
 
 @dataclass(frozen=True)

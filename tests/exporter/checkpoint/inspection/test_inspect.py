@@ -128,7 +128,7 @@ def test_saved_anew(several: Several, tmp_path: Path) -> None:
         assert found[key] == before[key]
     assert [skill["works"] for skill in found["skills"]] == [skill["works"] for skill in before["skills"]]
     text = shown(found)
-    assert "saved anew" in text and "forget set" in text and "held-out texts" not in text
+    assert "loaded and saved again" in text and "forget set" in text and "held-out texts" not in text
 
 
 def test_files_that_are_gone(copied: Path) -> None:
