@@ -33,7 +33,7 @@ class EvaluateSettings:
     )
     allow_code_execution: bool = setting(False, help="Run the models' programs for --code, in a sandbox.")
     limit: int | None = setting(200, words={"all": None}, minimum=1, help="Items per source.")
-    against: Path | None = setting(None, help="Folder of an earlier evaluation to compare with.")
+    against: Path | None = setting(None, metavar="DIR", help="Folder of an earlier evaluation to compare with.")
     prompt_template: str | None = setting(**RECORDED_TEMPLATE)
     formats: str = setting(
         "plain",

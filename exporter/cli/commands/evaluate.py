@@ -19,7 +19,7 @@ from exporter.evaluation.settings import KINDS, EvaluateSettings
 @click.option("--retain", multiple=True, metavar="SOURCE", help="Prompts that should not.")
 @click.option("--text", multiple=True, metavar="SOURCE", help="Texts for perplexity, their first 384 tokens.")
 @click.option("--choice", multiple=True, metavar="SOURCE", help="Multiple choice in MMLU's form.")
-@click.option("--gsm8k", multiple=True, metavar="SOURCE", help="Sums: exact match of the last number.")
+@click.option("--gsm8k", multiple=True, metavar="SOURCE", help="Word problems: exact match of the last number.")
 @click.option("--code", multiple=True, metavar="SOURCE", help="MBPP or HumanEval: pass@1.")
 @click.option("--qa", multiple=True, metavar="SOURCE", help="Questions on texts, as XQuAD: exact match and F1.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default CHECKPOINT-evaluation.")
