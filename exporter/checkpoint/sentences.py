@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.checkpoint.summary import AlphaSummary, MeasuredRates, NeuronSummary, Summary
-
-if TYPE_CHECKING:  # torch
-    from exporter.methods.neurons.trade_off import Trial
-
-
-def trial_line(trial: Trial) -> str:
-    """One trial of Neuron Adjust or pruning, as the user sees it while the next one runs."""
-    everyday = "" if trial.everyday_rise is None else f", everyday {trial.everyday_rise:+.4f}"
-    return (
-        f"{trial.score} {trial.beta:g} %: loss of forget texts {trial.forget_rise:+.4f}, retain "
-        f"{trial.retain_rise:+.4f}{everyday} (upper end {trial.upper:+.4f}) nats per token"
-    )
 
 
 def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> str:

@@ -1,4 +1,4 @@
-"""The inputs of an export that follows a recipe: where they lie, and whether they are those of the recipe's export."""
+"""The inputs of an export that follows a recipe: where they are, and whether they are those of the recipe's export."""
 
 from __future__ import annotations
 
@@ -18,46 +18,42 @@ from exporter.recipes.recorded import Recorded
 
 
 def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
-    """A recipe's values (see `read_recipe`) with its files and its model's folder where they lie: in one of `folders`
-    or, as ever, in the working directory. Of files of one name the one with the recorded digest counts, of
-    folders that with the recorded config.json.
+    """A recipe's values (see `read_recipe`) with the paths of its files and of its model's folder as found in one of
+    `folders` or in the working directory: of several files the one with the recorded digest, of several folders the
+    one with the recorded config.json.
 
-    given: flags, which need not be looked for in the recipe.
+    given: flags, which replace the recipe's values.
 
-    Raises BadInput where a folder is none, or the files of a recipe that an export has written are in none of them.
+    Raises BadInput where one of `folders` is not a folder, or a file of a recipe that an export wrote is not found.
     """
     for folder in folders:
         if not os.path.isdir(folder):
             raise BadInput(f"--data: {folder} is not a folder")
-    strict = "recorded" in values
+    recorded: Recorded | None = values.get("recorded")
+    strict = recorded is not None
 
-    def sources(table: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: tuple(locate_source(spec, f"--{key}", folders, strict) for spec in value)
-            if key in ("forget", "retain") and key not in given
-            else value
-            for key, value in table.items()
-        }
+    def found(key: str, value: Any) -> Any:
+        if key == "skill":
+            return [{name: found(name, each) for name, each in table.items()} for table in value]
+        if key in ("forget", "retain") and key not in given:
+            return tuple(locate_source(spec, f"--{key}", folders, strict) for spec in value)
+        if key == "statistics" and key not in given:
+            return find_file(str(value), recorded.statistics if recorded else None, "--statistics", folders, strict)
+        if key == "model" and key not in given and values.get("revision") is None:
+            return find_model(value, recorded, folders)
+        return value
 
-    found = sources(values)
-    if "skill" in found:
-        found["skill"] = [sources(table) for table in found["skill"]]
-    if "statistics" in found and "statistics" not in given:
-        digest = values["recorded"].statistics if strict else None
-        found["statistics"] = find_file(str(values["statistics"]), digest, "--statistics", folders, strict)
-    if "model" in found and "model" not in given and found.get("revision") is None:
-        places = [place for place in candidates(found["model"], folders) if os.path.isfile(place / "config.json")]
-        if strict and not places:
-            raise BadInput(
-                f"MODEL: the recipe's folder {found['model']} is not in the working directory"
-                f"{' nor under --data' if folders else ''}; --data DIR names the folder that has it, or name MODEL on "
-                "the command line"
-            )
-        if strict:
-            digest = values["recorded"].base.get("config.json")
-            places.sort(key=lambda place: hashlib.sha256((place / "config.json").read_bytes()).hexdigest() != digest)
-        found["model"] = str(places[0]) if places else found["model"]
-    return found
+    return {key: found(key, value) for key, value in values.items()}
+
+
+def find_model(model: str, recorded: Recorded | None, folders: Sequence[Path]) -> str:
+    places = [place for place in candidates(model, folders) if os.path.isfile(place / "config.json")]
+    if recorded is not None and not places:
+        raise BadInput(f"MODEL: the recipe's folder {model} {nowhere(folders)}, or name MODEL on the command line")
+    if recorded is not None:
+        digest = recorded.base.get("config.json")
+        places.sort(key=lambda place: hashlib.sha256((place / "config.json").read_bytes()).hexdigest() != digest)
+    return str(places[0]) if places else model
 
 
 def locate_source(spec: str, flag: str, folders: Sequence[Path], strict: bool) -> str:
@@ -70,27 +66,26 @@ def locate_source(spec: str, flag: str, folders: Sequence[Path], strict: bool) -
 
 def find_file(path: str, digest: str | None, flag: str, folders: Sequence[Path], strict: bool) -> Path:
     places = [place for place in candidates(path, folders) if os.path.isfile(place)]
-    if not places:
-        if strict:
-            raise BadInput(
-                f"{flag}: {path}, which the recipe names, is not in the working directory"
-                f"{' nor under --data' if folders else ''}; --data DIR names the folder that has it"
-            )
-        return Path(path)
-    fitting = [place for place in places if digest is None or fingerprint(Source(str(place)), flag) == digest]
-    return [*fitting, *places][0]
+    if not places and strict:
+        raise BadInput(f"{flag}: {path}, which the recipe names, {nowhere(folders)}")
+    fitting = (place for place in places if digest is None or fingerprint(Source(str(place)), flag) == digest)
+    return next(fitting, places[0] if places else Path(path))
+
+
+def nowhere(folders: Sequence[Path]) -> str:
+    where = "in the working directory nor under --data" if folders else "in the working directory"
+    return f"is not {where}; --data DIR names the folder that has it"
 
 
 def candidates(path: str, folders: Sequence[Path]) -> list[Path]:
-    """Where a file of a recipe may lie: in each folder under its path or its name alone, or where the path leads."""
-    name = PurePath(path).name
-    within = [place for folder in folders for place in (folder / path, folder / name)]
+    """Where a file of a recipe may be: in each folder, by its path or its name alone, or at its path from here."""
+    within = [folder / each for folder in folders for each in (path, PurePath(path).name)]
     return [*within, Path(os.path.expanduser(path))]
 
 
 def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, notify: Notify) -> None:
-    """Raise BadInput where the base model or the statistics are not those of the export, and were not named on the
-    command line; there the user is told of another model."""
+    """Raise BadInput where the base model or the statistics are not those of the export, unless they were named on the
+    command line: then another model is only reported."""
     if recorded.statistics is not None and statistics is not None and not recorded.statistics_given:
         found = fingerprint(Source(str(statistics)), "--statistics")
         if found != recorded.statistics:
@@ -107,4 +102,4 @@ def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, noti
     differs = f"MODEL {base.name}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not as the recipe's"
     if not recorded.model_given:
         raise BadInput(f"{differs} export found it (sha256); give that model, or name another on the command line")
-    notify(f"{differs}, so the interventions will be others.")
+    notify(f"{differs}, so the interventions will differ.")

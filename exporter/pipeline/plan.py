@@ -1,4 +1,4 @@
-"""What can be wrong without the model is found here, before torch is imported."""
+"""What can be found wrong without the model, before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from exporter.common.extras import missing
 from exporter.common.files import check_apart, read_json
 from exporter.common.staging import check_target, repair
 from exporter.common.text import Notify
-from exporter.methods.refusal.token import RefusalToken, plan_refusal
-from exporter.models.files import Base, find_base, size_in
+from exporter.methods.refusal.token import plan_refusal
+from exporter.models.files import find_base, size_in
 from exporter.pipeline.inputs import check_recorded
 from exporter.pipeline.prompt_warnings import of_prompts
 from exporter.prompts.skills import read_skills
@@ -23,17 +23,18 @@ from exporter.recipes.settings import ExportSettings
 # What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
 EXTRA_BYTES = 64 * 2**20
 HINT = (
-    "The model card gets no figures: they need packages that are not installed. pip install 'unskill[report]', or say "
+    "The model card gets no figures: packages for them are not installed. pip install 'unskill[report]', or give "
     "--no-figures."
 )
 
 
 def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Plan:
-    """Read and split the sources, find the base model, and look at OUT and the disk.
+    """Read and split the sources, find the base model, and check OUT and the free disk space.
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
 
-    Raises BadInput for wrong usage or input, RunFailed where OUT has no room.
+    Raises BadInput for wrong usage or input, also for a refusal that the tokenizer cannot have; RunFailed where the
+    disk has no room for OUT.
     """
     skills = read_skills(settings)
     if settings.statistics is not None and not settings.statistics.is_file():
@@ -46,10 +47,13 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
         notify(text)
     size = sum((base.folder / shard).stat().st_size for shard in base.shards) + kept_size(base) + EXTRA_BYTES
     check_target(settings.out, settings.overwrite, size, ours=is_checkpoint)
-    token = refusal_token(settings, base) if settings.blocks else None
+    token = None
+    if settings.blocks:
+        tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
+        token = plan_refusal(tokenizer, size_in(base.config, "vocab_size"), settings.refusal)
     warnings = of_prompts(skills)
     for warning in warnings:
-        # Said at once, and again in the end: who reads it now need not wait.
+        # Shown now, before the long work, and again with the summary.
         notify(f"warning: {warning.message}")
     figures = settings.figures and missing("report") is None
     _, unreadable = inherited(base)
@@ -59,12 +63,6 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     return Plan(settings, tuple(skills), base, token, recorded, size, figures, tuple(warnings))
 
 
-def refusal_token(settings: ExportSettings, base: Base) -> RefusalToken:
-    """Raises BadInput for a message or a tokenizer with which there can be none."""
-    tokenizer = read_json(base.folder / "tokenizer.json", base.name, "MODEL")
-    return plan_refusal(tokenizer, size_in(base.config, "vocab_size"), settings.refusal)
-
-
 def is_checkpoint(folder: Path) -> bool:
-    """Whether unskill wrote it: --overwrite must not take a base model for a checkpoint."""
+    """Whether unskill wrote the folder: --overwrite must not replace a base model."""
     return isinstance(read_json(folder / "config.json", folder.name, "OUT").get("unskill"), dict)

@@ -1,4 +1,4 @@
-"""`unskill probe`: the statistics alone, once, for exports to come; what was interrupted goes on where it stopped."""
+"""`unskill probe`: the statistics of neurons alone, for later exports; an interrupted one can be resumed."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from exporter.prompts.skills import read_skills
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
-# Between two savings of what has been seen so far: a save takes a second for a large model.
+# Between two saves of the sums so far: a save takes a second for a large model.
 SAVE_SECONDS = 30.0
 
 
 def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> dict[str, Any]:
-    """Probe the fit texts of every skill into the file settings.out, and return what is in it, as a JSON object.
+    """Probe the fit texts of every skill, write the file settings.out, and return what it holds, as a JSON object.
 
-    recorded: see `export`. An interrupted probe leaves FILE.partial, and one of the same model and texts goes on from
-    there. Raises BadInput for wrong input, where there is a file already (unless settings.overwrite), and where a
-    FILE.partial is of another model; RunFailed where the run cannot go on.
+    recorded: see `export`. An interrupted probe leaves FILE.partial, from which one of the same model and texts goes
+    on. Raises BadInput for wrong input, where the file exists (unless settings.overwrite), and where FILE.partial is
+    of another model; RunFailed where the run cannot go on.
     """
     if not any(skill.changes_neurons for skill in settings.skills):
         raise BadInput(
             "--recipe: statistics of neurons are for methods na, na+ksd and sp, and no skill has one of them"
         )
     if settings.out.exists() and not settings.overwrite:
-        raise BadInput(f"OUT: {settings.out} is there already; --overwrite replaces it")
+        raise BadInput(f"OUT: {settings.out} exists: name another file or give --overwrite")
     if not settings.out.resolve().parent.is_dir():
         raise BadInput(f"OUT: {settings.out.parent} is not a folder; make it first")
     skills = read_skills(settings)
@@ -62,13 +62,11 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
     for plan in plans:
         if plan.texts is None:
             continue
-        sides = file.skills[plan.skill.name] = {
-            side: ProbedSide(texts_fingerprint(part["fit"]), len(part["fit"]))
-            for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True)
-        }
-        for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
-            probed = sides[side]
-            known = before.find(part["fit"], side) if before else None
+        fit = {side: getattr(plan.texts, side)["fit"] for side in SIDES}
+        sides = {side: ProbedSide(texts_fingerprint(texts), len(texts)) for side, texts in fit.items()}
+        file.skills[plan.skill.name] = sides
+        for side, probed in sides.items():
+            known = before.find(fit[side], side) if before else None
             if known is not None:
                 probed.done, probed.sums = known.done, known.sums
             start = probed.done
@@ -80,8 +78,7 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
                     file.save(partial)
                     saved = time.monotonic()
 
-            texts = longest_first(part["fit"])[start:]
-            if texts:
+            if texts := longest_first(fit[side])[start:]:
                 probe_texts(prober, texts, f"{plan.skill.name}: {side} texts", probed.sums, after)
                 file.save(partial)
     file.save(settings.out)
@@ -93,7 +90,11 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
         "seed": settings.seed,
         "skills": {
             name: {
-                side: {"texts": each.texts, "tokens": tokens(each), "fingerprint": each.fingerprint}
+                side: {
+                    "texts": each.texts,
+                    "tokens": int(each.sums.moments.layers[0].count) if each.sums else 0,
+                    "fingerprint": each.fingerprint,
+                }
                 for side, each in sides.items()
             }
             for name, sides in file.skills.items()
@@ -101,17 +102,12 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
     }
 
 
-def tokens(side: ProbedSide) -> int:
-    assert side.sums is not None
-    return int(side.sums.moments.layers[0].count)
-
-
 def resumable(partial: Path, file: StatisticsFile, notify: Notify) -> StatisticsFile | None:
-    """What an interrupted probe has left, if it is of this model; None where nothing was left."""
+    """What an interrupted probe left, or None. Raises BadInput where that is of another model."""
     if not partial.is_file():
         return None
     before = StatisticsFile.load(partial, "OUT")
     if (before.model, before.dtype) != (file.model, file.dtype):
-        raise BadInput(f"OUT: {partial.name} is what an interrupted probe of another model has left; remove it")
-    notify(f"Going on with {partial.name}, which an interrupted probe has left.")
+        raise BadInput(f"OUT: {partial.name} was left by an interrupted probe of another model; remove it")
+    notify(f"Going on with {partial.name}, left by an interrupted probe.")
     return before

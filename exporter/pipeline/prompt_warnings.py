@@ -1,4 +1,4 @@
-"""What an export warns of its prompts, before the model is loaded: those of two sets that are nearly the same."""
+"""Warnings about prompts, before the model is loaded: prompts of two sets that are nearly the same."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from exporter.prompts.sources import Prompt
 EXAMPLES = 3
 """Pairs of rows that a warning names."""
 
+Pairs = Sequence[tuple[Prompt, Prompt]]
+
 
 def of_prompts(skills: Sequence[SkillPrompts]) -> list[ExportWarning]:
-    """What can be said before the model is loaded: prompts of two sets that are nearly the same."""
+    """All warnings about the prompts of these skills."""
     found = [overlap(each.skill.name, each.forget, each.retain) for each in skills]
     for one, other in combinations(skills, 2):
         found.append(shared_prompts((one.skill.name, other.skill.name), one.forget, other.forget))
-    return [warning for warning in found if warning is not None]
+    return [*filter(None, found)]
 
 
 def overlap(skill: str, forget: Sequence[Prompt], retain: Sequence[Prompt]) -> ExportWarning | None:
@@ -58,12 +60,11 @@ def shared_prompts(skills: tuple[str, str], ones: Sequence[Prompt], others: Sequ
     )
 
 
-def examples(pairs: Sequence[tuple[Prompt, Prompt]]) -> str:
-    return ", ".join(
-        f"{one.source} row {one.row} and {other.source} row {other.row}" for one, other in pairs[:EXAMPLES]
-    )
+def examples(pairs: Pairs) -> str:
+    named = ([f"{each.source} row {each.row}" for each in pair] for pair in pairs[:EXAMPLES])
+    return ", ".join(map(" and ".join, named))
 
 
-def rows(pairs: Sequence[tuple[Prompt, Prompt]]) -> list[list[dict[str, Any]]]:
-    """The first pairs by label and row: no text."""
+def rows(pairs: Pairs) -> list[list[dict[str, Any]]]:
+    """The first pairs by source and row: no text."""
     return [[{"source": each.source, "row": each.row} for each in pair] for pair in pairs[:EXAMPLES]]

@@ -1,4 +1,4 @@
-"""`unskill export`, from prompts to a checkpoint: the way of the data, step by step."""
+"""`unskill export`, from prompts to a checkpoint, step by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from exporter.checkpoint.environment import environment
 from exporter.checkpoint.findings import Findings, Plan
-from exporter.checkpoint.sentences import trial_line
 from exporter.checkpoint.summary import Summary
 from exporter.checkpoint.writing import write_checkpoint
 from exporter.common.errors import BadInput, Rejected
@@ -30,7 +29,8 @@ from exporter.methods.neurons.choice import (
 from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import united
 from exporter.methods.neurons.statistics import NeuronSums
-from exporter.methods.neurons.statistics_file import SIDES, StatisticsFile, model_fingerprint
+from exporter.methods.neurons.statistics_file import StatisticsFile, model_fingerprint
+from exporter.methods.neurons.trade_off import Trial
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.states import RefusalStates, find_refusal_states
 from exporter.models.loading import LoadedModel, load
@@ -40,12 +40,15 @@ from exporter.pipeline.figures import draw_figures
 from exporter.pipeline.plan import plan
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
+from exporter.prompts.skills import SkillPlan, SkillPrompts, SkillTexts, prepare_for
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
-# Final states looked at for the closed base-model class, on each of its two sides.
+# Final states from which those of the closed base-model class are found, and as many to check them on.
 STATES_POSITIONS = 3000
+
+Sums = tuple[NeuronSums, NeuronSums]
+"""Statistics of forget and retain texts."""
 
 
 def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Summary:
@@ -53,8 +56,8 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
 
-    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected where no layer
-    tells a skill from the rest or no share of neurons is within budget; that writes nothing unless settings.force.
+    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected, unless settings.force,
+    where no layer separates a skill from the rest or no share of neurons is within budget. Nothing is written then.
     """
     planned = plan(settings, notify, recorded)
     findings = run(planned, notify)
@@ -69,7 +72,7 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
 
 def run(planned: Plan, notify: Notify) -> Findings:
-    """Load the model, choose neurons, and fit and calibrate hypercubes. Raises as `export`, and never Rejected."""
+    """Load the model, choose neurons, and fit and calibrate hypercubes. Raises as `export`, but never Rejected."""
     settings = planned.settings
     loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
     if planned.recorded is not None:
@@ -78,8 +81,8 @@ def run(planned: Plan, notify: Notify) -> Findings:
     for each in planned.skills:
         each.skill.layer_number(prober.layers)
     formatter, plans = prepare(planned.skills, loaded, settings, notify)
-    stored = None if settings.statistics is None else stored_statistics(settings.statistics, loaded)
-    choices = [choose(each, prober, settings, stored, notify) for each in plans]
+    stored = stored_sums(settings.statistics, loaded, plans) if settings.statistics else {}
+    choices = [choose(each, prober, settings, stored.get(each.skill.name), notify) for each in plans]
     changes = united([choice.changes for choice in choices if choice is not None])
     sets = text_sets(plans)
     before = measure_effects(prober, sets, "texts, base model")
@@ -103,48 +106,46 @@ def run(planned: Plan, notify: Notify) -> Findings:
 def prepare(
     skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, notify: Notify
 ) -> tuple[Formatter, list[SkillPlan]]:
-    """Prompts as the model sees them, in parts."""
+    """Prompts formatted as the model sees them, and split into parts."""
     return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, notify)
 
 
 def choose(
-    plan: SkillPlan, prober: Prober, settings: ExportSettings, stored: StatisticsFile | None, notify: Notify
+    plan: SkillPlan, prober: Prober, settings: ExportSettings, sums: Sums | None, notify: Notify
 ) -> NeuronChoice | None:
-    """The neurons that the skill changes, if it changes any."""
+    """The neurons that the skill changes; None where its method changes none. sums: of its fit parts, if known."""
     if plan.texts is None:
         return None
-    if stored is not None:
-        assert settings.statistics is not None
-        sums = stored_sums(stored, plan, settings.statistics.name)
-    else:
-        sums = probe_sides(prober, plan.texts, plan.skill.name)
-    return choose_neurons(
-        prober, plan.skill, settings, plan.texts, sums, lambda trial: notify(f"{plan.skill.name}: {trial_line(trial)}")
-    )
+
+    def show(trial: Trial) -> None:
+        everyday = "" if trial.everyday_rise is None else f", everyday {trial.everyday_rise:+.4f}"
+        notify(
+            f"{plan.skill.name}: {trial.score} {trial.beta:g} %: loss of forget texts {trial.forget_rise:+.4f}, "
+            f"retain {trial.retain_rise:+.4f}{everyday} (upper end {trial.upper:+.4f}) nats per token"
+        )
+
+    sums = sums or probe_sides(prober, plan.texts, plan.skill.name)
+    return choose_neurons(prober, plan.skill, settings, plan.texts, sums, show)
 
 
-def stored_statistics(path: Path, loaded: LoadedModel) -> StatisticsFile:
-    """What `unskill probe` has found. Raises BadInput where that was of another model."""
+def stored_sums(path: Path, loaded: LoadedModel, plans: Sequence[SkillPlan]) -> dict[str, Sums]:
+    """What `unskill probe` wrote, by skill. Raises BadInput where that is of another model, or not of all texts."""
     file = StatisticsFile.load(path, "--statistics")
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     if (file.model, file.dtype) != (model_fingerprint(loaded), dtype):
         raise BadInput(f"--statistics: {path.name} is of another model than {loaded.name} in {dtype}")
-    return file
 
-
-def stored_sums(file: StatisticsFile, plan: SkillPlan, name: str) -> tuple[NeuronSums, NeuronSums]:
-    """The statistics of the skill's fit parts. Raises BadInput where they are not there, or not of all the texts."""
-    assert plan.texts is not None
-    found = []
-    for side, part in zip(SIDES, (plan.texts.forget, plan.texts.retain), strict=True):
-        probed = file.find(part["fit"], side)
+    def sums(skill: str, texts: SkillTexts, side: str) -> NeuronSums:
+        probed = file.find(getattr(texts, side)["fit"], side)
         if probed is None or not probed.whole or probed.sums is None:
             raise BadInput(
-                f"--statistics: {name} does not have the {side} texts of {plan.skill.name}: probe with the same "
-                "sources, seed and everyday prompts"
+                f"--statistics: {path.name} does not have the {side} texts of {skill}: probe with the same sources, "
+                "seed and everyday prompts"
             )
-        found.append(probed.sums)
-    return found[0], found[1]
+        return probed.sums
+
+    changing = [(plan.skill.name, plan.texts) for plan in plans if plan.texts is not None]
+    return {name: (sums(name, texts, "forget"), sums(name, texts, "retain")) for name, texts in changing}
 
 
 def detect(
@@ -154,7 +155,7 @@ def detect(
     formatter: Formatter,
     settings: ExportSettings,
 ) -> list[SkillOutcome]:
-    """The hypercubes of the skills that have any, on the model as it is while this runs."""
+    """Fit and judge the hypercubes of the skills that have any, on the model as it is now."""
     blocking = [plan for plan in plans if plan.skill.blocks]
     found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
     outcomes = []
@@ -204,7 +205,7 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
 
 
 def spread(*sides: Sequence[Query]) -> list[Query]:
-    """Queries of all sides in turn, enough for the final states."""
+    """Queries of all sides in turn, as many as make STATES_POSITIONS positions."""
     chosen: list[Query] = []
     positions = 0
     for query in chain.from_iterable(zip_longest(*sides)):

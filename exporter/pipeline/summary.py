@@ -1,4 +1,4 @@
-"""The summary of an export, of what was planned and found."""
+"""The summary of an export, from its plan and findings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from exporter.checkpoint.summary import (
     NeuronSummary,
     SkillSummary,
     SourceSummary,
-    StoredRate,
     Summary,
     TextEffectSummary,
     TrialSummary,
 )
-from exporter.common.rates import Rate
+from exporter.common.rates import rates
 from exporter.common.version import __version__
 from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
 from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
+from exporter.methods.neurons.live import layer_counts
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.warnings import of_outcomes, shared_neurons
 from exporter.recipes.settings import SkillSettings
@@ -48,19 +48,14 @@ def summarise(plan: Plan, findings: Findings) -> Summary:
         if states
         else None,
         skills=tuple(skill_summary(outcome, findings.effects) for outcome in outcomes),
-        shared_neurons=tuple(each.summary for each in shared),
+        shared_neurons=tuple(found for found, _ in shared),
         warnings=(*plan.warnings, *of_outcomes(outcomes, findings.effects, shared)),
     )
 
 
 def skill_summary(outcome: SkillOutcome, effects: Mapping[TextSet, TextEffect]) -> SkillSummary:
     skill, plan = outcome.skill, outcome.plan
-    neurons, key_space = None, None
-    if outcome.neurons is not None:
-        own = {side: each for (name, side), each in effects.items() if name == skill.name}
-        neurons = neuron_summary(skill, outcome.neurons, own)
-    if outcome.evidence is not None and outcome.decision is not None:
-        key_space = key_space_summary(outcome, outcome.evidence, outcome.decision)
+    own = {side: each for (name, side), each in effects.items() if name == skill.name}
     return SkillSummary(
         name=skill.name,
         method=skill.method,
@@ -70,15 +65,15 @@ def skill_summary(outcome: SkillOutcome, effects: Mapping[TextSet, TextEffect]) 
             side: {name: len(part) for name, part in vars(parts).items()}
             for side, parts in (("forget", plan.forget), ("retain", plan.retain))
         },
-        neurons=neurons,
-        key_space=key_space,
+        neurons=neuron_summary(skill, outcome.neurons, own) if outcome.neurons else None,
+        key_space=key_space_summary(outcome, outcome.evidence, outcome.decision)
+        if outcome.evidence and outcome.decision
+        else None,
     )
 
 
 def neuron_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping[str, TextEffect]) -> NeuronSummary:
     """effects: of the skill's texts, by side."""
-    counts = {str(layer): len(each.index) for layer, each in choice.changes.adjusted.items()}
-    counts |= {str(layer): len(index) for layer, index in choice.changes.pruned.items()}
     return NeuronSummary(
         score=choice.score,
         beta=choice.beta,
@@ -86,7 +81,7 @@ def neuron_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping[
         max_retain_loss=skill.max_retain_loss,
         tokens={"forget": choice.forget.gaussian.count, "retain": choice.retain.gaussian.count},
         neurons=choice.changes.count(),
-        layers=counts,
+        layers={layer: sum(counts.values()) for layer, counts in layer_counts(choice.changes).items()},
         trials=tuple(TrialSummary(**asdict(trial)) for trial in choice.trials),
         texts={
             side: TextEffectSummary(**asdict(each), perplexity_ratio=math.exp(each.rise))
@@ -104,12 +99,12 @@ def key_space_summary(outcome: SkillOutcome, evidence: Evidence, decision: Decis
         fault=decision.fault,
         max_false_block=outcome.skill.max_false_block,
         target_block_rate=outcome.skill.target_block_rate,
-        blocked=by_source(decision.blocked),
-        blocked_in_unseen_formats=by_source(decision.blocked_unseen),
-        false_blocks=by_source(decision.false_blocks),
-        false_blocks_over_answers=by_source(decision.false_answers),
-        everyday_kinds_over_answers=stored(decision.kinds),
-        limits=stored(outcome.limits),
+        blocked=rates(decision.blocked),
+        blocked_in_unseen_formats=rates(decision.blocked_unseen),
+        false_blocks=rates(decision.false_blocks),
+        false_blocks_over_answers=rates(decision.false_answers),
+        everyday_kinds_over_answers=rates(decision.kinds),
+        limits=rates(outcome.limits),
         frames=tuple(FrameSummary(**check.figures()) for check in outcome.frames),
         layers=tuple(map(layer_summary, decision.table)),
     )
@@ -125,16 +120,8 @@ def layer_summary(row: LayerRow) -> LayerSummary:
         choose_unseen_false_blocks=row.choice.unseen_false_blocks,
         margin=row.choice.margin,
         alpha=row.alpha,
-        blocked=StoredRate.of(row.blocked),
-        everyday=StoredRate.of(row.everyday_prompts),
-        retain=StoredRate.of(row.retain_prompts),
-        over_answers=StoredRate.of(row.answers),
+        blocked=rates(row.blocked),
+        everyday=rates(row.everyday_prompts),
+        retain=rates(row.retain_prompts),
+        over_answers=rates(row.answers),
     )
-
-
-def stored(found: Mapping[str, Rate]) -> dict[str, StoredRate]:
-    return {name: StoredRate.of(rate) for name, rate in found.items()}
-
-
-def by_source(found: Mapping[str, Mapping[str, Rate]]) -> dict[str, dict[str, StoredRate]]:
-    return {source: stored(formats) for source, formats in found.items()}

@@ -1,50 +1,41 @@
-"""What an export warns of its findings: each with its figures, and what to do about it. None of them stops it."""
+"""Warnings about what an export found, each with its figures and what to do about it. None of them stops it."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scipy.stats import hypergeom
 
 from exporter.checkpoint.summary import ExportWarning, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
+from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
+from exporter.methods.neurons.choice import TextEffect, TextSet
+from exporter.methods.neurons.scores import NeuronChanges
+from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.frames import Frame, Pieces
 from exporter.prompts.splits import forget_prompts_for
-
-if TYPE_CHECKING:
-    from exporter.methods.key_space.evidence import Decision
-    from exporter.methods.neurons.choice import TextEffect, TextSet
-    from exporter.methods.neurons.scores import NeuronChanges
-    from exporter.methods.outcome import SkillOutcome
-    from exporter.recipes.settings import SkillSettings
+from exporter.recipes.settings import SkillSettings
 
 FORGETS_LITTLE = 1.1
-"""Rise of the perplexity of forget texts below which neurons have next to no effect."""
+"""Perplexity of forget texts, as a multiple of the base model's, below which neurons have next to no effect."""
 SHARED_MUCH = 0.25
 """Share of a skill's neurons that another one may change too."""
 BY_CHANCE = 0.01
-"""Random sets of neurons share that many with a probability below this: no chance."""
+"""Random sets of neurons share as many with a probability below this: not by chance."""
 
-
-@dataclass(frozen=True)
-class SharedNeurons:
-    """Neurons that two skills both change, and the probability that random sets of these sizes, drawn from all of the
-    model's neurons, share as many."""
-
-    summary: SharedSummary
-    chance: float
+Shared = tuple[SharedSummary, float]
+"""Neurons that two skills both change, and the probability that random sets of these sizes share as many."""
 
 
 def of_outcomes(
-    outcomes: Sequence[SkillOutcome], effects: Mapping[TextSet, TextEffect], shared: Sequence[SharedNeurons]
+    outcomes: Sequence[SkillOutcome], effects: Mapping[TextSet, TextEffect], shared: Sequence[Shared]
 ) -> list[ExportWarning]:
-    """What can be said of what was found. effects: of the report part's texts, by skill and side."""
+    """All warnings about what was found. effects: of the report part's texts, by skill and side."""
     found: list[ExportWarning | None] = []
     for outcome in outcomes:
         skill, prompts = outcome.skill, sum(map(len, vars(outcome.plan.forget).values()))
@@ -53,12 +44,12 @@ def of_outcomes(
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
-    found += map(many_shared, shared)
-    return [warning for warning in found if warning is not None]
+    found += [many_shared(*each) for each in shared]
+    return [*filter(None, found)]
 
 
 def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) -> ExportWarning | None:
-    """Where fewer forget prompts calibrate alpha than the asked block rate needs. prompts: all of the skill's."""
+    """Fewer forget prompts calibrate alpha than the target block rate needs. prompts: all of the skill's."""
     alpha, target = decision.alpha, skill.target_block_rate
     if alpha.promise is None or alpha.promise >= target:
         return None
@@ -82,10 +73,9 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
 
 
 def frame_alone(skill: SkillSettings, check: FrameCheck) -> ExportWarning | None:
-    """Where harmless prompts are inside the hypercube once they begin and end as forget prompts do.
+    """Harmless prompts are inside the hypercube once they begin and end as forget prompts do.
 
-    Only where that is more, with its whole interval, than --max-false-block and than the same prompts as they are:
-    what is inside anyway is not inside by its frame.
+    Only where the whole interval is above --max-false-block and above the rate of the same prompts as they are.
     """
     framed, bare, found = check.framed, check.bare, check.found
     if not framed.total or framed.low <= max(skill.max_false_block, bare.rate):
@@ -104,7 +94,7 @@ def frame_alone(skill: SkillSettings, check: FrameCheck) -> ExportWarning | None
 
 
 def describe(frame: Frame) -> str:
-    """What a frame is, without its text."""
+    """A frame in words, without its text."""
     sides = (("begin", frame.start), ("end", frame.end))
     return " and ".join(f"{verb} with the same {size(side)}" for verb, side in sides if side)
 
@@ -116,15 +106,14 @@ def size(side: Pieces) -> str:
 
 
 def forgets_little(skill: SkillSettings, effect: TextEffect) -> ExportWarning | None:
-    """Where held-out forget texts are hardly less likely than before. effect: of the report part."""
+    """Held-out forget texts are hardly less likely than before. effect: of the report part."""
     ratio = math.exp(effect.rise)
     if ratio >= FORGETS_LITTLE:
         return None
+    todo = "allow a greater --max-retain-loss, give more varied retain texts"
+    todo += ", or use --no-everyday" if skill.everyday else ""
     if skill.beta is not None:
         todo = "give a greater --beta, or auto"
-    else:
-        todo = "allow a greater --max-retain-loss, give more varied retain texts"
-        todo += ", or take --no-everyday" if skill.everyday else ""
     return ExportWarning(
         code="forgets-little",
         skill=skill.name,
@@ -134,8 +123,8 @@ def forgets_little(skill: SkillSettings, effect: TextEffect) -> ExportWarning | 
     )
 
 
-def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[SharedNeurons]:
-    """For every two skills that change neurons, which they share."""
+def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[Shared]:
+    """For every two skills that change neurons, how many they share."""
     chosen = [(outcome.skill.name, outcome.neurons) for outcome in outcomes if outcome.neurons is not None]
     found = []
     for (one, ours), (other, theirs) in combinations(chosen, 2):
@@ -146,11 +135,9 @@ def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[SharedNeurons]:
         }
         shared = sum(each["shared"] for each in layers.values())
         sizes, everything = (ours.changes.count(), theirs.changes.count()), ours.forget.gaussian.mean.numel()
-        summary = SharedSummary.model_validate(
-            shares(shared, min(sizes))
-            | {"skills": (one, other), "layers": layers, "by_chance": sizes[0] * sizes[1] / everything}
-        )
-        found.append(SharedNeurons(summary, float(hypergeom.sf(shared - 1, everything, *sizes))))
+        by_chance = sizes[0] * sizes[1] / everything
+        summary = SharedSummary(**shares(shared, min(sizes)), skills=(one, other), by_chance=by_chance, layers=layers)
+        found.append((summary, float(hypergeom.sf(shared - 1, everything, *sizes))))
     return found
 
 
@@ -166,16 +153,15 @@ def by_layer(changes: NeuronChanges) -> defaultdict[int, set[int]]:
     return found
 
 
-def many_shared(shared: SharedNeurons) -> ExportWarning | None:
-    found = shared.summary
-    if found.share < SHARED_MUCH or shared.chance >= BY_CHANCE:
+def many_shared(found: SharedSummary, chance: float) -> ExportWarning | None:
+    if found.share < SHARED_MUCH or chance >= BY_CHANCE:
         return None
     return ExportWarning(
         code="shared-neurons",
         skill=None,
         message=f"{' and '.join(found.skills)} share {found.shared} neurons, {found.share:.0%} of the smaller set's "
-        f"{found.smaller} (by chance {found.by_chance:.1f}), each of which is moved only for the skill whose texts it "
-        "parts more, or is zero where one prunes it: see above whether the texts of both lose enough, or make them "
-        "one skill",
+        f"{found.smaller} (by chance {found.by_chance:.1f}); each is moved only for the skill whose texts it "
+        "separates better, or is zero where one prunes it: check above that the texts of both lose enough, or make "
+        "them one skill",
         figures=found.model_dump(mode="json", exclude={"layers"}),
     )

@@ -166,7 +166,7 @@ def test_neurons_by_stored_statistics(place: Path) -> None:
     assert "--forget sums.jsonl: is not the file that was meant" in again(out, place / "elsewhere", *data, code=2)
     changed = ("--forget", "../data/sums.jsonl,answer=more", "--retain", "../letters.jsonl,answer=more")
     said = with_model(out, place, *changed)
-    assert "config.json is not as the recipe's, so the interventions will be others" in said
+    assert "config.json is not as the recipe's, so the interventions will differ" in said
     assert f"torch 0.{torch.__version__} (here {torch.__version__})" in said
 
 

@@ -8,14 +8,10 @@ from typing import Any, cast
 import pytest
 import torch
 
-from exporter.checkpoint.summary import SharedLayer
+from exporter.checkpoint.summary import SharedLayer, SharedSummary
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.methods.outcome import SkillOutcome
-from exporter.pipeline.warnings import (
-    SharedNeurons,
-    many_shared,
-    shared_neurons,
-)
+from exporter.pipeline.warnings import many_shared, shared_neurons
 from exporter.recipes.settings import SkillSettings
 from tests.exporter.pipeline.test_warnings import SKILL
 
@@ -33,7 +29,7 @@ def adjusted(layers: dict[int, range]) -> NeuronChanges:
     )
 
 
-def shared(one: NeuronChanges, other: NeuronChanges) -> SharedNeurons:
+def shared(one: NeuronChanges, other: NeuronChanges) -> tuple[SharedSummary, float]:
     (found,) = shared_neurons([outcome("sums", one), outcome("news", other)])
     return found
 
@@ -41,14 +37,14 @@ def shared(one: NeuronChanges, other: NeuronChanges) -> SharedNeurons:
 def test_shared_neurons_by_layer() -> None:
     one = adjusted({0: range(10), 2: range(20, 40)})
     other = NeuronChanges(adjusted({2: range(30, 35), 3: range(5)}).adjusted, {0: torch.tensor([3, 50])})
-    found = shared(one, other)
-    assert found.summary.layers == {
+    found, chance = shared(one, other)
+    assert found.layers == {
         "0": SharedLayer(shared=1, smaller=2, share=0.5),
         "2": SharedLayer(shared=5, smaller=5, share=1.0),
         "3": SharedLayer(shared=0, smaller=0, share=0.0),
     }
-    assert (found.summary.shared, found.summary.smaller, found.summary.by_chance) == (6, 12, 30 * 12 / 400)
-    caution = many_shared(found)
+    assert (found.shared, found.smaller, found.by_chance) == (6, 12, 30 * 12 / 400)
+    caution = many_shared(found, chance)
     assert caution is not None and "sums and news share 6 neurons, 50% of the smaller set's 12" in caution.message
 
 
@@ -64,7 +60,7 @@ def test_shared_neurons_by_layer() -> None:
     ],
 )
 def test_a_quarter_and_more_than_chance(one: dict[int, range], other: dict[int, range], fires: bool) -> None:
-    assert (many_shared(shared(adjusted(one), adjusted(other))) is not None) is fires
+    assert (many_shared(*shared(adjusted(one), adjusted(other))) is not None) is fires
 
 
 def test_skills_without_neurons_share_none() -> None:

@@ -210,7 +210,7 @@ def test_another_base(base: Path, tmp_path: Path) -> None:
         check_recorded(recorded, find_base(str(other)), None, pytest.fail)
     said: list[str] = []
     check_recorded(Recorded(recorded.base, model_given=True), find_base(str(other)), None, said.append)
-    assert len(said) == 1 and "the interventions will be others" in said[0]
+    assert len(said) == 1 and "the interventions will differ" in said[0]
 
 
 def test_one_weight_of_another_base(base: Path, tmp_path: Path) -> None:
