@@ -1,9 +1,7 @@
-"""What a checkpoint holds of its own making: config.json and `reproduce/`, read without loading the model."""
+"""What a checkpoint holds about its own export: config.json and `reproduce/`, read without loading the model."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +12,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from exporter.checkpoint.shards import file_sha256
 from exporter.checkpoint.summary import SkillSummary, Summary
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
-from exporter.common.hub import download
-from exporter.models.files import check_checkpoint
+from exporter.models.files import find_checkpoint
 from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
 
-# By name: a pattern would take what is kept of the base along, its tokenizer of up to 30 MB too.
+# By name: a pattern would also match what is kept of the base, with a tokenizer of up to 30 MB.
 FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "summary", "prompts")))
 FILES += ("reproduce/recipe.toml", "reproduce/statistics.safetensors")
 Floats = NDArray[np.float64]
@@ -50,8 +48,8 @@ class StoredSkill:
 @dataclass(frozen=True)
 class Stored:
     """A checkpoint's account of itself. `name`: folder name or Hub id; `unskill`: that object of config.json;
-    `recipe`: the settings of the export; of its own system prompts the sha256, of skills "sources" as the summary has
-    them."""
+    `recipe`: the settings of the export, with the sha256 of the user's system prompts, and each skill's "sources" as
+    in the summary."""
 
     name: str
     unskill: Mapping[str, Any]
@@ -61,19 +59,19 @@ class Stored:
 
 
 def read_stored(checkpoint: str) -> Stored:
-    """Raises BadInput where unskill did not write CHECKPOINT, or what it holds of its making is gone or altered."""
-    folder, name = Path(checkpoint), Path(checkpoint).resolve().name
-    if not os.path.isdir(folder):
-        folder, name = download(checkpoint, "CHECKPOINT", FILES)[0], checkpoint
-    config = read_json(folder / "config.json", name, "CHECKPOINT")
-    check_checkpoint(config, name)
+    """Raises BadInput where unskill did not write CHECKPOINT, or a file of `reproduce/` is missing or altered."""
+    folder, name, _, config = find_checkpoint(checkpoint, FILES)
     reproduce = folder / "reproduce"
     if not reproduce.is_dir():
         raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
     hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
-    content, prompts = (_unaltered(reproduce / f"{file}.json", hashes, name) for file in ("summary", "prompts"))
+    content, prompts = (read_json(reproduce / f"{file}.json", name, "CHECKPOINT") for file in ("summary", "prompts"))
+    if not (reproduce / "recipe.toml").is_file():
+        raise BadInput(f"CHECKPOINT {name} has no recipe.toml: an older unskill made it, export it again")
+    for file in ("summary.json", "prompts.json", "recipe.toml"):  # unaltered, so their contents need no more checks
+        if file_sha256(reproduce / file) != hashes.get(f"reproduce/{file}"):
+            raise BadInput(f"CHECKPOINT {name}: reproduce/{file} is not as the export wrote it (hashes.json)")
     summary = Summary.from_json(content)
-    recipe = _settings(reproduce / "recipe.toml", summary, hashes, name)
     path = reproduce / "statistics.safetensors"
     if not path.is_file():
         raise BadInput(f"CHECKPOINT {name} has no {path.name}")
@@ -87,26 +85,11 @@ def read_stored(checkpoint: str) -> Stored:
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         skills.append(StoredSkill(each.name, each, prompts[each.name], own))
         _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
-    return Stored(name, config["unskill"], recipe, summary, tuple(skills))
+    return Stored(name, config["unskill"], _settings(reproduce / "recipe.toml", summary), summary, tuple(skills))
 
 
-def _unaltered(path: Path, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A JSON file as the export wrote it: what is in it then needs no further checks."""
-    content = read_json(path, name, "CHECKPOINT")
-    _check_hash(path, hashes, name)
-    return content
-
-
-def _check_hash(path: Path, hashes: Mapping[str, Any], name: str) -> None:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes.get(f"reproduce/{path.name}"):
-        raise BadInput(f"CHECKPOINT {name}: reproduce/{path.name} is not as the export wrote it (hashes.json)")
-
-
-def _settings(path: Path, summary: Summary, hashes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the recipe says, with what the summary knows of its sources."""
-    if not path.is_file():
-        raise BadInput(f"CHECKPOINT {name} has no {path.name}: an older unskill made it, export it again")
-    _check_hash(path, hashes, name)
+def _settings(path: Path, summary: Summary) -> dict[str, Any]:
+    """The recipe's settings, with the sources as in the summary."""
     values = read_recipe(path)
     recorded = values.pop(RECORDED)
     settings = asdict(merged_settings(values, {"out": path.parent}))

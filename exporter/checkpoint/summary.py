@@ -7,18 +7,24 @@ Rates are of the report parts, with exact 95 % (Clopper-Pearson) intervals, unle
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-if TYPE_CHECKING:  # scipy
-    from exporter.common.rates import Rate
-
 
 class Part(BaseModel):
-    """A part of the summary: one object of the JSON."""
+    """A part of the summary, or of another of a checkpoint's files: one object of the JSON."""
 
     model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The object as it was written. Raises ValueError, in one line, where it is something else."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 class StoredRate(Part):
@@ -29,10 +35,6 @@ class StoredRate(Part):
     low: float
     high: float
     rate: float | None
-
-    @classmethod
-    def of(cls, found: Rate) -> StoredRate:
-        return cls.model_validate(found.as_json())
 
 
 SourceRates = dict[str, dict[str, StoredRate]]
@@ -236,15 +238,6 @@ class Summary(Part):
     # Early checkpoints have neither.
     shared_neurons: tuple[SharedSummary, ...] = ()
     warnings: tuple[ExportWarning, ...] = ()
-
-    @classmethod
-    def from_json(cls, content: Any) -> Summary:
-        """What summary.json holds. Raises ValueError, in one line, where it is not an export's."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` reads."""

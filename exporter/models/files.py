@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,21 @@ def size_in(config: Mapping[str, Any], name: str) -> int:
 
         return int(getattr(CONFIG_MAPPING[config["model_type"].removeprefix(PREFIX)](), name))
     return int(config[name])
+
+
+def find_checkpoint(checkpoint: str, patterns: Sequence[str]) -> tuple[Path, str, str | None, dict[str, Any]]:
+    """A checkpoint's folder, its name, its commit and its config.json; of one on the Hub, which alone has a commit,
+    files of these names are downloaded.
+
+    Raises BadInput where unskill did not write it.
+    """
+    folder, name, commit = Path(checkpoint), Path(checkpoint).resolve().name, None
+    if not os.path.isdir(folder):
+        name = checkpoint
+        folder, commit = download(checkpoint, "CHECKPOINT", patterns)
+    config = read_json(folder / "config.json", name, "CHECKPOINT")
+    check_checkpoint(config, name)
+    return folder, name, commit, config
 
 
 def check_checkpoint(config: dict[str, Any], name: str) -> None:

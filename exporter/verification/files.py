@@ -93,7 +93,7 @@ def has_fingerprints(view: View) -> bool:
     if not (view.folder / BASE_FOLDER / NAME).is_file():
         return False  # saved anew, and none of ours any more
     record = read_record(view.folder, view.name)
-    return any(file.sha256 is not None for file in record.files if is_base_shard(file.path))
+    return any(file.sha256 is not None for file in record.files.values() if is_base_shard(file.path))
 
 
 def as_exported(view: View, hashes: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
-"""What a checkpoint keeps of its base, so that `unskill restore` gives every file of it back.
+"""What a checkpoint keeps of its base, so that `unskill restore` gives every file back.
 
-The weights are in the checkpoint but for R, which is undone by the original header and the rows that R replaced. Small
-files are kept whole: mostly tokenizer.json, a few MB and up to 35 MB of a vocabulary of 260,000.
+Weight files differ from the base's by R only: the original header and the rows that R replaced undo that. Small files
+are kept whole: mostly tokenizer.json, a few MB, and up to 35 MB for a vocabulary of 260,000.
 """
 
 from __future__ import annotations
@@ -15,25 +15,14 @@ from pathlib import Path
 
 from exporter.checkpoint.base.local_paths import of_base
 from exporter.checkpoint.base.original import read_start, replaced_rows
-from exporter.checkpoint.base.record import (
-    CHECKPOINT,
-    FOLDER,
-    KEPT,
-    NAME,
-    SHARD,
-    BaseFile,
-    Blanked,
-    LeftOut,
-    Patched,
-    Record,
-)
+from exporter.checkpoint.base.record import FOLDER, FORMAT, NAME, BaseFile, Blanked, LeftOut, Record
 from exporter.checkpoint.shards import RowPatch, file_sha256
-from exporter.common.files import human_size, write_errors, write_json
+from exporter.common.files import human_size, write_json
 from exporter.models.files import LICENCES, SMALL_FILES, Base
 
 TEMPLATES = "additional_chat_templates"
 """The one folder inside a model that `from_pretrained` reads."""
-# Under its own name git would obey it there, and take the kept files for others than they are.
+# Git would obey a .gitattributes there, and change the kept files.
 RENAMED = {".gitattributes": "gitattributes"}
 OTHER_WEIGHTS = {
     "pickle": ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"),
@@ -55,19 +44,21 @@ class CopiedShard:
 def keep_base(folder: Path, base: Base, shards: Sequence[CopiedShard], fingerprints: bool) -> None:
     """Write `reproduce/base/` of the checkpoint in `folder`, in which all else but `reproduce/` is there already.
 
-    fingerprints: also read every patched weight file once more for its sha256. RunFailed where the disk is full.
+    fingerprints: also read every patched weight file once more for its sha256.
     """
     (folder / FOLDER).mkdir(parents=True)
-    files = [_keep_shard(folder, base, shard, fingerprints) for shard in shards]
+    files = {shard.source: _keep_shard(folder, base, shard, fingerprints) for shard in shards}
     left_out = []
     for name, path in _entries(base.folder):
         if name in base.shards:
             continue
         kept = _keep(folder, name, path, base)
-        files.append(kept) if isinstance(kept, BaseFile) else left_out.append(kept)
-    record = Record(base.name, base.revision, tuple(files), tuple(left_out))
-    with write_errors(folder / FOLDER / NAME):
-        write_json(folder / FOLDER / NAME, record.as_json())
+        if isinstance(kept, LeftOut):
+            left_out.append(kept)
+        else:
+            files[name] = kept
+    record = Record(format=FORMAT, model=base.name, revision=base.revision, files=files, left_out=tuple(left_out))
+    write_json(folder / FOLDER / NAME, record.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def kept_size(base: Base) -> int:
@@ -108,42 +99,44 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     why = _why_not(name, path)
     if why is not None:
         size = path.stat().st_size if path.is_file() else None
-        return LeftOut(os.fsencode(name).decode("utf-8", "replace"), size, why)
+        return LeftOut(name=os.fsencode(name).decode("utf-8", "replace"), size=size, why=why)
     content = path.read_bytes()
     cleaned, count = of_base(base.folder, base.revision, name, content)
     if count and not _is_text(content):
-        return LeftOut(name, len(content), "holds a local path")
+        return LeftOut(name=name, size=len(content), why="holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()
     # Licences only: what else is equal now, as chat templates are, belongs to a base that loads by itself.
     there = folder / name
     if _is_any(path, LICENCES) and there.is_file() and there.read_bytes() == cleaned:
-        return BaseFile(name, len(content), sha256, CHECKPOINT, name)
-    kept = f"{FOLDER}/{RENAMED.get(name, name)}"
-    target = folder / kept
-    with write_errors(target, len(cleaned)):
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(cleaned)
-    blanked = Blanked(count, len(content), hashlib.sha256(content).hexdigest()) if count else None
-    return BaseFile(name, len(cleaned), sha256, KEPT, kept, blanked=blanked)
+        return BaseFile(sha256=sha256, size=len(content), origin="checkpoint", path=name)
+    kept = BaseFile(sha256=sha256, size=len(cleaned), origin="kept", path=f"{FOLDER}/{RENAMED.get(name, name)}")
+    (folder / kept.path).parent.mkdir(exist_ok=True)
+    (folder / kept.path).write_bytes(cleaned)
+    if not count:
+        return kept
+    blanked = Blanked(count=count, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return kept.model_copy(update={"without_local_paths": blanked})
 
 
 def _keep_shard(folder: Path, base: Base, shard: CopiedShard, fingerprints: bool) -> BaseFile:
-    """Keep what undoes R in one weight file; of a file that was copied whole its name is all that changed."""
+    """Keep what undoes R in one weight file; a file that was copied whole has another name, and nothing else."""
     source = base.folder / shard.source
     size = source.stat().st_size
     if not shard.patches:
-        return BaseFile(shard.source, size, shard.sha256, CHECKPOINT, shard.target)
-    header, rows_path = f"{FOLDER}/{shard.target}.header", None
-    with write_errors(folder / header):
-        (folder / header).write_bytes(read_start(source))
-    rows = replaced_rows(source, shard.patches)
-    if rows:
-        rows_path = f"{FOLDER}/{shard.target}.rows"
-        with write_errors(folder / rows_path):
-            (folder / rows_path).write_bytes(b"".join(row.values for row in rows))
-    patched = Patched(header, rows_path, tuple((row.tensor, row.row) for row in rows))
-    sha256 = file_sha256(source) if fingerprints else None
-    return BaseFile(shard.source, size, sha256, SHARD, shard.target, patched)
+        return BaseFile(sha256=shard.sha256, size=size, origin="checkpoint", path=shard.target)
+    header, rows_path = f"{FOLDER}/{shard.target}.header", f"{FOLDER}/{shard.target}.rows"
+    (folder / header).write_bytes(read_start(source))
+    if rows := replaced_rows(source, shard.patches):
+        (folder / rows_path).write_bytes(b"".join(row.values for row in rows))
+    return BaseFile(
+        sha256=file_sha256(source) if fingerprints else None,
+        size=size,
+        origin="shard",
+        path=shard.target,
+        header=header,
+        rows_path=rows_path if rows else None,
+        rows=tuple((row.tensor, row.row) for row in rows),
+    )
 
 
 def _is_any(path: Path, patterns: Sequence[str]) -> bool:

@@ -2,74 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from operator import index
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Literal, Self
 
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, model_validator
+
+from exporter.checkpoint.summary import Part
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 
 FORMAT = 1
 FOLDER = "reproduce/base"
 NAME = "files.json"
-KEPT, CHECKPOINT, SHARD = "kept", "checkpoint", "shard"
-"""How a file comes back: from FOLDER; as a file of the checkpoint that has the same bytes; as a weight file less R."""
 
 
-@dataclass(frozen=True)
-class Patched:
-    """What gives a weight file again out of the one that R was written into; paths inside the checkpoint.
-
-    header: the original header's bytes; rows: tensor and number of every row that R replaced, in the order of their
-    bytes in the file `rows_path`, which is None where R was appended.
-    """
-
-    header: str
-    rows_path: str | None
-    rows: tuple[tuple[str, int], ...]
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if str(path) != value or path.is_absolute() or ".." in path.parts or not path.parts or not value.isprintable():
+        raise ValueError(f"{value!r} is not a path inside a folder")
+    return value
 
 
-@dataclass(frozen=True)
-class Blanked:
-    """`count` local paths were taken out of a file; size and sha256 are of the file as the base had it."""
+Inside = Annotated[str, AfterValidator(_inside)]
+"""A path that stays inside the folder that it is relative to, in its plainest form."""
+
+
+class Blanked(Part):
+    """`count` local paths were removed from a file; size and sha256 are of the file as the base had it."""
 
     count: int
     size: int
     sha256: str
 
 
-@dataclass(frozen=True)
-class BaseFile:
+class BaseFile(Part):
     """One file of the base.
 
     Attributes:
-        size: Bytes that come back.
-        sha256: Of them; None for weights of an export with --no-fingerprints.
-        origin: KEPT, CHECKPOINT or SHARD.
-        path: Of the file that it comes from, inside the checkpoint.
+        sha256: Of the bytes that come back; None for weights of an export with --no-fingerprints.
+        size: Their number.
+        origin: "kept": from FOLDER; "checkpoint": a file of the checkpoint with the same bytes; "shard": a weight file
+            that R was written into.
+        path: Of the file that it comes from; all paths are inside the checkpoint.
+        header: Of a shard: the file with the original header's bytes.
+        rows_path: The file with the rows that R replaced, None where R was appended.
+        rows: Tensor and number of each of these rows, in the order of their bytes.
+        without_local_paths: What was removed, if anything.
     """
 
-    name: str
-    size: int
+    model_config = ConfigDict(validate_by_name=True)
+
     sha256: str | None
-    origin: str
-    path: str
-    patched: Patched | None = None
-    blanked: Blanked | None = None
+    size: NonNegativeInt
+    origin: Literal["kept", "checkpoint", "shard"] = Field(validation_alias="from", serialization_alias="from")
+    path: Inside
+    header: Inside | None = None
+    rows_path: Inside | None = None
+    rows: tuple[tuple[str, int], ...] = ()
+    without_local_paths: Blanked | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"sha256": self.sha256, "size": self.size, "from": self.origin, "path": self.path}
-        if self.patched is not None:
-            found |= asdict(self.patched)
-        if self.blanked is not None:
-            found["without_local_paths"] = asdict(self.blanked)
-        return found
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.origin == "shard") != (self.header is not None) or (self.rows_path is None) != (not self.rows):
+            raise ValueError("header, rows_path and rows do not fit together")
+        return self
 
 
-@dataclass(frozen=True)
-class LeftOut:
+class LeftOut(Part):
     """A file, or with a slash at its end a folder, of the base that does not come back. `size` of a folder: None."""
 
     name: str
@@ -77,76 +76,29 @@ class LeftOut:
     why: str
 
 
-@dataclass(frozen=True)
-class Record:
-    """`model`, `revision`: of the base, as in the summary."""
+class Record(Part):
+    """`model`, `revision`: of the base, as in the summary; `files`: by name."""
 
+    format: int
     model: str
     revision: str | None
-    files: tuple[BaseFile, ...]
+    files: dict[Inside, BaseFile]
     left_out: tuple[LeftOut, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "model": self.model,
-            "revision": self.revision,
-            "files": {file.name: file.as_json() for file in self.files},
-            "left_out": [asdict(each) for each in self.left_out],
-        }
 
 
 def read_record(folder: Path, checkpoint: str) -> Record:
-    """The record of a checkpoint, its paths checked to stay inside. BadInput where there is none or it is damaged."""
+    """The record of a checkpoint. Raises BadInput where there is none, or it is damaged or of another format."""
     if not (folder / FOLDER / NAME).is_file():
         raise BadInput(
             f"CHECKPOINT {checkpoint} has no {FOLDER}/{NAME}, which says how to give its base back: it is an ONNX "
-            "folder, was saved anew since its export, or is of an unskill that did not keep the base's files yet"
+            "folder, was saved anew since its export, or was written by an unskill that did not keep the base's files"
         )
     content = read_json(folder / FOLDER / NAME, checkpoint, "CHECKPOINT")
     if content.get("format") != FORMAT:
         raise BadInput(
-            f"CHECKPOINT {checkpoint}: {NAME} has format {content.get('format')!r}, this unskill knows {FORMAT}"
+            f"CHECKPOINT {checkpoint}: {NAME} has format {content.get('format')!r}, this unskill reads {FORMAT}"
         )
     try:
-        files = tuple(_file(name, each) for name, each in content["files"].items())
-        left_out = tuple(_left_out(each) for each in content["left_out"])
-        return Record(_text(content["model"]), content["revision"], files, left_out)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return Record.from_json(content)
+    except ValueError as error:
         raise BadInput(f"CHECKPOINT {checkpoint}: {FOLDER}/{NAME} is damaged ({error!r})") from error
-
-
-def _file(name: str, found: Mapping[str, Any]) -> BaseFile:
-    """Raises KeyError, TypeError or ValueError where `found` is not as `BaseFile.as_json` writes it."""
-    patched, blanked = None, None
-    if found["from"] == SHARD:
-        rows_path = None if found["rows_path"] is None else _inside(found["rows_path"])
-        rows = tuple((_text(tensor), index(row)) for tensor, row in found["rows"])
-        if (rows_path is None) != (not rows):
-            raise ValueError(f"rows of {name}")
-        patched = Patched(_inside(found["header"]), rows_path, rows)
-    if "without_local_paths" in found:
-        blanked = Blanked(**found["without_local_paths"])
-    if found["from"] not in (KEPT, CHECKPOINT, SHARD) or index(found["size"]) < 0:
-        raise ValueError(f"{name} has no such size or origin")
-    return BaseFile(
-        _inside(name), found["size"], found["sha256"], found["from"], _inside(found["path"]), patched, blanked
-    )
-
-
-def _left_out(found: Mapping[str, Any]) -> LeftOut:
-    return LeftOut(_text(found["name"]), found["size"], _text(found["why"]))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
-    return value
-
-
-def _inside(value: Any) -> str:
-    """A path that stays inside the folder that it is relative to, in its plainest form."""
-    path = PurePosixPath(_text(value))
-    if str(path) != value or path.is_absolute() or ".." in path.parts or not path.parts or not value.isprintable():
-        raise ValueError(f"{value!r} is not a path inside a folder")
-    return value

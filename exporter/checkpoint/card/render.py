@@ -92,7 +92,8 @@ def refused(skills: Sequence[SkillSummary]) -> str:
 def total(found: SourceRates) -> StoredRate:
     """A rate over all sources together."""
     parts = [formats["all"] for formats in found.values()]
-    return StoredRate.of(rate(sum(each.hits for each in parts), sum(each.total for each in parts)))
+    found_in_all = rate(sum(each.hits for each in parts), sum(each.total for each in parts))
+    return StoredRate.model_validate(found_in_all.as_json())
 
 
 def share(found: StoredRate) -> str:
