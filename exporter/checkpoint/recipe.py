@@ -14,6 +14,7 @@ from typing import Any
 
 import tomli_w
 
+from exporter.checkpoint.shards import read_header
 from exporter.models.files import Base
 from exporter.prompts.skills import SkillPrompts, SourceRecord
 from exporter.prompts.sources import Source, fingerprint
@@ -103,8 +104,6 @@ def base_files(base: Base) -> dict[str, str]:
 
 
 def blocks_sha256(path: Path) -> str:
-    from exporter.checkpoint.shards import read_header  # torch
-
     header = read_header(path)
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(header.data_start))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from exporter.checkpoint.environment import environment
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.layout import FOLDER, HASHES, RECIPE
 from exporter.checkpoint.recipe import recipe_toml
-from exporter.checkpoint.shards import file_sha256, write_tensors
+from exporter.checkpoint.shards import file_sha256
 from exporter.checkpoint.summary import Summary
+from exporter.checkpoint.tensors import write_tensors
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:

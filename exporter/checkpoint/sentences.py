@@ -8,8 +8,8 @@ from exporter.checkpoint.summary import AlphaSummary, MeasuredRates, NeuronSumma
 
 
 def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> str:
-    """What may be said of one skill's hypercubes. fault: why they do not separate, None where they do; dtype: of the
-    model that they were fitted on."""
+    """What one skill's hypercubes promise. fault: why they do not separate, None where they do; dtype: of the model
+    that they were fitted on."""
     text = f"Key Space Detection at layer {layer}, alpha {alpha.value:.3f}. "
     if fault is not None:
         text += f"NOT SEPARATED: {fault}. "
@@ -23,13 +23,13 @@ def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> s
 
 
 def warning_lines(summary: Summary) -> list[str]:
-    """What the export warns of, a sentence each, with the skill that it is about where there are several."""
+    """The export's warnings, a sentence each, which names its skill where there are several."""
     several = len(summary.skills) > 1
     return [f"{each.skill}: {each.message}" if several and each.skill else each.message for each in summary.warnings]
 
 
 def neurons_line(found: NeuronSummary, method: str) -> str:
-    """What was done to one skill's neurons, and what that does to texts of the report part."""
+    """What was done to one skill's neurons, and how it changes the perplexity of texts of the report part."""
     name = "Selective Pruning" if method == "sp" else "Neuron Adjust"
     text = f"{name} of {found.neurons} neurons: the top {found.beta:g} % by {found.score}. "
     if not found.borne:
@@ -51,14 +51,11 @@ RATES = (
 
 def rate_rows(found: MeasuredRates) -> list[dict[str, Any]]:
     """Everything that was counted on the report part, with exact 95 % intervals."""
-    rows: list[dict[str, Any]] = []
-    for what, key in RATES:
-        for source, formats in getattr(found, key).items():
-            rows += [
-                {"what": what, "source": source, "format": name} | rate.model_dump() for name, rate in formats.items()
-            ]
-    rows += [
-        {"what": "known limit", "source": "forget set", "format": name} | rate.model_dump()
-        for name, rate in found.limits.items()
+    rates = [
+        (what, source, name, rate)
+        for what, key in RATES
+        for source, formats in getattr(found, key).items()
+        for name, rate in formats.items()
     ]
-    return rows
+    rates += [("known limit", "forget set", name, rate) for name, rate in found.limits.items()]
+    return [{"what": what, "source": source, "format": name} | rate.model_dump() for what, source, name, rate in rates]

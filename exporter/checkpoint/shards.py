@@ -1,7 +1,8 @@
 """Safetensors files without loading them: copied whole, or streamed with rows of a tensor replaced or appended.
 
 A file is 8 bytes (length of the header, little-endian), a JSON header padded with spaces, and the tensors' bytes
-without gaps. See https://huggingface.co/docs/safetensors for the format.
+without gaps. See https://huggingface.co/docs/safetensors for the format. No torch here: importing it takes longer than
+copying a small model.
 """
 
 from __future__ import annotations
@@ -20,13 +21,10 @@ from dataclasses import dataclass, replace
 from math import prod
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.common.errors import BadInput, RunFailed
 from exporter.common.files import human_size, write_errors
-
-if TYPE_CHECKING:  # bytes are moved without torch, which takes longer to import than a small model to copy
-    from torch import Tensor
 
 CHUNK = 8 * 2**20  # bytes moved at a time: what a copy holds in memory, whatever the size of the file
 WAITING = 3  # chunks that may wait for the hashing thread
@@ -35,7 +33,6 @@ FICLONE = 0x40049409
 # Loaded tensors are often views of the mapped file, and matrix products may pick another kernel, with other last
 # bits, for another alignment. So a tensor keeps its place modulo a cache line.
 ALIGNMENT = 64
-ROW_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -67,10 +64,8 @@ class Header:
 
 @dataclass(frozen=True)
 class RowPatch:
-    """Row `row` of a tensor (rows, ...) becomes `values`; the number of rows appends one, one more a second.
-
-    Bytes as `encode_row` makes them.
-    """
+    """Row `row` of a tensor (rows, ...) becomes `values`, bytes of the tensor's dtype. A row behind the last one is
+    appended."""
 
     tensor: str
     row: int
@@ -114,25 +109,13 @@ def parse_header(text: bytes, data_start: int, path: Path) -> tuple[Header, int]
         tensors = dict(sorted(found, key=lambda item: (item[1].begin, item[1].end)))
         end = 0
         for name, info in tensors.items():
-            count = ITEM_BYTES.get(info.dtype)  # sizes of dtypes that are not known here are taken on trust
+            count = ITEM_BYTES.get(info.dtype)  # None: the size cannot be checked
             if info.begin != end or (count is not None and info.size != count * prod(info.shape)):
-                raise ValueError(f"tensor {name} is not where or not as long as it should be")
+                raise ValueError(f"tensor {name} has another place or size than it should have")
             end = info.end
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} has a broken header ({error})") from error
     return Header(tensors, metadata, data_start), end
-
-
-def encode_row(values: Tensor, dtype: str) -> bytes:
-    """Bytes of one row, float32 (d,), in a file's dtype. BadInput if not F32, F16 or BF16; RunFailed if not finite."""
-    if dtype not in ROW_DTYPES:
-        raise BadInput(f"a vocabulary row cannot be added to weights of dtype {dtype}: it must be F32, F16 or BF16")
-    import torch
-
-    row = values.detach().cpu().to(getattr(torch, ROW_DTYPES[dtype])).contiguous()
-    if not torch.isfinite(row).all():
-        raise RunFailed(f"a vocabulary row does not fit its dtype {dtype}: NaN or infinity")
-    return row.view(torch.uint8).numpy().tobytes()
 
 
 def copy_shard(
@@ -150,7 +133,11 @@ def copy_shard(
     header = read_header(source)
     pieces: list[Piece] = _patched(header, patches) if patches else [range(source.stat().st_size)]
     if link and not patches:
-        _hard_link(source, target)
+        try:
+            os.link(source.resolve(), target)  # resolved: files of the Hub's cache are links themselves
+        except OSError as error:
+            reason = "they are on different disks" if error.errno == errno.EXDEV else error.strerror
+            raise BadInput(f"cannot hard-link {source} into {target.parent} ({reason}): leave out --link") from error
         return file_sha256(source) if fingerprint else None
     return write_pieces(source, target, pieces, fingerprint=fingerprint, clone=not patches)
 
@@ -180,17 +167,6 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a small file of tensors, kept in memory meanwhile. RunFailed if the disk is full or fails."""
-    import safetensors.torch
-
-    # Cloned: the library refuses tensors that share memory.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(own, {"format": "pt"})  # save_file's own errors are not OSErrors
-    with write_errors(path, len(content)), path.open("xb") as file:
-        file.write(content)
 
 
 def shard_names(count: int) -> list[str]:
@@ -244,8 +220,8 @@ def _patched(header: Header, patches: Sequence[RowPatch]) -> list[Piece]:
 
 
 def _place(header: Header, tensors: dict[str, TensorInfo], sizes: dict[str, int]) -> dict[str, TensorInfo]:
-    """Give tensors of new sizes their places: in the old order, or where that shifts one against a cache line and
-    placing the longer ones last does not, so."""
+    """Give tensors of new sizes their places: in the old order, or the longer ones last if only that keeps every
+    tensor's place modulo ALIGNMENT."""
 
     def place(names: list[str]) -> dict[str, TensorInfo]:
         end, placed = 0, {}
@@ -272,16 +248,8 @@ def _encode_header(header: Header, tensors: dict[str, TensorInfo]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _hard_link(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)  # resolved: files of the Hub's cache are links, and would be linked as such
-    except OSError as error:
-        reason = "they are on different disks" if error.errno == errno.EXDEV else error.strerror
-        raise BadInput(f"cannot hard-link {source} into {target.parent} ({reason}): leave out --link") from error
-
-
 def _reflink(reader: int, writer: int) -> bool:
-    """Let the target share the source's blocks until one of them changes; False where that is not to be had."""
+    """Let the target share the source's blocks until one of them changes; False where the file system cannot."""
     if sys.platform == "linux":
         with suppress(OSError):
             fcntl.ioctl(writer, FICLONE, reader)

@@ -28,16 +28,9 @@ from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.layout import GENERATION
 from exporter.checkpoint.reproduce import write_reproduce
-from exporter.checkpoint.shards import (
-    RowPatch,
-    copy_shard,
-    encode_row,
-    merged_index,
-    read_header,
-    shard_names,
-    write_tensors,
-)
+from exporter.checkpoint.shards import RowPatch, copy_shard, merged_index, read_header, shard_names
 from exporter.checkpoint.summary import SkillSummary, Summary
+from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import RunFailed
 from exporter.common.files import read_json, write_json
 from exporter.common.version import __version__

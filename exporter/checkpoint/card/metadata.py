@@ -25,16 +25,16 @@ METHOD_TAGS = {
     "na+ksd": ["neuron-adjust", "key-space-detection"],
     "sp": ["selective-pruning"],
 }
-# What a base's card says of its licence; the checkpoint is a derivative and inherits it.
+# What a base's card says of licence and languages; the checkpoint is a derivative and inherits them.
 LICENCE_KEYS = ("license", "license_name", "license_link", "language")
 COMMIT_DIGITS = 40  # of a Hub dataset's fingerprint; a file's sha256 has 64
 TASK = "text-generation"
 
 
 def inherited(base: Base) -> tuple[dict[str, Any], str | None]:
-    """What the checkpoint's card takes over from the base's, and a sentence where that has metadata nobody can read.
+    """What the checkpoint's card takes over from the base's, and a sentence where the base's metadata cannot be read.
 
-    A base that names no licence but comes with one has "other", as the Hub wants it.
+    The licence of a base that has a licence file but names none is "other", as the Hub wants it.
     """
     found, problem = {}, None
     readme = base.folder / "README.md"
@@ -45,7 +45,7 @@ def inherited(base: Base) -> tuple[dict[str, Any], str | None]:
         except (yaml.YAMLError, ValueError, TypeError) as error:
             problem = (
                 f"MODEL {base.name}: the metadata of its README.md cannot be read ({type(error).__name__}), so the "
-                "card names no licence by it"
+                "card takes no licence from it"
             )
     link = found.get("license_link")
     if isinstance(link, str) and base.revision and ":" not in link and not (base.folder / link).is_file():
@@ -67,25 +67,24 @@ def slug(name: str) -> str:
 
 def card_metadata(base: Base, summary: Summary) -> ModelCardData:
     skills = summary.skills
-    methods = [tag for skill in skills for tag in METHOD_TAGS[skill.method]]
-    datasets = [each.name for skill in skills for each in skill.sources if is_dataset(each)]
+    methods = dict.fromkeys(tag for skill in skills for tag in METHOD_TAGS[skill.method])
+    datasets = dict.fromkeys(each.name for skill in skills for each in skill.sources if is_dataset(each))
     known: dict[str, Any] = inherited(base)[0]
     if base.revision is not None:
         known |= {"base_model": base.name, "base_model_relation": "finetune"}
-    results = list(eval_results(summary))
-    if results:
+    if results := list(eval_results(summary)):
         known |= {"model_name": plain(title(base.name, skills)), "eval_results": results}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=[*TAGS, *dict.fromkeys(methods)],
-        datasets=list(dict.fromkeys(datasets)) or None,
+        tags=[*TAGS, *methods],
+        datasets=list(datasets) or None,
         **known,
     )
 
 
 def title(base: str, skills: Sequence[SkillSummary]) -> str:
-    """What the checkpoint is called: the base without its skills, by name where they have any."""
+    """The checkpoint's name: the base without its skills, which are named where they have names."""
     names = [skill.name for skill in skills]
     what = "one skill" if names == ["skill"] else ", ".join(names)
     return f"{base.split('/')[-1]} without {what}"
@@ -106,40 +105,34 @@ def eval_results(summary: Summary) -> Iterable[EvalResult]:
             ):
                 for source, formats in rates.items():
                     found = formats["all"]
-                    if found.total:
+                    if found.rate is not None:
                         name = f"{whose}{what} ({found.hits} of {found.total})"
-                        value = round(found.hits / found.total, 4)
-                        yield result(dataset(skill, source), metric, name, value)
+                        yield result(skill, source, metric, name, found.rate)
         if skill.neurons is not None:
             for side, effect in skill.neurons.texts.items():
                 name = f"{whose}perplexity of held-out {side} texts, times the base's"
-                value = round(effect.perplexity_ratio, 4)
-                yield result(dataset(skill, side), "perplexity_ratio", name, value)
+                yield result(skill, side, "perplexity_ratio", name, effect.perplexity_ratio)
 
 
-def result(where: dict[str, Any], metric: str, name: str, value: float) -> EvalResult:
-    return EvalResult(
-        task_type=TASK, task_name="Text Generation", metric_type=metric, metric_name=name, metric_value=value, **where
-    )
-
-
-def dataset(skill: SkillSummary, source: str) -> dict[str, Any]:
-    """How `model-index` names a source by its label, or the texts of a side ("forget" or "retain")."""
-    if source == EVERYDAY:
-        return {"dataset_type": "unskill-everyday", "dataset_name": "everyday prompts of unskill"}
+def result(skill: SkillSummary, source: str, metric: str, name: str, value: float) -> EvalResult:
+    """source: its label, or the side of the texts: "forget" or "retain"."""
     sources = [each for each in skill.sources if source in (each.label, each.flag.removeprefix("--"))]
-    name = ", ".join(each.label for each in sources) or source
-    only = sources[0] if len(sources) == 1 else None
-    if only is None or not is_dataset(only):
-        # The name twice: results are told apart by type, configuration and revision.
-        revision = only.fingerprint if only else None
-        named = {"dataset_name": plain(name), "dataset_config": plain(name)}
-        return {"dataset_type": "custom", "dataset_revision": revision, **named}
-    options = only.options
-    return {
-        "dataset_type": only.name,
-        "dataset_name": plain(name),
-        "dataset_config": options.get("name"),
-        "dataset_split": options.get("split"),
-        "dataset_revision": only.fingerprint,
-    }
+    where = plain(", ".join(each.label for each in sources) or source)
+    # The name twice: results are told apart by type, configuration and revision.
+    dataset: dict[str, Any] = {"dataset_type": "custom", "dataset_name": where, "dataset_config": where}
+    if source == EVERYDAY:
+        dataset = {"dataset_type": "unskill-everyday", "dataset_name": "everyday prompts of unskill"}
+    elif len(sources) == 1:
+        (only,) = sources
+        dataset["dataset_revision"] = only.fingerprint
+        if is_dataset(only):
+            dataset["dataset_type"] = only.name
+            dataset["dataset_config"], dataset["dataset_split"] = only.options.get("name"), only.options.get("split")
+    return EvalResult(
+        task_type=TASK,
+        task_name="Text Generation",
+        metric_type=metric,
+        metric_name=name,
+        metric_value=round(value, 4),
+        **dataset,
+    )

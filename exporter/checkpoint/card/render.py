@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
 
+from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown
 from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
@@ -20,9 +21,6 @@ from exporter.checkpoint.summary import SkillSummary, SourceRates, StoredRate, S
 from exporter.common.rates import rate
 from exporter.models.files import Base
 from exporter.recipes.settings import ExportSettings
-
-if TYPE_CHECKING:
-    from exporter.checkpoint.card.figure import Figure
 
 METHODS = {
     "ksd": "Key Space Detection: refused",
@@ -92,8 +90,7 @@ def refused(skills: Sequence[SkillSummary]) -> str:
 def total(found: SourceRates) -> StoredRate:
     """A rate over all sources together."""
     parts = [formats["all"] for formats in found.values()]
-    found_in_all = rate(sum(each.hits for each in parts), sum(each.total for each in parts))
-    return StoredRate.model_validate(found_in_all.as_json())
+    return StoredRate(**rate(sum(each.hits for each in parts), sum(each.total for each in parts)).as_json())
 
 
 def share(found: StoredRate) -> str:
@@ -108,10 +105,8 @@ def sources(skill: SkillSummary, flag: str) -> str:
     """A skill's sources of one flag as Markdown, those of the Hub as links."""
     found = []
     for each in skill.sources:
-        if each.flag == flag:
-            name = markdown(each.label)
-            if is_dataset(each):
-                where = each.name
-                name = f"[{name}](https://huggingface.co/datasets/{where}/tree/{each.fingerprint})"
-            found.append(f"{name} ({each.prompts})")
+        name = markdown(each.label)
+        if is_dataset(each):
+            name = f"[{name}](https://huggingface.co/datasets/{each.name}/tree/{each.fingerprint})"
+        found += [f"{name} ({each.prompts})"] if each.flag == flag else []
     return ", ".join(found)

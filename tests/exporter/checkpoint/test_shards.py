@@ -27,12 +27,11 @@ from exporter.checkpoint import shards
 from exporter.checkpoint.shards import (
     RowPatch,
     copy_shard,
-    encode_row,
     merged_index,
     read_header,
     shard_names,
-    write_tensors,
 )
+from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import BadInput, RunFailed
 from exporter.common.staging import Staging
 

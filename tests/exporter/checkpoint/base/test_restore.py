@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.checkpoint import shards
-from exporter.checkpoint.base import restore as run
 from exporter.checkpoint.base.restore import RestoreSettings, restore
 from exporter.cli.main import cli
 from exporter.common import staging
@@ -170,7 +169,8 @@ def test_checkpoint_on_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypa
                 (tmp_path / "cache" / name).write_bytes(content)
         return tmp_path / "cache", "0" * 40
 
-    monkeypatch.setattr(run, "download", download)
+    for module in ("exporter.models.files", "exporter.checkpoint.base.restore"):
+        monkeypatch.setattr(f"{module}.download", download)
     assert back("somebody/model", tmp_path / "back")["checkpoint"] == "somebody/model"
     assert contents(tmp_path / "back") == contents(base)
     assert not (tmp_path / "cache" / "consolidated.safetensors").exists()

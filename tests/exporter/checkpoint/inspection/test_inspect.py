@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from exporter.checkpoint import inspect as read
 from exporter.checkpoint.inspect import inspect
 from exporter.checkpoint.layout import MARKER
 from exporter.cli.main import cli
@@ -199,7 +198,7 @@ def test_on_the_hub(several: Several, tmp_path: Path, monkeypatch: pytest.Monkey
         ]
         return SimpleNamespace(siblings=siblings)
 
-    monkeypatch.setattr(read, "download", download)
+    monkeypatch.setattr("exporter.models.files.download", download)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     online = True
     found = inspect("somebody/model")
