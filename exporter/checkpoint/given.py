@@ -1,9 +1,11 @@
-"""Sources of the export, given again: a checkpoint names its prompts by row and sha256 only, the texts are there."""
+"""Sources of the export, given again for the texts of its prompts: a checkpoint has their rows and sha256 only."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from exporter.checkpoint.account import Records, Stored
@@ -12,20 +14,14 @@ from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.sources import Prompt, Source, load_prompts
 
 Key = tuple[int, str]
-"""Row and sha256 of a prompt, as `prompts.json` has them: the hash says that the text is the one meant."""
+"""Row and sha256 of a prompt, as in `prompts.json`."""
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(dict[Key, Prompt]):
     """Prompts whose texts are known again; none without sources."""
 
-    prompts: Mapping[Key, Prompt]
-
-    def __bool__(self) -> bool:
-        return bool(self.prompts)
-
     def find(self, record: Mapping[str, Any]) -> Prompt | None:
-        return self.prompts.get((record["row"], record["sha256"]))
+        return self.get((record["row"], record["sha256"]))
 
     def known(self, records: Records) -> list[Prompt]:
         """The prompts of these records whose texts are known, in their order."""
@@ -35,20 +31,18 @@ class Given:
 def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> Given:
     """Read the sources, and with any of them the packaged everyday prompts.
 
-    A source that is given without column= and so on is read as the export read it. Raises BadInput where it was no
-    source of the export, or a row that the export took is now another.
+    A source given without column= and so on is read as the export read it. Raises BadInput where it is no source of
+    the export, or a row that the export used has changed.
     """
-    prompts: dict[Key, Prompt] = {}
+    given = Given()
     for flag, specs in (("--forget", forget), ("--retain", retain)):
         for spec in specs:
-            prompts |= read_again(stored, spec, flag)
-    if prompts:
-        prompts = by_key(everyday_prompts()) | prompts
-    return Given(prompts)
+            given |= read_again(stored, spec, flag)
+    return Given(by_key(everyday_prompts()) | given) if given else given
 
 
 def read_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:
-    """The prompts of one source. Of several ways of reading it (skills may share a name) those count that fit."""
+    """The prompts of one source, read in every way that gives rows of the export: skills may share a name."""
     prompts: dict[Key, Prompt] = {}
     errors = []
     for source in as_exported(stored, spec, flag):
@@ -69,7 +63,7 @@ def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:
 
 
 def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
-    """The source as it is given, or with the options of the export where it has none: one for each way of reading."""
+    """The source as it is given, or where it has no options, with each of those that the export read it with."""
     source = Source.parse(spec, flag)
     records = [each for skill in stored.skills for each in skill.summary.sources if each.flag == flag]
     options: list[Mapping[str, Any]] = [each.options for each in records if each.name == source.label]
@@ -84,20 +78,18 @@ def as_exported(stored: Stored, spec: str, flag: str) -> list[Source]:
 def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
     """Raises BadInput where the rows are not those that the export read under this source's name."""
     label, keys, rows = found[0].source, by_key(found), {prompt.row for prompt in found}
-    # Files of one name, in one skill or in several, are told apart by which of them has the rows.
-    labels: dict[tuple[str, str], set[Key]] = {}
+    # Of files of one name, in one skill or in several, the one that has most of these rows.
+    labels: defaultdict[tuple[str, str], set[Key]] = defaultdict(set)
     for skill in stored.skills:
         ours = {each.label for each in skill.summary.sources if each.flag == flag and each.name == label}
-        for part, records in skill.prompts.items():
-            if part.removeprefix("texts.").startswith(flag.removeprefix("--")):
-                for record in records:
-                    if record["source"] in ours:
-                        wanted = labels.setdefault((skill.name, record["source"]), set())
-                        wanted.add((record["row"], record["sha256"]))
+        parts = [part for part in skill.prompts if part.removeprefix("texts.").startswith(flag.removeprefix("--"))]
+        for record in chain.from_iterable(skill.prompts[part] for part in parts):
+            if record["source"] in ours:
+                labels[skill.name, record["source"]].add((record["row"], record["sha256"]))
     best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
     if not best & keys.keys():
         raise BadInput(
-            f"{flag} {label}: none of its rows is one that the export read (sha256); is it the same column?"
+            f"{flag} {label}: none of its rows is a row that the export read (sha256); is it the same column?"
         )
     if changed := sorted(row for row, sha in best if row in rows and (row, sha) not in keys):
         raise BadInput(f"{flag} {label}: row {changed[0]} is not what the export read (sha256); give it as it was")

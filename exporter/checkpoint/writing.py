@@ -1,7 +1,6 @@
 """The checkpoint folder: base weights with R's row, the interventions, tokenizer, modeling code, card and reproduce/.
 
-Nothing is loaded and saved again: shards are copied as bytes, JSON files as JSON, so what is not named here is as it
-was in the base.
+Nothing is loaded and saved again: shards are copied as bytes and JSON files as JSON, so all else is as in the base.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +72,7 @@ def write_checkpoint(
         "base_model": "closed" if states is None or states.closed else "raises",
         "dtype": summary.dtype,
         "layers": layer_settings(outcomes, changes),
-        "skills": [
-            skill_record(outcome, settings, found) for outcome, found in zip(outcomes, summary.skills, strict=True)
-        ],
+        "skills": [skill_record(skill, settings.prompt_template) for skill in summary.skills],
         "unused_weights": unused_weights(loaded),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
         "code_sha256": code_sha256(code),
@@ -105,38 +101,32 @@ def write_checkpoint(
 
 
 def kept_json(base: Base, name: str) -> dict[str, Any]:
-    """A JSON file of the base without local paths, as `keep_base` keeps it. Raises BadInput where it is no JSON."""
-    read_json(base.folder / name, base.name, "MODEL")
-    content: dict[str, Any] = json.loads(
-        of_base(base.folder, base.revision, name, (base.folder / name).read_bytes())[0]
-    )
+    """A JSON file of the base without local paths, as `keep_base` keeps it. Raises BadInput where it is not JSON."""
+    path = base.folder / name
+    read_json(path, base.name, "MODEL")
+    content: dict[str, Any] = json.loads(of_base(base.folder, base.revision, name, path.read_bytes())[0])
     return content
 
 
-def skill_record(outcome: SkillOutcome, settings: ExportSettings, found: SkillSummary) -> dict[str, Any]:
+def skill_record(skill: SkillSummary, prompt_template: str) -> dict[str, Any]:
     """One skill in config.json."""
-    record: dict[str, Any] = {"name": outcome.skill.name, "method": outcome.skill.method}
-    if outcome.neurons is not None:
+    record: dict[str, Any] = {"name": skill.name, "method": skill.method}
+    if (neurons := skill.neurons) is not None:
+        record |= {"score": neurons.score, "beta": neurons.beta, "borne": neurons.borne}
+    if (cubes := skill.key_space) is not None:
         record |= {
-            "score": outcome.neurons.score,
-            "beta": outcome.neurons.beta,
-            "borne": outcome.neurons.within_budget,
-        }
-    if outcome.decision is not None and found.key_space is not None:
-        rates = found.key_space.model_dump(include={"blocked", "false_blocks_over_answers"})
-        record |= {
-            "layer": outcome.decision.layer,
-            "alpha": asdict(outcome.decision.alpha),
-            "separates": outcome.decision.separates,
-            "formats": list(found.key_space.hypercubes),
-            "prompt_template": settings.prompt_template,
-            **rates,
+            "layer": cubes.layer,
+            "alpha": cubes.alpha.model_dump(),
+            "separates": cubes.separates,
+            "formats": list(cubes.hypercubes),
+            "prompt_template": prompt_template,
+            **cubes.model_dump(include={"blocked", "false_blocks_over_answers"}),
         }
     return record
 
 
 def layer_settings(outcomes: Sequence[SkillOutcome], changes: NeuronChanges) -> dict[str, dict[str, int]]:
-    """What each MLP with interventions has: numbers of hypercubes, of adjusted and of pruned neurons."""
+    """Numbers of hypercubes, adjusted and pruned neurons of each MLP with interventions, by layer."""
     layers = layer_counts(changes)
     for outcome in outcomes:
         if outcome.evidence is not None and outcome.decision is not None:
@@ -158,8 +148,7 @@ def intervention_buffers(
     for outcome in outcomes:
         if outcome.evidence is not None and outcome.decision is not None:
             layer, alpha = outcome.decision.layer, outcome.decision.alpha.value
-            name = in_mlp(layer, KSD_BOUNDS)
-            cubes.setdefault(name, []).append(outcome.evidence.keys.bounds(layer, alpha))
+            cubes.setdefault(in_mlp(layer, KSD_BOUNDS), []).append(outcome.evidence.keys.bounds(layer, alpha))
     buffers |= {name: torch.cat(bounds) for name, bounds in cubes.items()}
     if states is not None and states.closed:
         buffers[REFUSAL_STATES] = states.states
@@ -170,7 +159,7 @@ def intervention_buffers(
 
 
 def unused_weights(loaded: LoadedModel) -> list[str]:
-    """Tensors of the base that its own class does not have, and so does not load: they are copied all the same."""
+    """Tensors of the base that its own class does not load; they are copied all the same."""
     known = loaded.model.state_dict().keys()
     stored = {name for shard in loaded.files.shards for name in read_header(loaded.files.folder / shard).tensors}
     return sorted(stored - known)
@@ -184,7 +173,7 @@ def write_weights(
     states: RefusalStates | None,
     buffers: dict[str, Tensor],
 ) -> list[CopiedShard]:
-    """Base shards with R's row, one more shard with the interventions, and the index. Returns the base's."""
+    """Write the base's shards with R's row, one more with the interventions, and the index. Returns the base's."""
     base = loaded.files
     names = shard_names(len(base.shards) + 1)
     shards: list[CopiedShard] = []
@@ -208,6 +197,6 @@ def write_weights(
         raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
     extra = folder / names[-1]
     write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
-    targets = [folder / shard.target for shard in shards]
-    write_json(folder / "model.safetensors.index.json", merged_index([*targets, extra]))
+    index = merged_index([*(folder / shard.target for shard in shards), extra])
+    write_json(folder / "model.safetensors.index.json", index)
     return shards

@@ -1,4 +1,4 @@
-"""What of a checkpoint's folder goes up."""
+"""The files of a checkpoint that are uploaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from exporter.common.errors import BadInput
 from exporter.common.files import json_text, read_json
 from exporter.models.files import check_checkpoint
 
-# Left behind by editors, Python and interrupted downloads. Nor does what is hidden go up, unless the export wrote it.
+# Left behind by editors, Python and interrupted downloads. Hidden files are not uploaded either.
 LEFT_OUT = ("*.tmp", "*.temp", "*.part", "*.incomplete", "*.lock", "*.pyc", "*~", "__pycache__")
 
 
@@ -29,24 +29,23 @@ class Upload:
 
 
 def uploads(out: Path) -> list[Upload]:
-    """The files of the checkpoint OUT that go up, sorted. Raises BadInput where OUT is no checkpoint of unskill."""
+    """The files of the checkpoint OUT to upload, sorted. Raises BadInput where OUT is not a checkpoint of unskill."""
     check_folder(out)
     hashes = out / FOLDER / HASHES
-    recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # of what is missing verify says more
+    recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # verify says what is missing
     found = []
     for source in sorted(out.rglob("*")):
         path = source.relative_to(out)
-        # The export's own whatever their names: without one of them verify rejects what was pushed.
-        ours = path.as_posix() in recorded or not any(is_left_out(part) for part in path.parts)
-        if source.is_file() and ours:
+        # The export's own files whatever their names: without one of them verify would reject what was pushed.
+        if source.is_file() and (path.as_posix() in recorded or not any(map(is_left_out, path.parts))):
             found.append(Upload(path.as_posix(), source, source.stat().st_size))
     return found
 
 
 def named(files: Sequence[Upload], out: Path, repo: str) -> list[Upload]:
-    """The same files, with the repo's name in the card, and that card's sha256 among those of the export.
+    """The same files, with the repo's name in the card, and its new sha256 in hashes.json; nothing on disk changes.
 
-    OUT has to be as its export wrote it; on disk nothing changes.
+    OUT must be as its export wrote it.
     """
     card = named_card((out / CARD).read_text(encoding="utf-8"), repo).encode()
     recorded = f"{FOLDER}/{HASHES}"
@@ -65,5 +64,5 @@ def check_folder(out: Path) -> None:
     if not os.path.isdir(out):  # unlike Path.is_dir also of a name too long for a file
         raise BadInput(f"OUT {out}: there is no such folder")
     if any(out.glob("onnx/*.onnx")):
-        raise BadInput(f"OUT {name} is an ONNX folder: push takes the checkpoint that it was made of")
+        raise BadInput(f"OUT {name} is an ONNX folder: push the checkpoint that it was made from")
     check_checkpoint(read_json(out / "config.json", name, "OUT"), name)

@@ -1,4 +1,4 @@
-"""A checkpoint's way to the Hub: what is asked, what may go, and the one commit."""
+"""Pushing a checkpoint to the Hub: settings, token, repo, and the one commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -20,10 +20,10 @@ from exporter.common.text import Notify
 from exporter.common.version import __version__
 
 DEFAULT_BRANCH = "main"
-# Of the repo's own, as the Hub makes it; what a person may write before there is a model.
 KEPT = ".gitattributes"
+"""The repo's own, made by the Hub."""
 HARMLESS = (KEPT, "README.md", "LICENSE")
-GITIGNORE = ".gitignore"
+"""What may be in a repo before there is a model."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class PushSettings:
 
 
 def find_token() -> str:
-    """The token of this machine's user, found as huggingface_hub does: HF_TOKEN, or the file of `hf auth login`.
+    """The user's token, found as huggingface_hub does: HF_TOKEN, or the file of `hf auth login`.
 
-    Raises BadInput where there is none, or none that can be read or that a request can carry, or nothing may be sent
-    at all. The token is in none of the messages, and the library logs nothing meanwhile.
+    Raises BadInput where there is no usable one, or the Hub must not be used at all. No message holds the token, and
+    the library logs nothing meanwhile.
     """
     if constants.HF_HUB_OFFLINE:
         raise BadInput("HF_HUB_OFFLINE is set: unset it to push")
@@ -82,13 +82,12 @@ def find_token() -> str:
         raise BadInput(
             f"the token cannot be read ({type(error).__name__}): log in with `hf auth login`, or set HF_TOKEN"
         ) from None
-    # A CI that trades its own identity for a token, and a login that has to be renewed.
+    # Of a CI that exchanges its own identity for a token, and of a login that has expired.
     except (errors.OIDCError, errors.DeviceCodeError) as error:
         raise BadInput(f"there is no token to push with: {first_line(error)}") from None
     if token is None:
         raise BadInput("there is no token to push with: log in with `hf auth login`, or set HF_TOKEN")
-    if not re.fullmatch(r"[!-~]+", token):
-        # The HTTP library's own error would show it.
+    if not re.fullmatch(r"[!-~]+", token):  # the HTTP library's own error would show it
         raise BadInput("the token (HF_TOKEN, or the file of `hf auth login`) has characters that no token has")
     return token
 
@@ -116,8 +115,8 @@ def push(settings: PushSettings, check: Callable[[Path, Notify], None], notify: 
 
 
 def send(settings: PushSettings, files: Sequence[Upload], token: str, notify: Notify) -> dict[str, Any]:
-    """All that needs the network, in the order in which nothing is ever half there: a private repo, the commit, and
-    only then the world."""
+    """All that needs the network, in an order in which nothing unfinished is ever public: a private repo, the commit,
+    and only then --public."""
     api = HfApi(token=token)
     attempt = Attempts(settings.repo, token, f"go on with: {settings.command}")
     before = "no commit was made, and what was uploaded will not be uploaded again"
@@ -127,7 +126,21 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, notify: No
         stale, private = stale_files(head, files), bool(head.private)
         if not (private or settings.public):
             notify(f"{settings.repo} is public, and stays so")
-        commit = attempt(before, make_commit, api, settings, files, stale, head, odd=NOT_KNOWN)
+        # Not `upload_folder`: with hf_xet that makes several commits, and splits one that the Hub has rejected.
+        commit = attempt(
+            before,
+            api.create_commit,
+            settings.repo,
+            [
+                *(CommitOperationAdd(each.path, each.source) for each in files),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message=settings.message or f"Checkpoint written by unskill {__version__}",
+            revision=settings.revision,
+            create_pr=settings.create_pr,
+            parent_commit=head.sha,  # refused where somebody has committed since `stale` was found
+            odd=NOT_KNOWN,
+        )
         made = commit.oid != head.sha
         if not made:
             notify(f"{settings.repo} holds all of this already: no new commit")
@@ -147,9 +160,9 @@ def send(settings: PushSettings, files: Sequence[Upload], token: str, notify: No
 
 
 def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
-    """The repo at the revision that is pushed to; where there is no repo, a new private one, and its new branch.
+    """The repo at the revision that is pushed to; a missing repo is made, private, and a missing branch too.
 
-    Raises BadInput where that branch would be made of what is not ours.
+    Raises BadInput where that branch would start from something that is no checkpoint.
     """
     try:
         main = api.model_info(settings.repo)
@@ -170,45 +183,24 @@ def find_repo(api: HfApi, settings: PushSettings) -> ModelInfo:
 
 
 def check_kind(head: ModelInfo, settings: PushSettings) -> None:
-    """Raise BadInput where the commit would take away what is not ours, or not hold all of it."""
+    """Raise BadInput where the commit would delete what is not ours, or the Hub would leave out some of its files."""
     there = [each.rfilename for each in head.siblings or ()]
     ours = any(re.fullmatch(r"modeling_unskill_\w+\.py", name) for name in there)
-    if ignoring := [name for name in there if name.rpartition("/")[2] == GITIGNORE]:
+    if ignoring := [name for name in there if name.rpartition("/")[2] == ".gitignore"]:
         raise BadInput(
-            f"{settings.repo} has {ignoring[0]}, by which the Hub leaves files out of a commit without a word: delete "
-            "it there first"
+            f"{settings.repo} has {ignoring[0]}, by which the Hub silently leaves files out of a commit: delete it "
+            "there first"
         )
     others = [name for name in there if name not in HARMLESS]
     if others and not ours and not settings.create_pr:
         raise BadInput(
-            f"{settings.repo} holds something else than a checkpoint of unskill ({others[0]}), which a push would "
-            "replace: name another repo, or have the change looked at first with --create-pr"
+            f"{settings.repo} holds something other than a checkpoint of unskill ({others[0]}), which a push would "
+            "replace: name another repo, or propose the change with --create-pr"
         )
 
 
 def stale_files(head: ModelInfo, files: Sequence[Upload]) -> list[str]:
-    """What the repo holds and the checkpoint does not. It goes in the same commit: transformers would prefer an
+    """Files of the repo that the checkpoint does not have. The same commit deletes them: transformers would prefer an
     earlier push's model.safetensors to the shards of this one."""
     ours = {KEPT, *(each.path for each in files)}
     return sorted(each.rfilename for each in head.siblings or () if each.rfilename not in ours)
-
-
-def make_commit(
-    api: HfApi, settings: PushSettings, files: Sequence[Upload], stale: Sequence[str], head: ModelInfo
-) -> CommitInfo:
-    """Upload what is not there yet, then commit. The head's own commit where nothing differs.
-
-    Not `upload_folder`: with hf_xet that makes several commits of a folder, and splits one that the Hub has rejected.
-    """
-    return api.create_commit(
-        settings.repo,
-        [
-            *(CommitOperationAdd(each.path, each.source) for each in files),
-            *(CommitOperationDelete(name) for name in stale),
-        ],
-        commit_message=settings.message or f"Checkpoint written by unskill {__version__}",
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        # Refused where somebody has committed since `head` was read: `stale` is of that.
-        parent_commit=head.sha,
-    )

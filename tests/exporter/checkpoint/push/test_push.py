@@ -146,7 +146,7 @@ def test_repo_of_something_else_is_left_alone(out: Path, site: Site) -> None:
     repo.add("main", "by hand", head, {**head.files, "model.safetensors": site.hub.objects.add(b"something else")})
     done = site.push(out, "me/model")
     assert done.code == 2 and commits(site) == 1
-    assert "me/model holds something else than a checkpoint of unskill (model.safetensors)" in done.last
+    assert "me/model holds something other than a checkpoint of unskill (model.safetensors)" in done.last
     # As a pull request it can be looked at first.
     assert site.push(out, "me/model", "--create-pr").code == 0 and commits(site) == 1
 
