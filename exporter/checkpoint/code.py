@@ -51,11 +51,7 @@ def runtime_source() -> str:
 def render_modeling(family: Family, year: int | None = None) -> str:
     """Source text of `modeling_unskill_<base>.py`. year: of its copyright line, by default this one."""
     files = resources.files("custom_modeling")
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     modeling = {family.causal_lm.__name__, family.model.__name__, family.mlp.__name__}
     template = environment.from_string(files.joinpath("modeling.py.jinja").read_text(encoding="utf-8"))
     return template.render(

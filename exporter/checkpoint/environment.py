@@ -1,4 +1,4 @@
-"""What an export is run with: versions, processor, threads and the packaged texts. No names of hosts or users."""
+"""What an export is run with: versions, processor, threads and the packaged texts; no names of hosts or users."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PACKAGED = ("everyday.jsonl", "system_prompts.jsonl", "exchanges.jsonl")
 
 
 def environment(settings: ExportSettings) -> dict[str, Any]:
-    """All that may change a float's last bits, or which prompts there are, and that no setting says."""
-    data = files("exporter.prompts").joinpath("data")
+    """All that may change a float's last bits or the packaged prompts, and is not a setting."""
+    data, device = files("exporter.prompts").joinpath("data"), torch.device(settings.device)
     return {
         "unskill": __version__,
         "python": platform.python_version(),
@@ -33,19 +33,14 @@ def environment(settings: ExportSettings) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        "device": device_name(settings.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **{f"packaged {name}": hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest() for name in PACKAGED},
     }
 
 
 def processor() -> str:
-    """Name of the processor's model, as far as the system tells."""
+    """Name of the processor's model, if the system gives it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor()
-
-
-def device_name(device: str) -> str:
-    kind = torch.device(device).type
-    return torch.cuda.get_device_name(device) if kind == "cuda" else kind

@@ -3,9 +3,5 @@
 from __future__ import annotations
 
 MARKER = "self_check.json"
-
-
 GENERATION = "generation_config.json"
-
-
 FOLDER, HASHES, RECIPE = "reproduce", "hashes.json", "recipe.toml"

@@ -1,7 +1,7 @@
-"""The recipe that an export leaves in `reproduce/`: what was asked, with every default written out.
+"""The recipe that an export writes to `reproduce/`: its settings, with every default written out.
 
-So the same choices are made again; what "auto" became is in the summary. No path from outside the working directory
-and no text of a prompt is in it.
+Settings left at "auto" are chosen again; what was chosen is in the summary. The recipe holds no path outside the
+working directory and no text of a prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.recipes.recorded import text_sha256
 from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import write_template
 
-# Of a base's files those that decide what its neurons and tokens are.
+# The files of a base that decide what its neurons and tokens are.
 DECIDING_FILES: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 DECIDING_FILES += ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json")
 BLOCK = 4096  # bytes
@@ -41,19 +41,19 @@ HEADER = """\
 
 
 def recipe_toml(settings: ExportSettings, skills: Sequence[SkillPrompts], base: Base, threads: int) -> str:
-    """The recipe as TOML. threads: of torch, as they were."""
-    values: dict[str, Any] = {"model": base.name if base.revision else portable_model(settings.model, base)}
-    values |= {"revision": base.revision} if base.revision else {}
-    asked = replace(settings, threads=threads)
-    for name in COMMON_KEYS.keys() - {"model", "out", "revision", "system_prompts", "statistics", "prompt_template"}:
-        values[name] = getattr(asked, name)
+    """The recipe as TOML. threads: the number that torch used."""
+    values = {name: getattr(settings, name) for name in COMMON_KEYS.keys() - {"out", "system_prompts"}}
+    values |= {"revision": base.revision, "threads": threads}
     values["prompt_template"] = write_template(settings.prompt_template)
+    if base.revision or portable(settings.model) != settings.model:
+        values["model"] = base.name
     recorded: dict[str, Any] = {"system_prompts": [text_sha256(text) for text in settings.system_prompts]}
     if settings.statistics is not None:
         values["statistics"] = portable(str(settings.statistics))
         recorded["statistics"] = fingerprint(Source(str(settings.statistics)), "--statistics")
-    if settings.compat is None:
-        del values["compat"]
+    for name in ("revision", "statistics", "compat"):  # that there is none is not "auto"
+        if values[name] is None:
+            del values[name]
     order = [field.name for field in fields(ExportSettings)]
     common = {name: written(values[name]) for name in order if name in values}
     content = common | {"skill": [skill_table(each) for each in skills]}
@@ -62,19 +62,14 @@ def recipe_toml(settings: ExportSettings, skills: Sequence[SkillPrompts], base: 
     return header + tomli_w.dumps(content)
 
 
-def portable_model(model: str, base: Base) -> str:
-    return model if portable(model) == model else base.name
-
-
 def skill_table(prompts: SkillPrompts) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(prompts.skill, name) for name in SKILL_KEYS}
     for flag in ("forget", "retain"):
-        read = [
+        values[flag] = [
             recorded_source(source, record).spec
             for source, record in zip(prompts.sources, prompts.records, strict=True)
             if record.flag == f"--{flag}"
         ]
-        values[flag] = read
     order = ["name", "method", *(field.name for field in fields(SkillSettings))]
     return {name: written(values[name]) for name in dict.fromkeys(order)}
 
@@ -87,14 +82,14 @@ def recorded_source(source: Source, record: SourceRecord) -> Source:
 
 
 def written(value: Any) -> Any:
-    """A setting as TOML has it: "auto" where something was left to be chosen."""
+    """A setting as TOML: "auto" where the export was to choose."""
     return "auto" if value is None else list(value) if isinstance(value, tuple) else value
 
 
 def base_files(base: Base) -> dict[str, str]:
     """Digests of a base model's files by name: sha256 of small ones, of weights "blocks:" and a sha256 of their header
-    and of 4 kB at the beginning, the middle and the end of every tensor. That tells another model, or another training
-    of it, in no time; sha256 of whole weight files are in `hashes.json`."""
+    and of 4 kB at the beginning, the middle and the end of every tensor. That quickly tells another model, or another
+    training of it; sha256 of whole weight files are in `hashes.json`."""
     found = {
         name: hashlib.sha256((base.folder / name).read_bytes()).hexdigest()
         for name in DECIDING_FILES
@@ -115,7 +110,7 @@ def blocks_sha256(path: Path) -> str:
 
 
 def portable(path: str) -> str:
-    """A path as a checkpoint may name it: as it is where it stays below the working directory, else its last part."""
+    """A path as a checkpoint may name it: unchanged if it stays below the working directory, else its last part."""
     parts = PurePath(path).parts
     inside = parts and not PurePath(path).is_absolute() and not path.startswith("~") and ".." not in parts
     return path if inside else PurePath(path).name

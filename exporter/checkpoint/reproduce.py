@@ -1,4 +1,4 @@
-"""`reproduce/` in a checkpoint: what it takes to make it again and to check it. No path and no prompt text."""
+"""`reproduce/` in a checkpoint: what is needed to make it again and to check it; no path and no prompt text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from exporter.prompts.formats import Query
 
 
 def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:
-    """Write the folder, as the last of a checkpoint's files.
+    """Write the folder, after all other files of the checkpoint.
 
-    hashes: sha256 by file name of the base's weight files, where fingerprints were taken as they were copied.
+    hashes: sha256 by file name of the base's weight files, if fingerprints were taken while they were copied.
     """
     settings, outcomes = plan.settings, findings.outcomes
     target = folder / FOLDER

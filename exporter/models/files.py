@@ -119,7 +119,9 @@ def indexed_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     """Sorted file names in the index. Raises BadInput if it is malformed."""
     weight_map = read_json(folder / INDEX, name, what).get("weight_map")
     found = weight_map.values() if isinstance(weight_map, dict) else ()
-    if not found or not all(isinstance(shard, str) and Path(shard).name == shard for shard in found):
+    if not found or not all(
+        isinstance(shard, str) and Path(shard).name == shard and shard.isprintable() for shard in found
+    ):
         raise BadInput(f"{what} {name}: {INDEX} has no weight_map that names the file of each weight")
     return tuple(sorted(set(found)))
 

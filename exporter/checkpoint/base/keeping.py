@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,9 +49,7 @@ def keep_base(folder: Path, base: Base, shards: Sequence[CopiedShard], fingerpri
     (folder / FOLDER).mkdir(parents=True)
     files = {shard.source: _keep_shard(folder, base, shard, fingerprints) for shard in shards}
     left_out = []
-    for name, path in _entries(base.folder):
-        if name in base.shards:
-            continue
+    for name, path in _entries(base):
         kept = _keep(folder, name, path, base)
         if isinstance(kept, LeftOut):
             left_out.append(kept)
@@ -63,19 +61,16 @@ def keep_base(folder: Path, base: Base, shards: Sequence[CopiedShard], fingerpri
 
 def kept_size(base: Base) -> int:
     """Bytes of the base's files that are kept, or a little more."""
-    found = ((name, path) for name, path in _entries(base.folder) if name not in base.shards)
-    return sum(path.stat().st_size for name, path in found if _why_not(name, path) is None)
+    return sum(path.stat().st_size for name, path in _entries(base) if _why_not(name, path) is None)
 
 
-def _entries(folder: Path) -> list[tuple[str, Path]]:
-    """The base's files by name, those of TEMPLATES too; any other folder once, with a slash at its end."""
-    found = []
-    for path in sorted(folder.iterdir()):
+def _entries(base: Base) -> Iterator[tuple[str, Path]]:
+    """The base's files but its weights, by name, those of TEMPLATES too; any other folder once, with a slash."""
+    for path in sorted(base.folder.iterdir()):
         if path.name == TEMPLATES and path.is_dir():
-            found += [(f"{TEMPLATES}/{each.name}", each) for each in sorted(path.iterdir())]
-        else:
-            found.append((f"{path.name}/" if path.is_dir() else path.name, path))
-    return found
+            yield from ((f"{TEMPLATES}/{each.name}", each) for each in sorted(path.iterdir()))
+        elif path.name not in base.shards:
+            yield f"{path.name}/" if path.is_dir() else path.name, path
 
 
 def _why_not(name: str, path: Path) -> str | None:
@@ -95,7 +90,7 @@ def _why_not(name: str, path: Path) -> str | None:
 
 
 def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut:
-    """Keep one file that is no weight file in use, unless it is not to be kept."""
+    """Keep one file, unless there is a reason not to."""
     why = _why_not(name, path)
     if why is not None:
         size = path.stat().st_size if path.is_file() else None
@@ -105,7 +100,7 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     if count and not _is_text(content):
         return LeftOut(name=name, size=len(content), why="holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()
-    # Licences only: what else is equal now, as chat templates are, belongs to a base that loads by itself.
+    # Licences only: other equal files, such as chat templates, may change with the checkpoint.
     there = folder / name
     if _is_any(path, LICENCES) and there.is_file() and there.read_bytes() == cleaned:
         return BaseFile(sha256=sha256, size=len(content), origin="checkpoint", path=name)

@@ -1,4 +1,4 @@
-"""Files of a base without the paths of somebody's disk, which a checkpoint must not hold; all else byte for byte."""
+"""Files of a base without paths of the user's disk, which a checkpoint must not hold; all else byte for byte."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from exporter.checkpoint.config import PATH_KEYS
 
-# Tokens may look like anything, and a chat template's words are the model's own.
+# Tokens may look like anything, and chat templates are input of the model.
 KEPT_WHOLE = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "*.jinja")
 TEMPLATE_KEYS = ("chat_template", "template")
 HUB_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
-"""Also a commit's hash and a plain file name: values that the keys of paths may keep."""
+"""Matches a commit's hash and a plain file name too: what the values of PATH_KEYS may be."""
 
 REST = r"[^\s\"'`<>()\[\]{},;|]*"
 HOMES = (r"/(?:home|Users)/\w" + REST, r"/root/" + REST, r"[A-Za-z]:[\\/]+Users[\\/]+\w" + REST)
 
 STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
-# Strings are the only places of a JSON text with quotes, so matches that begin with its first one stay in step.
+# Only strings have quotes in JSON, so matches from the first one on never begin inside a string.
 ENTRY = re.compile(rf"({STRING})(?:(\s*:\s*)({STRING}))?", re.DOTALL)
 
 
 def of_base(folder: Path, revision: str | None, name: str, content: bytes) -> tuple[bytes, int]:
-    """`without_local_paths` of a file in a base's folder. What came from the Hub, at `revision`, is public already."""
+    """`without_local_paths` of a file in a base's folder. Files from the Hub, at `revision`, are public already."""
     if revision is not None:
         return content, 0
     home = Path(os.path.expanduser("~"))  # unlike Path.home, also where there is none
@@ -34,10 +34,10 @@ def of_base(folder: Path, revision: str | None, name: str, content: bytes) -> tu
 
 
 def without_local_paths(name: str, content: bytes, places: Sequence[Path]) -> tuple[bytes, int]:
-    """The file with paths taken out of it, and how many there were; places: local folders outside home folders.
+    """The file without local paths, and how many there were; places: local folders outside home folders.
 
-    In JSON, values of keys that are about paths go whole unless they look like a Hub id. Everywhere, paths in home
-    folders and in `places` go. Vocabularies and chat templates stay as they are.
+    In JSON, values of PATH_KEYS are blanked unless they look like a Hub id. Everywhere, paths in home folders and in
+    `places` are removed. Vocabularies and chat templates stay as they are.
     """
     if any(fnmatch(Path(name).name, pattern) for pattern in KEPT_WHOLE):
         return content, 0

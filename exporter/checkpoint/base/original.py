@@ -1,4 +1,4 @@
-"""The base's weight file out of the checkpoint's: its own header, and the rows that R took, are kept for that."""
+"""The base's weight file from the checkpoint's, with the original header and the rows that R replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_start(path: Path) -> bytes:
 
 
 def replaced_rows(source: Path, patches: Sequence[RowPatch]) -> list[RowPatch]:
-    """The same rows as they are in the source; none for a row that is appended."""
+    """The rows of the source that the patches replace; none for a row that is appended."""
     header = read_header(source)
     found = []
     with source.open("rb") as file:
@@ -29,9 +29,9 @@ def replaced_rows(source: Path, patches: Sequence[RowPatch]) -> list[RowPatch]:
 
 
 def original_pieces(start: Path, patched: Path, rows: Sequence[RowPatch]) -> list[Piece]:
-    """The pieces of `patched`, as `copy_shard` wrote it, that give the source of that copy again.
+    """The pieces that make the source of a copy again from `patched`, the file that `copy_shard` wrote.
 
-    start: a file of what `read_start` gives of the source; rows: its `replaced_rows`.
+    start: a file with what `read_start` returns of the source; rows: its `replaced_rows`.
 
     BadInput: a header is broken. ValueError: the tensors are not those of `start`, or the rows do not fit them.
     """
