@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# What saving and training tools leave behind: where the model lay on somebody's disk.
+# Keys that saving and training tools leave behind: where the model was on the user's disk.
 PATH_KEYS = ("name_or_path", "_path", "_dir", "_file", "_commit_hash")
 FULL, SLIDING = "full_attention", "sliding_attention"
 # Families whose 4.x configs know which layers slide by a period ("every n-th layer sees everything").
@@ -43,7 +43,7 @@ def checkpoint_config(
     }
     return {
         **legacy_keys(base),
-        **_without_paths(base),
+        **without_paths(base),
         "model_type": model_type,
         "architectures": [class_names["causal_lm"]],
         "auto_map": auto_map,
@@ -54,18 +54,10 @@ def checkpoint_config(
     }
 
 
-def checkpoint_generation_config(base: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint's generation_config.json.
-
-    `transformers_version` stays: 4.57 decides by it whether a caller's own GenerationConfig is completed from here.
-    """
-    return _without_paths(base)
-
-
 def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys under which transformers 4.x looks for what 5.x writes as `dtype` and `rope_parameters`.
 
-    Only the base's own form is added to: keys that `config` has already are to win over these. Empty for the 4.x form.
+    Keys that `config` has already are to win over these. Empty for the 4.x form.
     """
     keys: dict[str, Any] = {}
     if "dtype" in config:
@@ -95,5 +87,9 @@ def _period(config: Mapping[str, Any]) -> int | None:
     return period if layers and layers == expected else None
 
 
-def _without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object less what tools left behind. A generation_config.json needs no other change.
+
+    Its `transformers_version` stays: 4.57 decides by it whether a caller's own GenerationConfig is completed from it.
+    """
     return {key: value for key, value in source.items() if not (isinstance(value, str) and key.endswith(PATH_KEYS))}

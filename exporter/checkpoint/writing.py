@@ -22,7 +22,7 @@ from exporter.checkpoint.base.local_paths import of_base
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.code import class_names, module_name, render_modeling
-from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.config import checkpoint_config, without_paths
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.layout import GENERATION
 from exporter.checkpoint.reproduce import write_reproduce
@@ -87,7 +87,7 @@ def write_checkpoint(
     )
     write_json(folder / "config.json", config)
     if (base.folder / GENERATION).is_file():
-        write_json(folder / GENERATION, checkpoint_generation_config(kept_json(base, GENERATION)))
+        write_json(folder / GENERATION, without_paths(kept_json(base, GENERATION)))
     write_tokenizer(base.folder, folder, token, loaded.tokenizer)
     check_tokenizer(loaded.tokenizer, PreTrainedTokenizerFast.from_pretrained(folder), token)
     for pattern in LICENCES:

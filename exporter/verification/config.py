@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
-from exporter.checkpoint.config import checkpoint_config, checkpoint_generation_config
+from exporter.checkpoint.config import checkpoint_config, without_paths
 from exporter.checkpoint.layout import GENERATION
 from exporter.common.files import read_json
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
@@ -119,7 +119,7 @@ def check_base_config(view: View) -> str:
     if there != path.is_file():
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
     if there:
-        own = checkpoint_generation_config(read_json(view.base_file(GENERATION), view.name, "base of"))
+        own = without_paths(read_json(view.base_file(GENERATION), view.name, "base of"))
         none_of(differences(GENERATION, own, read_json(path, view.name, "CHECKPOINT")))
     return "as the base's, with what the export adds"
 

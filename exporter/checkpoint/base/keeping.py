@@ -97,7 +97,7 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
         return LeftOut(name=os.fsencode(name).decode("utf-8", "replace"), size=size, why=why)
     content = path.read_bytes()
     cleaned, count = of_base(base.folder, base.revision, name, content)
-    if count and not _is_text(content):
+    if count and (b"\0" in content or content.decode("utf-8", "ignore").encode() != content):  # not a text
         return LeftOut(name=name, size=len(content), why="holds a local path")
     sha256 = hashlib.sha256(cleaned).hexdigest()
     # Licences only: other equal files, such as chat templates, may change with the checkpoint.
@@ -136,10 +136,3 @@ def _keep_shard(folder: Path, base: Base, shard: CopiedShard, fingerprints: bool
 
 def _is_any(path: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatch(path.name, pattern) for pattern in patterns)
-
-
-def _is_text(content: bytes) -> bool:
-    try:
-        return "\0" not in content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
