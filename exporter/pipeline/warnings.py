@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.stats import hypergeom
 
-from exporter.checkpoint.summary import ExportWarning, SharedSummary
+from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
@@ -130,10 +130,12 @@ def shared_neurons(outcomes: Sequence[SkillOutcome]) -> list[Shared]:
     for (one, ours), (other, theirs) in combinations(chosen, 2):
         mine, yours = by_layer(ours.changes), by_layer(theirs.changes)
         layers = {
-            str(layer): shares(len(mine[layer] & yours[layer]), min(len(mine[layer]), len(yours[layer])))
+            str(layer): SharedLayer(
+                **shares(len(mine[layer] & yours[layer]), min(len(mine[layer]), len(yours[layer])))
+            )
             for layer in sorted({*mine, *yours})
         }
-        shared = sum(each["shared"] for each in layers.values())
+        shared = sum(each.shared for each in layers.values())
         sizes, everything = (ours.changes.count(), theirs.changes.count()), ours.forget.gaussian.mean.numel()
         by_chance = sizes[0] * sizes[1] / everything
         summary = SharedSummary(**shares(shared, min(sizes)), skills=(one, other), by_chance=by_chance, layers=layers)

@@ -90,7 +90,8 @@ def refused(skills: Sequence[SkillSummary]) -> str:
 def total(found: SourceRates) -> StoredRate:
     """A rate over all sources together."""
     parts = [formats["all"] for formats in found.values()]
-    return StoredRate(**rate(sum(each.hits for each in parts), sum(each.total for each in parts)).as_json())
+    over_all = rate(sum(each.hits for each in parts), sum(each.total for each in parts))
+    return StoredRate.model_validate(over_all.as_json())
 
 
 def share(found: StoredRate) -> str:
