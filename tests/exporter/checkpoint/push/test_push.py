@@ -157,7 +157,7 @@ def test_no_branch_is_made_of_something_else(out: Path, site: Site) -> None:
     repo.add("main", "by hand", head, {**head.files, "model.safetensors": site.hub.objects.add(b"something else")})
     refs = dict(repo.refs)
     done = site.push(out, "me/model", "--revision", "trial")
-    assert done.code == 2 and "me/model holds something else" in done.last and repo.refs == refs
+    assert done.code == 2 and "me/model holds something other" in done.last and repo.refs == refs
 
 
 def test_branch(out: Path, site: Site) -> None:
