@@ -1,13 +1,14 @@
 """From prompts to token ids, formatted as they will be at inference.
 
-With a chat template each prompt is formatted one of three ways: as it is, under a system prompt, or as the second turn
-after a harmless exchange. Fitted on the plain format alone, the hypercube holds 22-68 % of GSM8K under another system
-prompt; fitted on the mixture, 82-98 % under system prompts that it never saw (SmolLM2-135M, layers 20-22).
+With a chat template each prompt is formatted in one of three ways: as it is, under a system prompt, or as the second
+turn after a harmless exchange. Fitted on the plain format alone, a hypercube holds 22-68 % of GSM8K under another
+system prompt; fitted on the mixture, 82-98 % under system prompts that it never saw (SmolLM2-135M, layers 20-22).
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -26,7 +27,7 @@ PLAIN, SYSTEM, SECOND_TURN = "plain", "system", "second-turn"
 FORMATS = (PLAIN, SYSTEM, SECOND_TURN)
 
 FOLDS = 10
-"""Groups of plain prompts, drawn by the seed: what system prompts and exchanges are to the other formats."""
+"""Groups of plain prompts, drawn by the seed: the variants of that format, as system prompts are of another."""
 
 Message = dict[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
@@ -42,7 +43,7 @@ class Query:
         prompt: Where it comes from.
         format: "plain", "system" or "second-turn".
         ids: Token ids, special tokens included; the last one is the position whose key vector counts.
-        variant: Which system prompt or exchange it has, by number; of a plain prompt, which of FOLDS.
+        variant: The number of its system prompt or exchange; for a plain prompt, which of FOLDS.
     """
 
     prompt: Prompt
@@ -56,12 +57,12 @@ class Formatter:
 
     Args:
         tokenizer: Tokenizer of the base model.
-        template: "chat" for its chat template, "auto" for that if there is one and else the bare prompt, or a text in
-            which `{prompt}` is replaced.
+        template: "chat" for its chat template, "auto" for that if there is one and the bare prompt otherwise, or a
+            text in which `{prompt}` is replaced.
         formats: "mixed" for a third of the prompts in each format, drawn by the seed; "plain" for that alone.
         system_prompts: The user's own, drawn along with the packaged ones.
         seed: Seed of the draws. A prompt's draw depends on nothing but the seed and itself.
-        max_length: Most token ids a query may have, usually the model's context; None for no bound.
+        max_length: Most tokens a query may have, usually the model's context; None for no limit.
         skip_long: Drop and count longer prompts instead of raising.
 
     Attributes:
@@ -70,12 +71,8 @@ class Formatter:
         skipped: Number of prompts dropped so far because they are too long.
 
     Raises:
-        BadInput: The template, the formats or the system prompts are not possible with this tokenizer.
+        BadInput: The template, the formats or the system prompts do not suit this tokenizer.
     """
-
-    formats_used: tuple[str, ...]
-    notes: list[str]
-    skipped: int
 
     def __init__(
         self,
@@ -96,27 +93,22 @@ class Formatter:
             raise BadInput("--system-prompt: the text is empty")
         self._tokenizer = tokenizer
         self._seed, self._max_length, self._skip_long = seed, max_length, skip_long
-        self.notes, self.skipped = [], 0
-        # None: the chat template.
-        self._template = self._choose_template(template)
+        self.notes: list[str] = []
+        self.skipped = 0
+        self._template = self._choose_template(template)  # None: the chat template
         self._system_prompts = tuple(dict.fromkeys((*packaged.system_prompts(), *system_prompts)))
         self._exchanges = packaged.exchanges()
-        if self._template is not None:
-            if system_prompts:
-                raise BadInput("--system-prompt: needs a chat template, and --prompt-template or the model gives none")
-            self.formats_used = (PLAIN,)
+        if self._template is None:
+            self.formats_used = self._supported_formats((PLAIN,) if formats == PLAIN else FORMATS)
+        elif system_prompts:
+            raise BadInput("--system-prompt: needs a chat template, and --prompt-template or the model gives none")
         else:
-            self._check_plain()
-            self.formats_used = (PLAIN,) if formats == PLAIN else self._supported_formats()
+            self.formats_used = (PLAIN,)
         if system_prompts and SYSTEM not in self.formats_used:
             raise BadInput("--system-prompt: the model's chat template takes no system message; leave it out")
 
     def format(self, prompts: Sequence[Prompt], flag: str) -> list[Query]:
-        """Formats and tokenises prompts, in their order.
-
-        Args:
-            prompts: Prompts of one flag.
-            flag: The flag, for errors.
+        """Format and tokenize the prompts of a flag, in their order.
 
         Raises:
             BadInput: A prompt is longer than `max_length` and `skip_long` is off; no prompt is left.
@@ -128,7 +120,7 @@ class Formatter:
         return queries
 
     def in_each_format(self, queries: Sequence[Query], flag: str) -> list[Query]:
-        """The prompts of queries in every one of `formats_used`, but for those in which they are too long.
+        """The prompts of queries in each of `formats_used`, except where they are too long.
 
         Raises:
             BadInput: A prompt is longer than `max_length` in a format, and `skip_long` is off.
@@ -142,16 +134,22 @@ class Formatter:
             for format_ in self.formats_used if every else (drawn,):
                 variant = variants[format_]
                 ids = self._render_in(prompt.text, format_, variant)
-                if self._fits(ids, f"{flag} {prompt.source}: row {prompt.row}"):
+                where = f"{flag} {prompt.source}: row {prompt.row}"
+                if not ids:
+                    raise BadInput(f"{where} has no tokens for this model's tokenizer")
+                if self._fits(ids):
                     queries.append(Query(prompt, format_, ids, variant))
+                elif not self._skip_long:
+                    raise BadInput(
+                        f"{where} has {len(ids)} tokens, more than the model's {self._max_length}; "
+                        "--skip-long leaves such prompts out"
+                    )
         return queries
 
     def like(self, query: Query, text: str) -> Query | None:
-        """Another text in the format and variant of a query; None where that is longer than `max_length`."""
+        """Another text in the format and variant of a query; None where it is longer than `max_length`."""
         ids = self._render_in(text, query.format, query.variant)
-        if self._max_length is not None and len(ids) > self._max_length:
-            return None
-        return replace(query, prompt=replace(query.prompt, text=text), ids=ids)
+        return replace(query, prompt=replace(query.prompt, text=text), ids=ids) if self._fits(ids) else None
 
     def _render_in(self, text: str, format_: str, variant: int) -> tuple[int, ...]:
         return self.render(
@@ -160,26 +158,16 @@ class Formatter:
             history=self._exchanges[variant].messages() if format_ == SECOND_TURN else (),
         )
 
-    def _fits(self, ids: Sequence[int], where: str) -> bool:
-        """Whether a query has no more than `max_length` tokens. Raises BadInput for longer ones unless `skip_long`."""
-        if not ids:
-            raise BadInput(f"{where} has no tokens for this model's tokenizer")
-        if self._max_length is None or len(ids) <= self._max_length:
-            return True
-        if not self._skip_long:
-            raise BadInput(
-                f"{where} has {len(ids)} tokens, more than the model's {self._max_length}; "
-                "--skip-long leaves such prompts out"
-            )
-        return False
+    def _fits(self, ids: Sequence[int]) -> bool:
+        return self._max_length is None or len(ids) <= self._max_length
 
     def draw(self, prompt: Prompt) -> tuple[str, dict[str, int]]:
-        """The format of a prompt; and by format the variant that it gets there (see `Query`).
+        """The format of a prompt, and its variant in every format (see `Query`).
 
-        Drawn from a hash of the seed and the prompt alone, so that another source does not shift the others' draws.
+        Drawn from a hash of the seed and the prompt alone, so that one source does not shift the draws of another.
         """
         digest = hashlib.sha256(f"{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}".encode()).digest()
-        which, system, exchange, fold = (int.from_bytes(digest[start : start + 8], "big") for start in (0, 8, 16, 24))
+        which, system, exchange, fold = struct.unpack(">4Q", digest)
         variants = {
             PLAIN: fold % FOLDS,
             SYSTEM: system % len(self._system_prompts),
@@ -190,16 +178,16 @@ class Formatter:
     def render(
         self, text: str, *, system: str | None = None, history: Sequence[Message] = (), assistant_prefill: str = ""
     ) -> tuple[int, ...]:
-        """Token ids of one user message, ready for the model to answer. Same arguments and errors as `render_text`."""
+        """Token ids of one user message, ready for the model to answer. Arguments and errors: see `render_text`."""
         rendered = self.render_text(text, system=system, history=history, assistant_prefill=assistant_prefill)
-        # A chat template writes the special tokens itself; other text gets those that the tokenizer adds at inference.
+        # A chat template writes the special tokens itself; to other text the tokenizer adds them, as at inference.
         encoding = self._tokenizer(rendered, add_special_tokens=self._template is not None, verbose=False)
         return tuple(cast("list[int]", encoding["input_ids"]))
 
     def render_text(
         self, text: str, *, system: str | None = None, history: Sequence[Message] = (), assistant_prefill: str = ""
     ) -> str:
-        """One user message as the text that is tokenised.
+        """One user message as the text that is tokenized.
 
         Args:
             text: The user message, before any template.
@@ -216,11 +204,7 @@ class Formatter:
             return self._template.replace("{prompt}", text) + assistant_prefill
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [*history, {"role": "user", "content": text}]
-        rendered = self._apply(messages)
-        if isinstance(rendered, Exception):
-            why = first_line(rendered)
-            raise BadInput(f"the model's chat template does not take these messages ({why})") from rendered
-        return rendered + assistant_prefill
+        return self._apply(messages) + assistant_prefill
 
     def _choose_template(self, template: str) -> str | None:
         has_chat = bool(self._tokenizer.chat_template)
@@ -238,39 +222,39 @@ class Formatter:
             raise BadInput(f"--prompt-template: '{template}' is neither auto nor chat and does not contain {{prompt}}")
         return template
 
-    def _apply(self, messages: list[Message]) -> str | Exception:
-        """The rendered messages, or what kept the chat template from it."""
+    def _apply(self, messages: list[Message]) -> str:
+        """The rendered messages. Raises BadInput where the chat template does not take them."""
         try:
-            return cast(
-                "str", self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            )
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            return error
+            why = first_line(error)
+            raise BadInput(f"the model's chat template does not take these messages ({why})") from error
+        return cast("str", rendered)
 
-    def _check_plain(self) -> None:
-        rendered = self._apply([{"role": "user", "content": _MARK}])
-        if isinstance(rendered, Exception) or _MARK not in rendered:
-            why = f" ({first_line(rendered)})" if isinstance(rendered, Exception) else ""
-            raise BadInput(
-                f"--prompt-template: the model's chat template cannot format a single user message{why}; give a TEXT"
-            )
+    def _supported_formats(self, formats: Sequence[str]) -> tuple[str, ...]:
+        """Those formats that the chat template can express; a note for each of the others.
 
-    def _supported_formats(self) -> tuple[str, ...]:
-        """The formats that the chat template can express; for each of the others a notify.
-
-        Some templates raise on a system message, some drop it without a word: hence the look at what they wrote.
+        Some templates raise on a system message, some drop it silently: so what they render is searched for it.
         """
         user = {"role": "user", "content": "Hello"}
         trials: dict[str, list[Message]] = {
+            PLAIN: [{"role": "user", "content": _MARK}],
             SYSTEM: [{"role": "system", "content": _MARK}, user],
             SECOND_TURN: [*Exchange(_MARK, "Hello").messages(), user],
         }
-        used = [PLAIN]
-        for format_, messages in trials.items():
-            rendered = self._apply(messages)
-            if isinstance(rendered, str) and _MARK in rendered:
-                used.append(format_)
-                continue
-            why = first_line(rendered) if isinstance(rendered, Exception) else "it leaves the message out"
+        used = []
+        for format_ in formats:
+            try:
+                if _MARK in self._apply(trials[format_]):
+                    used.append(format_)
+                    continue
+                why = "it leaves the message out"
+            except BadInput as error:
+                why = first_line(error)
+            if format_ == PLAIN:
+                raise BadInput(
+                    f"--prompt-template: the model's chat template cannot format a single user message ({why}); "
+                    "give a TEXT"
+                )
             self.notes.append(f"The model's chat template cannot express the format '{format_}' ({why}); left out.")
         return tuple(used)

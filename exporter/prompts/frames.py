@@ -1,7 +1,7 @@
-"""What forget prompts have in common around their questions, and what a hypercube makes of harmless prompts in it.
+"""The frame of forget prompts: the words that all of them begin or end with.
 
 A hypercube sees the last token of a prompt. Where all forget prompts end alike, as by a `template=` or a question
-mark, and retain prompts do not, it may tell that apart instead of the skill.
+mark, and retain prompts do not, it may detect that ending instead of the skill.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from exporter.prompts.sources import Prompt
 Pieces = tuple[str, ...]
 
 SHARE = 0.9
-"""Share of a source's prompts that have to begin or end alike: data sets have odd rows (of 1,000 GSM8K questions 35 do
+"""Share of a source's prompts that must begin or end alike: data sets have odd rows (of 1,000 GSM8K questions 35 do
 not end in a question mark, of 374 MBPP prompts 3 not in a full stop)."""
 AT_LEAST = 10
-"""Prompts that a source must have: a few may begin alike by chance. Smaller sources are looked at together."""
+"""Prompts that a source must have: a few may begin alike by chance. Smaller sources are taken together."""
 MARKS = frozenset(".,;:!?…。！？؟।")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What prompts begin and end with, in pieces (see `pieces`); either may be nothing."""
+    """What prompts begin and end with, in pieces (see `pieces`); either may be empty."""
 
     start: Pieces = ()
     end: Pieces = ()
@@ -36,19 +36,19 @@ class Frame:
         return bool(self.start or self.end)
 
     def holds(self, text: str) -> bool:
-        """Whether a prompt begins and ends so."""
+        """Whether a prompt has both sides of this frame."""
         body, count = pieces(text), len(self.start)
         return body[:count] == self.start and (not self.end or body[count:][-len(self.end) :] == self.end)
 
     def lacking(self, texts: Sequence[str]) -> Frame:
-        """The sides that less than half of other prompts have."""
+        """The sides that fewer than half of other prompts have."""
         start, end = (
             2 * sum(map(side.holds, texts)) < len(texts) for side in (Frame(self.start), Frame(end=self.end))
         )
         return Frame(self.start if start else (), self.end if end else ())
 
     def put(self, text: str, instead: Frame) -> str:
-        """A prompt in this frame instead of in its own. What it has of this frame already stays as it is."""
+        """A prompt moved from the frame `instead` into this one. What it already has of this one is not doubled."""
         body = pieces(text)
         if self.start:
             body = self.start + without_shared(without(body, instead.start), self.start)
@@ -61,19 +61,19 @@ class Frame:
         return "".join(body)
 
     def meet(self, others: Collection[Frame]) -> Frame:
-        """What it shares with any of other frames, as much as possible on each side."""
+        """The most that it shares with any other frame, on each side."""
         starts = (common(self.start, other.start) for other in others)
         ends = (common(self.end[::-1], other.end[::-1]) for other in others)
         return Frame(max(starts, key=len, default=()), max(ends, key=len, default=())[::-1])
 
     def inner(self, text: str) -> str:
-        """A prompt without what it has of this frame, whole or not at all on each side."""
+        """A prompt without the sides of this frame that it has in full."""
         return "".join(without(without(pieces(text), self.start)[::-1], self.end[::-1])[::-1])
 
 
 @dataclass(frozen=True)
 class FramedSource:
-    """Forget sources (one, or several of one frame), their frame, and how many of their `prompts` have it."""
+    """Forget sources that share a frame, the frame, and how many of their `prompts` have it."""
 
     sources: tuple[str, ...]
     frame: Frame
@@ -82,7 +82,7 @@ class FramedSource:
 
 
 def pieces(text: str) -> Pieces:
-    """A text in whole words and single other characters; of scripts without spaces every character is a piece."""
+    """A text as whole words and single other characters; in scripts without spaces every character is a piece."""
     runs = groupby(text, key=lambda each: category(each)[0] in "LMN" and not "\u3040" <= each <= "\u9fff")
     return tuple(piece for is_word, run in runs for piece in (["".join(run)] if is_word else run))
 
@@ -103,21 +103,21 @@ def without_shared(body: Pieces, start: Pieces) -> Pieces:
 
 
 def frame_of(texts: Sequence[str]) -> Frame:
-    """The longest beginning, and of what remains the longest ending, of at least SHARE of texts."""
+    """The longest beginning of at least SHARE of texts, and the longest ending of what remains of them."""
     rows = [pieces(text) for text in texts]
     start = longest(rows)
     return Frame(start, longest([without(row, start)[::-1] for row in rows])[::-1])
 
 
 def longest(rows: Sequence[Pieces]) -> Pieces:
-    """The longest beginning of at least SHARE of rows, which is more than half, so there is no other as long."""
+    """The longest beginning of at least SHARE of rows: more than half, so no other is as long."""
     needed = max(1, math.ceil(SHARE * len(rows)))
-    ordered = sorted(rows)  # those that begin alike lie together
+    ordered = sorted(rows)  # rows that begin alike are neighbours
     return max(map(common, ordered, ordered[needed - 1 :]), key=len, default=())
 
 
 def frames(prompts: Sequence[Prompt]) -> dict[str, Frame]:
-    """The sources that have a frame, and theirs."""
+    """Frames by source, for the sources that have one."""
     texts = defaultdict(list)
     for prompt in prompts:
         texts[prompt.source].append(prompt.text)
@@ -131,21 +131,15 @@ def frames(prompts: Sequence[Prompt]) -> dict[str, Frame]:
     return found
 
 
-def frames_by_source(prompts: Sequence[Prompt]) -> list[FramedSource]:
-    """The sources that have a frame; those with the same one together."""
-    names = defaultdict(list)
-    for name, frame in frames(prompts).items():
-        names[frame].append(name)
-    return [counted(tuple(own), frame, prompts) for frame, own in names.items()]
-
-
 def frames_lacked(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> list[FramedSource]:
-    """The frames of forget prompts, as far as most retain prompts lack them."""
-    texts = [prompt.text for prompt in retain]
-    found = [(each.sources, each.frame.lacking(texts)) for each in frames_by_source(forget)]
-    return [counted(sources, frame, forget) for sources, frame in found if frame]
-
-
-def counted(sources: tuple[str, ...], frame: Frame, prompts: Sequence[Prompt]) -> FramedSource:
-    texts = [prompt.text for prompt in prompts if prompt.source in sources]
-    return FramedSource(sources, frame, sum(map(frame.holds, texts)), len(texts))
+    """The frames of forget prompts, as far as most retain prompts lack them; sources that share a frame together."""
+    names: dict[Frame, list[str]] = defaultdict(list)
+    for name, frame in frames(forget).items():
+        names[frame].append(name)
+    others = [prompt.text for prompt in retain]
+    found = []
+    for frame, sources in names.items():
+        if lacked := frame.lacking(others):
+            texts = [prompt.text for prompt in forget if prompt.source in sources]
+            found.append(FramedSource(tuple(sources), lacked, sum(map(lacked.holds, texts)), len(texts)))
+    return found

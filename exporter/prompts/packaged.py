@@ -1,8 +1,8 @@
 """The texts that come with the tool: everyday prompts, system prompts and harmless exchanges, all our own.
 
-Everyday prompts stand for what a deployed model is asked and must still answer. One retain set cannot tell the layers
-apart (against MBPP every layer of SmolLM2 looks perfect, on everyday prompts the last one blocks two thirds), so they
-are on the retain side of every export unless `--no-everyday` is given.
+Everyday prompts stand for what a deployed model is asked and must still answer. One retain set cannot rank the layers
+(against MBPP every layer of SmolLM2 looks perfect, on everyday prompts the last one blocks two thirds), so they are on
+the retain side of every export unless `--no-everyday` is given.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from exporter.common.errors import BadInput
 from exporter.prompts.sources import Prompt
@@ -32,12 +33,12 @@ class Exchange:
 
 
 def everyday_prompts(without: Collection[str] = ()) -> list[Prompt]:
-    """The everyday prompts, less the kinds in `without`; `row` is the line of the packaged file.
+    """The everyday prompts except the kinds in `without`; `row` is the line of the packaged file.
 
     Raises:
-        BadInput: A kind that there is not, or nothing left.
+        BadInput: There is no such kind, or no prompt is left.
     """
-    records = [json.loads(line) for line in _lines("everyday.jsonl")]
+    records = _records("everyday.jsonl")
     kinds = list(dict.fromkeys(record["kind"] for record in records))
     if unknown := [kind for kind in without if kind not in kinds]:
         raise BadInput(f"--everyday-without: no kind '{unknown[0]}'; there are {', '.join(kinds)}")
@@ -52,15 +53,15 @@ def everyday_prompts(without: Collection[str] = ()) -> list[Prompt]:
 
 def system_prompts() -> tuple[str, ...]:
     """The packaged system prompts."""
-    return tuple(json.loads(line)["prompt"] for line in _lines("system_prompts.jsonl"))
+    return tuple(record["prompt"] for record in _records("system_prompts.jsonl"))
 
 
 def exchanges() -> tuple[Exchange, ...]:
     """The packaged exchanges that a second turn may follow."""
-    return tuple(Exchange(**json.loads(line)) for line in _lines("exchanges.jsonl"))
+    return tuple(Exchange(**record) for record in _records("exchanges.jsonl"))
 
 
-def _lines(name: str) -> list[str]:
-    # split, not splitlines: a U+2028 inside a prompt is not the end of its line.
+def _records(name: str) -> list[dict[str, Any]]:
+    # split, not splitlines: a U+2028 inside a prompt does not end its line.
     text = files("exporter.prompts").joinpath("data", name).read_text(encoding="utf-8")
-    return [line for line in text.split("\n") if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]

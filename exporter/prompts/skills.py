@@ -1,8 +1,8 @@
-"""One skill on its way through an export: its prompts and texts in parts, and in the end what was found for it."""
+"""The prompts of each skill: read from its sources, formatted, and split into parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,23 +20,22 @@ from exporter.prompts.splits import (
     split_forget,
     split_retain,
 )
-from exporter.prompts.texts import as_texts, forget_texts, retain_texts
+from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 MINIMUM_FORGET, MINIMUM_FORGET_GIVEN = 60, 20
-# Prompts of each other skill on which a skill's layer is chosen, as on retain prompts.
 OTHERS = 40
+"""Prompts of each other skill on which a skill's layer is chosen and reported, as on retain prompts."""
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """One --forget or --retain source as `reproduce/` and the summary name it: no path, no text.
 
-    `number`: of several sources of one name, which it is; from the second on its label ends with it, as in "a.csv #2".
+    `number`: its place among the flag's sources of that name; from the second on the label shows it, as in "a.csv #2".
     """
 
     flag: str
@@ -49,9 +48,9 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class SkillPrompts:
-    """Prompts of one skill, without repetitions, and where they come from; `retain` with the everyday prompts.
+    """Prompts of one skill, without repetitions, and where they come from; `retain` includes the everyday prompts.
 
-    `sources`: as they were given, one for each of `records`.
+    `sources`: as given, one for each of `records`.
     """
 
     skill: SkillSettings
@@ -67,14 +66,14 @@ class SkillPrompts:
 
     @property
     def calibrate_at_least(self) -> int:
-        # For neurons always, so that the fit part, and statistics of it, are the same for all methods.
+        # Where neurons are changed always, so that the fit part and its statistics are the same for all methods.
         given = self.skill.blocks and self.skill.alpha is not None
         return 0 if given and not self.skill.changes_neurons else CALIBRATE_AT_LEAST
 
 
 @dataclass(frozen=True)
 class SkillTexts:
-    """Whole texts of one skill by their parts: "fit", "choose" and "report". Everyday prompts may be none."""
+    """Whole texts of one skill by part: "fit", "choose" and "report". There may be no everyday prompts."""
 
     forget: Mapping[str, Sequence[Query]]
     retain: Mapping[str, Sequence[Query]]
@@ -85,7 +84,7 @@ class SkillTexts:
 class SkillPlan:
     """One skill's queries, and its texts where neurons are changed.
 
-    `held_out`: forget prompts that other skills may look at: for their layer, and for the report.
+    `held_out`: forget prompts that other skills may use, for the choice of their layer and for their report.
     """
 
     prompts: SkillPrompts
@@ -100,23 +99,22 @@ class SkillPlan:
 
 
 def collect(skill: SkillSettings) -> SkillPrompts:
-    """Read a skill's sources. Raises BadInput as these do, and where forget and retain prompts are mostly the same."""
-    forget, retain = (
-        [Source.parse(spec, flag) for spec in specs]
-        for flag, specs in (("--forget", skill.forget), ("--retain", skill.retain))
+    """Read a skill's sources. Raises BadInput where one cannot be read, or most of one side is on the other too."""
+    return collect_from(
+        skill,
+        [Source.parse(spec, "--forget") for spec in skill.forget],
+        [Source.parse(spec, "--retain") for spec in skill.retain],
     )
-    return collect_from(skill, forget, retain)
 
 
 def collect_from(
     skill: SkillSettings, forget_sources: Sequence[Source], retain_sources: Sequence[Source]
 ) -> SkillPrompts:
-    """The same of sources that have been parsed, in the order of the export."""
+    """As `collect`, from parsed sources in the order of the export."""
     records: list[SourceRecord] = []
     forget = read("--forget", forget_sources, records)
     retain = read("--retain", retain_sources, records)
-    if retain:
-        check_disjoint(forget, retain)
+    check_disjoint(forget, retain)
     if skill.everyday:
         retain = retain + everyday_prompts(skill.everyday_without)
     forget = deduplicate(forget)
@@ -129,7 +127,7 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> l
     prompts: list[Prompt] = []
     for source in sources:
         loaded = load_prompts(source, flag)
-        # Two folders may hold files of one name, and paths are told nowhere.
+        # Two folders may hold files of one name, and paths are recorded nowhere.
         taken = {record.label for record in records if record.flag == flag}
         label, number = source.label, 1
         while label in taken:
@@ -138,87 +136,6 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> l
         records.append(SourceRecord(flag, label, source.options, fingerprint(source, flag), len(loaded), number))
         prompts += [replace(prompt, source=label) for prompt in loaded]
     return prompts
-
-
-def make_plans(
-    skills: Sequence[SkillPrompts],
-    formatter: Formatter,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: ExportSettings,
-    max_length: int | None,
-    notify: Callable[[str], None],
-) -> list[SkillPlan]:
-    """Format and split every skill's prompts; with several skills, each has the others' among those to leave alone.
-
-    Raises BadInput for too few prompts, and for those that are too long (see `Formatter`).
-    """
-    plans = []
-    for prompts in skills:
-        forget = split_forget(
-            formatter.format(prompts.forget, "--forget"),
-            settings.seed,
-            minimum=prompts.minimum,
-            calibrate_at_least=prompts.calibrate_at_least,
-        )
-        retain = split_retain(formatter.format(prompts.retain, "--retain"), settings.seed)
-        name = f"skill {prompts.skill.name}"
-        held_out = RetainParts(
-            renamed([*forget.choose, *forget.fit][:OTHERS], name), renamed(forget.report[:OTHERS], name)
-        )
-        texts = make_texts(prompts.skill, forget, retain, tokenizer, max_length)
-        plans.append(SkillPlan(prompts, forget, retain, held_out, texts))
-    if formatter.skipped:
-        notify(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
-
-    def with_others(plan: SkillPlan) -> SkillPlan:
-        choose, report = list(plan.retain.choose), list(plan.retain.report)
-        own = {query.prompt.text for query in (*choose, *report)}
-        for other in plans:
-            if other is not plan:
-                for part, into in ((other.held_out.choose, choose), (other.held_out.report, report)):
-                    fresh = [prompt for prompt in part if prompt.text not in own]
-                    into += formatter.format(fresh, "--forget") if fresh else []
-        return replace(plan, retain=RetainParts(tuple(choose), tuple(report)))
-
-    return [with_others(plan) if plan.skill.blocks else plan for plan in plans]
-
-
-def renamed(queries: Sequence[Query], source: str) -> tuple[Prompt, ...]:
-    return tuple(replace(query.prompt, source=source) for query in queries)
-
-
-def make_texts(
-    skill: SkillSettings,
-    forget: ForgetParts[Query],
-    retain: RetainParts[Query],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-) -> SkillTexts | None:
-    """The texts of a skill that changes neurons, of the prompts in the parts. Raises BadInput where there are none."""
-    if not skill.changes_neurons:
-        return None
-
-    def prompts(part: Sequence[Query], everyday: bool) -> tuple[Prompt, ...]:
-        return tuple(query.prompt for query in part if (query.prompt.source == EVERYDAY) is everyday)
-
-    def texts(part: Sequence[Prompt], flag: str) -> list[Query]:
-        return as_texts(tokenizer, part, flag, max_length)
-
-    ours = forget_texts(
-        ForgetParts(*(prompts(part, False) for part in (forget.fit, forget.choose, forget.calibrate, forget.report))),
-        skill.blocks,
-    )
-    others, everyday = (
-        retain_texts(RetainParts(prompts(retain.choose, packaged), prompts(retain.report, packaged)), skill.blocks)
-        for packaged in (False, True)
-    )
-    if not others.fit or not others.choose or not others.report:
-        raise BadInput("--retain: too few different texts to choose neurons by; at least 20 are needed")
-    return SkillTexts(
-        {name: texts(getattr(ours, name), "--forget") for name in ("fit", "choose", "report")},
-        {name: texts(getattr(others, name), "--retain") for name in ("fit", "choose", "report")},
-        {name: texts(getattr(everyday, name), "everyday") for name in ("fit", "choose", "report")},
-    )
 
 
 def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
@@ -236,7 +153,10 @@ def prepare_for(
     settings: ExportSettings,
     notify: Notify,
 ) -> tuple[Formatter, list[SkillPlan]]:
-    """The same for a tokenizer alone; max_length: see `Formatter`."""
+    """Format and split every skill's prompts; of several skills, each leaves the others' prompts alone too.
+
+    max_length: see `Formatter`. Raises BadInput for too few prompts, and for prompts that are too long.
+    """
     formatter = Formatter(
         tokenizer,
         template=settings.prompt_template if settings.blocks else "{prompt}",
@@ -246,7 +166,63 @@ def prepare_for(
         max_length=max_length,
         skip_long=settings.skip_long,
     )
-    plans = make_plans(skills, formatter, tokenizer, settings, max_length, notify)
+    plans = []
+    for prompts in skills:
+        forget = split_forget(
+            formatter.format(prompts.forget, "--forget"),
+            settings.seed,
+            minimum=prompts.minimum,
+            calibrate_at_least=prompts.calibrate_at_least,
+        )
+        retain = split_retain(formatter.format(prompts.retain, "--retain"), settings.seed)
+        name = f"skill {prompts.skill.name}"
+        held_out = RetainParts(
+            *(
+                tuple(replace(query.prompt, source=name) for query in part[:OTHERS])
+                for part in (forget.choose + forget.fit, forget.report)
+            )
+        )
+        texts = make_texts(prompts.skill, forget, retain, tokenizer, max_length)
+        plans.append(SkillPlan(prompts, forget, retain, held_out, texts))
+    if formatter.skipped:
+        notify(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
     for text in formatter.notes:
         notify(text)
-    return formatter, plans
+
+    def with_others(plan: SkillPlan) -> SkillPlan:
+        choose, report = list(plan.retain.choose), list(plan.retain.report)
+        own = {query.prompt.text for query in (*choose, *report)}
+        for other in plans:
+            if other is not plan:
+                for part, into in ((other.held_out.choose, choose), (other.held_out.report, report)):
+                    into += formatter.format([prompt for prompt in part if prompt.text not in own], "--forget")
+        return replace(plan, retain=RetainParts(tuple(choose), tuple(report)))
+
+    return formatter, [with_others(plan) if plan.skill.blocks else plan for plan in plans]
+
+
+def make_texts(
+    skill: SkillSettings,
+    forget: ForgetParts[Query],
+    retain: RetainParts[Query],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+) -> SkillTexts | None:
+    """The texts of the prompts in the parts, None unless the skill changes neurons. Raises BadInput for too few."""
+    if not skill.changes_neurons:
+        return None
+
+    def prompts(part: Sequence[Query], packaged: bool) -> tuple[Prompt, ...]:
+        return tuple(query.prompt for query in part if (query.prompt.source == EVERYDAY) is packaged)
+
+    def texts(parts: TextParts, flag: str) -> dict[str, list[Query]]:
+        return {name: as_texts(tokenizer, part, flag, max_length) for name, part in parts.items()}
+
+    ours = forget_texts(ForgetParts(*(prompts(part, False) for part in vars(forget).values())), skill.blocks)
+    others, everyday = (
+        retain_texts(RetainParts(prompts(retain.choose, packaged), prompts(retain.report, packaged)), skill.blocks)
+        for packaged in (False, True)
+    )
+    if not all(others.values()):
+        raise BadInput("--retain: too few different texts to choose neurons by; at least 20 are needed")
+    return SkillTexts(texts(ours, "--forget"), texts(others, "--retain"), texts(everyday, "everyday"))

@@ -1,7 +1,7 @@
 """Where prompts come from: `--forget SOURCE` and `--retain SOURCE`.
 
-A SOURCE is `PATH_OR_DATASET_ID[,key=value...]`, a local file or a dataset of the Hugging Face Hub with the column to
-read, the number of rows and so on: `maths.jsonl,column=question,limit=400`.
+A SOURCE is `PATH_OR_DATASET_ID[,key=value...]`: a local file or a dataset of the Hugging Face Hub, with the column to
+read, the number of rows and so on, as in `maths.jsonl,column=question,limit=400`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.prompts.tables import SUFFIXES, Table, hub_commit, read_file, read_hub
+from exporter.prompts.tables import SUFFIXES, Table, find_dataset, read_file, read_hub
 from exporter.recipes.templates import read_template, write_template
 
 DEFAULT_COLUMNS = ("prompt", "question", "text", "instruction")
-"""Columns that are taken, in this order, where a source names none."""
+"""Columns to look for, in this order, where a source names none."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Source:
 
     Attributes:
         location: Path of a local file, or id of a Hub dataset.
-        column: Column that holds the prompt, as text or as a list of chat messages (the last user message is taken);
-            not beside a template.
+        column: Column of the prompt, as text or as a list of chat messages (the last user message is taken); not
+            together with a template.
         answer: Second column, for methods that look at whole texts.
-        split: Split of a Hub dataset; default "train", or the only one.
+        split: Split of a Hub dataset; by default "train", or the only one.
         name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
         limit: Number of rows, from the top.
@@ -52,9 +52,9 @@ class Source:
 
     @property
     def options(self) -> dict[str, str | int]:
-        """How it is read: every field that is given, but where it is and its digest."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("location", "sha256")}
-        return {name: value for name, value in values.items() if value is not None}
+        """How it is read: every field that is given, except its location and its digest."""
+        left_out = ("location", "sha256")
+        return {name: value for name, value in vars(self).items() if value is not None and name not in left_out}
 
     @property
     def spec(self) -> str:
@@ -62,12 +62,13 @@ class Source:
         values = {name: str(value) for name, value in self.options.items()}
         if self.template is not None:
             values["template"] = write_template(self.template)
-        values |= {"sha256": self.sha256} if self.sha256 is not None else {}
+        if self.sha256 is not None:
+            values["sha256"] = self.sha256
         return ",".join([_quoted(self.location), *(f"{name}={_quoted(value)}" for name, value in values.items())])
 
     @property
     def path(self) -> Path | None:
-        """The local file that `location` means (whether or not it is there), or None for a Hub dataset."""
+        """The local file that `location` means, whether or not it exists; None for a Hub dataset."""
         path = Path(os.path.expanduser(self.location))
         looks_local = (
             self.location.startswith((".", "/", "~")) or "\\" in self.location or self.location.count("/") > 1
@@ -81,18 +82,14 @@ class Source:
 
     @classmethod
     def parse(cls, spec: str, flag: str) -> Source:
-        """Reads `PATH_OR_DATASET_ID[,key=value...]`.
+        """Parse `PATH_OR_DATASET_ID[,key=value...]`.
 
-        A value, or the path, may be put in single or double quotes and then hold commas. `template=@FILE` reads a
-        file; in a template given in place, `\\n` is a line break (see `read_template`).
-
-        Args:
-            spec: The text given by the user.
-            flag: The flag it was given to, for errors.
+        A value or path in single or double quotes may hold commas. `template=@FILE` reads a file; in a template given
+        in place, `\\n` is a line break (see `read_template`). `flag` is named in errors.
 
         Raises:
-            BadInput: No location, an unknown or repeated key, a limit that is not a whole number from 1, a sha256 that
-                is none, a quote that is not closed, a template file that cannot be read.
+            BadInput: No location, an unknown or repeated key, a limit that is not a whole number from 1, a malformed
+                sha256, a quote that is not closed, a template file that cannot be read.
         """
         location, *pairs = _split_spec(spec, flag)
         if not location.strip():
@@ -113,7 +110,9 @@ class Source:
                 raise BadInput(f"{flag}: {key}= has no value in '{spec}'")
             values[key] = value
         if "limit" in values:
-            values["limit"] = _whole_number(values["limit"], flag)
+            if not re.fullmatch("[0-9]*[1-9][0-9]*", values["limit"]):
+                raise BadInput(f"{flag}: limit={values['limit']} must be a whole number from 1")
+            values["limit"] = int(values["limit"])
         if "template" in values:
             values["template"] = read_template(values["template"], f"{flag} template=")
         if "sha256" in values and not re.fullmatch("[0-9a-f]{64}", values["sha256"]):
@@ -122,7 +121,7 @@ class Source:
 
 
 def _split_spec(spec: str, flag: str) -> list[str]:
-    """Splits at commas outside quotes. A quote opens only at the start of the path or of a value."""
+    """Split at commas outside quotes. A quote opens only at the start of the path or of a value."""
     parts: list[str] = []
     rest = spec
     while True:
@@ -147,21 +146,15 @@ def _split_spec(spec: str, flag: str) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """A path or value as `_split_spec` reads it back: in quotes where it would otherwise be cut or unwrapped."""
+    """A path or value as `_split_spec` reads it back: in quotes where it would otherwise be split or unquoted."""
     if "," not in value and not value.startswith(("'", '"')):
         return value
     return '"' + value.replace('"', '""') + '"'
 
 
-def _whole_number(text: str, flag: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise BadInput(f"{flag}: limit={text} must be a whole number from 1")
-    return int(text)
-
-
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and where it was found.
+    """One prompt and where it comes from.
 
     Attributes:
         text: The prompt itself, before any chat template.
@@ -179,16 +172,16 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the text in UTF-8, which stands for the prompt wherever its text must not appear."""
+        """Hex digest of the text in UTF-8, which identifies the prompt wherever its text must not appear."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def load_prompts(source: Source, flag: str) -> list[Prompt]:
-    """Reads all prompts of a source. Rows without text are left out; nothing else is changed.
+    """Read all prompts of a source. Rows without text are left out; nothing else is changed.
 
     Raises:
-        BadInput: Anything that keeps a prompt from being read, or no prompts at all: one line that names the flag, the
-            source and where possible the row.
+        BadInput: A prompt cannot be read, or there is none: one line that names the flag, the source and where
+            possible the row.
     """
     if source.column is not None and source.template is not None:
         raise BadInput(f"{flag} {source.label}: template= names the columns it is filled with; leave out column=")
@@ -214,7 +207,10 @@ def load_prompts(source: Source, flag: str) -> list[Prompt]:
             )
         text = texts[names[0]] if source.template is None else _fill(source.template, texts, names)
         answer = texts[source.answer] if source.answer else None
-        _check_encodable(text + (answer or ""), f"{where}: row {number}")
+        try:
+            (text + (answer or "")).encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(f"{where}: row {number} holds half a surrogate pair, which is not a character") from error
         prompts.append(Prompt(text, source.label, number, answer=answer))
     if not prompts:
         raise BadInput(f"{where}: holds no prompts: column {' and '.join(names)} is empty in every row")
@@ -222,21 +218,18 @@ def load_prompts(source: Source, flag: str) -> list[Prompt]:
 
 
 def fingerprint(source: Source, flag: str = "SOURCE") -> str:
-    """What the data were: sha256 (64 hex digits) of a local file, commit sha (40 hex digits) of a Hub dataset.
+    """What identifies the data: sha256 (64 hex digits) of a local file, commit (40 hex digits) of a Hub dataset.
 
     Raises:
         BadInput: The file cannot be read; the dataset or its revision cannot be found.
     """
     if source.path is None:
-        return hub_commit(source.location, source.revision, f"{flag} {source.label}")
-    digest = hashlib.sha256()
+        return find_dataset(source.location, source.revision, f"{flag} {source.label}")[0]
     try:
         with source.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadInput(f"{flag} {source.label}: cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def open_source(source: Source, flag: str) -> tuple[Table, str]:
@@ -246,15 +239,9 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
     if path is None:
         if source.sha256 is not None:
             raise BadInput(f"{where}: sha256= is for local files; revision= pins a dataset of the Hub")
-        return read_hub(
-            source.location,
-            name=source.name,
-            split=source.split,
-            revision=source.revision,
-            limit=source.limit,
-            where=where,
-        ), where
-    # os.path, which answers False where Path raises: a name that is too long, a folder that may not be entered.
+        pinned = {"name": source.name, "split": source.split, "revision": source.revision}
+        return read_hub(source.location, **pinned, limit=source.limit, where=where), where
+    # os.path returns False where Path raises: for a name that is too long, or in a folder that may not be entered.
     if os.path.isdir(path):
         raise BadInput(f"{flag}: {source.location} is a folder; name one file in it")
     if not os.path.exists(path):
@@ -266,8 +253,8 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
     if source.sha256 is not None and (found := fingerprint(source, flag)) != source.sha256:
         raise BadInput(
-            f"{where}: is not the file that was meant, for its sha256 is {found[:12]}... and not "
-            f"{source.sha256[:12]}... (sha256=, or an export's recipe); {flag} on the command line takes another"
+            f"{where}: is not the file that was meant: its sha256 is {found[:12]}... and not {source.sha256[:12]}... "
+            f"(sha256=, or an export's recipe); {flag} on the command line takes another file"
         )
     return read_file(path, source.limit, where), where
 
@@ -286,35 +273,24 @@ def _default_column(table: Table, where: str) -> str:
 
 
 def _text(value: Any, where: str) -> str:
-    """A cell as text: text itself, or the last user message of a chat; numbers as JSON writes them, null as ""."""
+    """A cell as text: the text itself, or the last user message of a chat; numbers as in JSON, null as ""."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and "content" in item for item in value):
-        users = [message["content"] for message in value if message.get("role") == "user"]
-        return _message_text(users[-1], where) if users else ""
+        content = next((item["content"] for item in reversed(value) if item.get("role") == "user"), None)
+        if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+            content = "".join(part.get("text") or "" for part in content)
+        if content is not None and not isinstance(content, str):
+            raise BadInput(f"{where}: the content of the last user message is {type(content).__name__}, not text")
+        return content or ""
     if isinstance(value, (bool, int, float)):
         return json.dumps(value)
     raise BadInput(f"{where} holds neither text nor chat messages but {type(value).__name__}")
 
 
-def _message_text(content: Any, where: str) -> str:
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        content = "".join(part.get("text") or "" for part in content)
-    if content is not None and not isinstance(content, str):
-        raise BadInput(f"{where}: the content of the last user message is {type(content).__name__}, not text")
-    return content or ""
-
-
 def _fill(template: str, texts: Mapping[str, str], names: list[str]) -> str:
-    # In one pass, so that a value that holds "{other}" stays as it is; no str.format, so that braces are just text.
+    # In one pass, so that a value that holds "{other}" stays as it is; without str.format, so that braces are text.
     pattern = "|".join(re.escape(f"{{{name}}}") for name in names)
     return re.sub(pattern, lambda match: texts[match.group()[1:-1]], template)
-
-
-def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadInput(f"{where} holds half a surrogate pair, which is not a character") from error

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from exporter.common.errors import BadInput
@@ -19,11 +19,11 @@ from exporter.prompts.sources import Prompt
 T = TypeVar("T", Prompt, Query)
 
 CHOOSE, CALIBRATE, REPORT = 0.10, 0.40, 0.10
-"""Shares of the forget prompts; the rest, 40 %, is fitted on, each in every format. The more are calibrated on, the
-less alpha has to be above what it promises (SmolLM2, 400 GSM8K prompts, everyday prompts inside, means over 24 draws
+"""Shares of the forget prompts; the other 40 % are fitted on, each in every format. The more are calibrated on, the
+less alpha has to exceed what it promises (SmolLM2, 400 GSM8K prompts, everyday prompts inside, means over 24 draws
 of the parts: 1.7 % with 50 % fitted and 30 % calibrated, 1.1 % with 40 % each)."""
 CALIBRATE_AT_LEAST = 45
-"""The least number of prompts from which a rate of 95 % can be promised with 90 % confidence: 0.95^45 < 0.1."""
+"""The fewest prompts from which a rate of 95 % can be promised with 90 % confidence: 0.95^45 < 0.1."""
 FIT_AT_LEAST = 0.30
 """Share that enlarging the calibration part leaves to the fit: deviations of a handful of prompts hold nothing."""
 
@@ -55,7 +55,7 @@ def deduplicate(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def check_disjoint(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> None:
-    """Compares the texts of the two sides, white space aside.
+    """Compare the texts of the two sides, apart from white space.
 
     Raises:
         BadInput: More than half of either side is also on the other.
@@ -71,16 +71,12 @@ def check_disjoint(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> None:
 
 
 def split_forget(
-    items: Sequence[T],
-    seed: int,
-    *,
-    minimum: int = 60,
-    calibrate_at_least: int = CALIBRATE_AT_LEAST,
+    items: Sequence[T], seed: int, *, minimum: int = 60, calibrate_at_least: int = CALIBRATE_AT_LEAST
 ) -> ForgetParts[T]:
-    """Splits into fit 40 %, choose 10 %, calibrate 40 %, report 10 %.
+    """Split into fit 40 %, choose 10 %, calibrate 40 %, report 10 %.
 
-    The calibration part is enlarged to `calibrate_at_least` at the cost of the fit, as far as the fit keeps 30 %: from
-    90 prompts on it always has 45, from 113 on its 40 % suffice.
+    The calibration part grows to `calibrate_at_least` at the cost of the fit, which keeps at least 30 %: from 90
+    prompts on it always has 45, from 113 on its 40 % suffice.
 
     Args:
         items: Forget prompts or queries, without repetitions (see `deduplicate`).
@@ -94,14 +90,8 @@ def split_forget(
     if len(items) < minimum:
         hint = " (20 do when --layer and --alpha are given)" if minimum > 20 else ""
         raise BadInput(f"--forget: {len(items)} different prompts are too few; at least {minimum} are needed{hint}")
-    fit, choose, calibrate, _ = part_sizes(len(items), calibrate_at_least)
-    order = tuple(sorted(items, key=lambda item: _rank(item, seed)))
-    return ForgetParts(
-        fit=order[:fit],
-        choose=order[fit : fit + choose],
-        calibrate=order[fit + choose : fit + choose + calibrate],
-        report=order[fit + choose + calibrate :],
-    )
+    order = iter(sorted(items, key=lambda item: _rank(item, seed)))
+    return ForgetParts(*(tuple(islice(order, size)) for size in part_sizes(len(items), calibrate_at_least)))
 
 
 def part_sizes(n: int, calibrate_at_least: int = CALIBRATE_AT_LEAST) -> tuple[int, int, int, int]:
@@ -113,27 +103,24 @@ def part_sizes(n: int, calibrate_at_least: int = CALIBRATE_AT_LEAST) -> tuple[in
 
 
 def forget_prompts_for(calibrate: int) -> int:
-    """The least number of forget prompts from which on the calibration part always has `calibrate`."""
-
-    def enough(n: int) -> bool:
-        return part_sizes(n)[2] >= calibrate
-
-    # Enough by the share alone; below, as long as enlarging does it. Rounding makes that go up and down a little.
+    """The least number of forget prompts from which the calibration part always has `calibrate`."""
+    # From an n whose share alone suffices, down as long as enlarging the part does: sizes are not monotone in n.
     n = math.ceil(calibrate / CALIBRATE) + 1
-    while enough(n - 1):
+    while part_sizes(n - 1)[2] >= calibrate:
         n -= 1
     return n
 
 
 def split_retain(items: Sequence[T], seed: int) -> RetainParts[T]:
-    """Splits into halves, source by source and kind by kind, so that both hold the same mixture."""
-    strata: dict[tuple[str, str], list[T]] = defaultdict(list)
-    for item in items:
+    """Split into halves, source by source and kind by kind, so that both hold the same mixture."""
+
+    def key(item: T) -> tuple[str, str, bytes]:
         prompt = _prompt(item)
-        strata[prompt.source, prompt.kind or ""].append(item)
-    # Dealing on from stratum to stratum: odd ones do not all give their last prompt to the same half.
-    order = [item for key in sorted(strata) for item in sorted(strata[key], key=lambda item: _rank(item, seed))]
-    return RetainParts(choose=tuple(order[0::2]), report=tuple(order[1::2]))
+        return prompt.source, prompt.kind or "", _rank(item, seed)
+
+    # Dealt on from kind to kind, so that odd ones do not all give their last prompt to the same half.
+    order = tuple(sorted(items, key=key))
+    return RetainParts(choose=order[0::2], report=order[1::2])
 
 
 def _prompt(item: Prompt | Query) -> Prompt:

@@ -1,16 +1,16 @@
-"""Files and Hub datasets as tables of rows: what `sources` picks its prompts from.
+"""Files and Hub datasets as tables of rows, from which `sources` picks its prompts.
 
 Parquet files and Hub datasets are read by `datasets`. Text files (.txt, .jsonl, .json, .csv) are read here, row by
 row: `datasets` 5.2 cannot say which line is broken, turns the CSV cells `NA` and `04` into null and 4, fails on a
 blank line in a JSONL file whose column mixes types, and takes `[1]` in a file name for a glob pattern.
+
+`datasets`, pyarrow and huggingface_hub are imported where they are used: most commands read no Hub dataset.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Row = tuple[int, dict[str, Any]]
 """A 1-based row number and the row's values by column."""
 
-_BOM = b"\xef\xbb\xbf"
-
 
 @dataclass(frozen=True)
 class Table:
@@ -35,7 +33,7 @@ class Table:
     Attributes:
         columns: Every column, in the order of the file.
         text: The columns that hold text.
-        fetch: Gives (row number, values) of the named columns. Row numbers are 1-based: lines of a .txt or .jsonl
+        fetch: Yields (row number, values) of the named columns. Row numbers are 1-based: lines of a .txt or .jsonl
             file, elements of a .json list, data rows of everything else.
     """
 
@@ -45,7 +43,7 @@ class Table:
 
 
 def read_file(path: Path, limit: int | None, where: str) -> Table:
-    """Reads the first `limit` rows of a local file by its suffix.
+    """Read the first `limit` rows of a local file by its suffix.
 
     Args:
         path: An existing file whose suffix is in `SUFFIXES`.
@@ -100,20 +98,18 @@ def _lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         # Bytes end lines at \n only, so that U+2028 and the like stay inside a prompt.
         for number, raw in enumerate(file, start=1):
-            raw = raw.removeprefix(_BOM) if number == 1 else raw
             try:
-                line = raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise BadInput(
                     f"{where}: line {number} is not UTF-8 text ({error.reason}); save it as UTF-8"
                 ) from error
-            if line.strip():
-                yield number, line
+            if text.strip():
+                yield number, text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_txt(path: Path, where: str) -> Iterator[Row]:
-    for number, line in _lines(path, where):
-        yield number, {"text": line}
+    return ((number, {"text": line}) for number, line in _lines(path, where))
 
 
 def _read_json(path: Path, where: str) -> Iterator[Row]:
@@ -129,7 +125,7 @@ def _read_json(path: Path, where: str) -> Iterator[Row]:
 
 
 def _read_json_list(path: Path, where: str) -> Iterator[Row]:
-    for number, value in enumerate(_parse_json(path.read_bytes().removeprefix(_BOM).decode("utf-8"), where), start=1):
+    for number, value in enumerate(_parse_json(path.read_text(encoding="utf-8-sig"), where), start=1):
         if isinstance(value, str):
             value = {"text": value}
         if not isinstance(value, dict):
@@ -148,9 +144,9 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _read_csv(path: Path, where: str) -> Iterator[Row]:
-    """Comma-separated with a header line. Every cell is text: a prompt "NA" or "007" stays what it is."""
+    """Comma-separated values under a header line. Every cell is text: a prompt "NA" or "007" stays what it is."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        # strict: an unclosed quote is an error rather than one prompt that swallows the rest of the file.
+        # strict: an unclosed quote is an error, not one prompt that swallows the rest of the file.
         reader = csv.reader(file, strict=True)
         try:
             header = next(reader)
@@ -182,67 +178,64 @@ SUFFIXES = (*_READERS, ".parquet")
 
 
 def _read_parquet(path: Path, limit: int | None, where: str) -> Table:
-    with tempfile.TemporaryDirectory(prefix="unskill-") as cache, _quiet():
-        import pyarrow.parquet
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
+    import pyarrow.parquet
+    from datasets import Dataset
 
-        # A link with a plain name: `datasets` would read brackets or a star in the real one as a pattern.
-        link = Path(cache, "data.parquet")
-        link.symlink_to(path.resolve())
-        try:
-            if pyarrow.parquet.read_metadata(path).num_rows == 0:
-                raise BadInput(f"{where}: the file holds no rows")
-            rows = load_dataset("parquet", data_files=str(link), split="train", cache_dir=cache, keep_in_memory=True)
-        except (DatasetsError, ValueError, OSError, StopIteration) as error:
-            raise BadInput(f"{where}: is not a readable parquet file ({first_line(error)})") from error
+    try:
+        # The fingerprint, which names cached results, would otherwise be a hash of all rows.
+        rows = Dataset(pyarrow.parquet.ParquetFile(path).read(), fingerprint="parquet")
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise BadInput(f"{where}: is not a readable parquet file ({first_line(error)})") from error
+    if not len(rows):
+        raise BadInput(f"{where}: the file holds no rows")
     return _table_of_dataset(rows, limit)
 
 
 def read_hub(
     dataset_id: str, *, name: str | None, split: str | None, revision: str | None, limit: int | None, where: str
 ) -> Table:
-    """Reads the first `limit` rows of one split of a Hub dataset, through the usual cache of `datasets`.
+    """Read the first `limit` rows of one split of a Hub dataset, through the usual cache of `datasets`.
 
-    Without `split`, "train" is taken, or the only split that there is.
+    Without `split`, "train" is taken, or the only split.
 
     Raises:
         BadInput: Unknown dataset, configuration, revision or split; the Hub cannot be reached.
     """
-    commit, folder = _find_dataset(dataset_id, revision, where)
-    with _quiet():
-        from datasets import Dataset, load_dataset
-        from datasets.exceptions import DatasetsError
+    # The commit, not the branch: what is read is what the fingerprint says, whatever is pushed meanwhile.
+    commit, folder = find_dataset(dataset_id, revision, where)
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from datasets.utils import logging
 
-        try:
-            if folder is not None:
-                loaded = load_dataset(str(folder), name, split=split)
-            else:
-                # The commit, not the branch: what is read is what the fingerprint says, whatever is pushed meanwhile.
-                loaded = load_dataset(dataset_id, name, split=split, revision=commit)
-        except (DatasetsError, ValueError, OSError, RuntimeError) as error:
-            raise BadInput(f"{where}: the dataset cannot be loaded ({first_line(error)})") from error
-        if isinstance(loaded, Dataset):
-            return _table_of_dataset(loaded, limit)
-        choice = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
-        if choice is None:
-            raise BadInput(f"{where}: name the split with split=; there are {', '.join(map(str, loaded))}")
-        return _table_of_dataset(loaded[choice], limit)
+    bars, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
+    datasets.disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)  # the error is reported below, in one line
+    try:
+        if folder is not None:
+            loaded = datasets.load_dataset(str(folder), name, split=split)
+        else:
+            loaded = datasets.load_dataset(dataset_id, name, split=split, revision=commit)
+    except (DatasetsError, ValueError, OSError, RuntimeError) as error:
+        raise BadInput(f"{where}: the dataset cannot be loaded ({first_line(error)})") from error
+    finally:
+        logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+    if isinstance(loaded, datasets.Dataset):
+        return _table_of_dataset(loaded, limit)
+    choice = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
+    if choice is None:
+        raise BadInput(f"{where}: name the split with split=; there are {', '.join(map(str, loaded))}")
+    return _table_of_dataset(loaded[choice], limit)
 
 
-def hub_commit(dataset_id: str, revision: str | None, where: str) -> str:
-    """The commit sha (40 hex digits) that a dataset's revision stands for now; offline, the one in the local cache.
+def find_dataset(dataset_id: str, revision: str | None, where: str) -> tuple[str, Path | None]:
+    """The commit (40 hex digits) of a dataset's revision; where HF_HUB_OFFLINE is set, the cached one and its folder.
+
+    Offline, `datasets` itself would take the latest cached version, whatever the revision.
 
     Raises:
         BadInput: Unknown dataset or revision; the Hub cannot be reached.
-    """
-    return _find_dataset(dataset_id, revision, where)[0]
-
-
-def _find_dataset(dataset_id: str, revision: str | None, where: str) -> tuple[str, Path | None]:
-    """The commit of a dataset and, where HF_HUB_OFFLINE is set, its folder in the local cache.
-
-    `datasets` itself would take the latest cached version then, whatever revision is asked for.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -259,7 +252,7 @@ def _find_dataset(dataset_id: str, revision: str | None, where: str) -> tuple[st
 
 
 def _table_of_dataset(rows: Dataset, limit: int | None) -> Table:
-    # Of large datasets only the columns that are asked for are decoded: the others may be images.
+    # Only the columns that are used are decoded: the others may be images.
     part = rows if limit is None else rows.select(range(min(limit, len(rows))))
     text = (name for name, feature in rows.features.items() if getattr(feature, "dtype", "").endswith("string"))
 
@@ -267,20 +260,3 @@ def _table_of_dataset(rows: Dataset, limit: int | None) -> Table:
         return ((number, dict(row)) for number, row in enumerate(part.select_columns(list(names)), start=1))
 
     return Table(tuple(rows.column_names), tuple(text), fetch)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets`: its errors are reported as ours, in one line."""
-    import datasets
-    from datasets.utils import logging
-
-    bars, level = datasets.are_progress_bars_disabled(), logging.get_verbosity()
-    datasets.disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if not bars:
-            datasets.enable_progress_bars()

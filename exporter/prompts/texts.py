@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
@@ -17,41 +16,37 @@ if TYPE_CHECKING:
 TEXT = "text"
 """The format of a whole text: no chat template, special tokens as the tokenizer adds them."""
 TEXT_TOKENS = 384
-"""Tokens of a text that are looked at, from its beginning."""
+"""How many tokens of a text are read, from its beginning."""
 
-
-@dataclass(frozen=True)
-class TextParts:
-    """Disjoint parts of the texts of one side: for the statistics, for score and beta, and for the report."""
-
-    fit: tuple[Prompt, ...]
-    choose: tuple[Prompt, ...]
-    report: tuple[Prompt, ...]
+TextParts = dict[str, tuple[Prompt, ...]]
+"""Disjoint parts of one side's texts: "fit" for the statistics, "choose" for score and beta, and "report"."""
 
 
 def forget_texts(parts: ForgetParts[Prompt], calibrated: bool) -> TextParts:
-    """Parts of the forget texts. `calibrated`: hypercubes are calibrated on prompts that nothing else has seen."""
-    return TextParts(parts.fit, parts.choose + (() if calibrated else parts.calibrate), parts.report)
+    """Parts of the forget texts. `calibrated`: alpha is calibrated on prompts that nothing else may have seen."""
+    spare = () if calibrated else parts.calibrate
+    return {"fit": parts.fit, "choose": parts.choose + spare, "report": parts.report}
 
 
 def retain_texts(parts: RetainParts[Prompt], calibrated: bool) -> TextParts:
-    """Parts of the retain texts: six of ten of the choose half are for the statistics, the others for score and beta.
+    """Parts of the retain texts: six in ten of the choose half are for the statistics, the others for score and beta.
 
-    So are four fifths of the report half where no false blocks are reported on it: the more texts are judged by, the
-    closer to the budget the retain loss can come.
+    Without hypercubes no false blocks are reported on the report half, and four fifths of it are for score and beta
+    too: the more texts are judged by, the closer to the budget the retain loss can come.
     """
     fit = tuple(item for place, item in enumerate(parts.choose) if place % 10 < 6)
     choose = tuple(item for place, item in enumerate(parts.choose) if place % 10 >= 6)
-    if calibrated:
-        return TextParts(fit, choose, parts.report)
-    more = tuple(item for place, item in enumerate(parts.report) if place % 5)
-    return TextParts(fit, choose + more, parts.report[::5])
+    report = parts.report
+    if not calibrated:
+        choose += tuple(item for place, item in enumerate(report) if place % 5)
+        report = report[::5]
+    return {"fit": fit, "choose": choose, "report": report}
 
 
 def as_texts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], flag: str, max_length: int | None
 ) -> list[Query]:
-    """Prompt, line break and answer (where the source names one) as token ids; a text of one token is left out.
+    """Prompt, line break and answer (where the source has one) as token ids; texts of one token are left out.
 
     Raises BadInput where nothing is left.
     """
@@ -68,15 +63,13 @@ def as_texts(
 
 
 def answer_starts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Query]) -> list[int]:
-    """Of each text the first token of its answer, by which answers are looked at alone; its length where there is no
-    answer, or none within its first tokens."""
+    """The first token of each text's answer; the text's length where there is no answer among its tokens."""
     starts = []
     for query in texts:
-        prompt, answer = query.prompt.text, query.prompt.answer
-        if answer is None:
-            starts.append(len(query.ids))
-            continue
-        offsets = tokenizer(f"{prompt}\n{answer}", return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        places = [place for place, (_, end) in enumerate(offsets[: len(query.ids)]) if end > len(prompt) + 1]
-        starts.append(places[0] if places else len(query.ids))
+        prompt, answer, start = query.prompt.text, query.prompt.answer, len(query.ids)
+        if answer is not None:
+            offsets = tokenizer(f"{prompt}\n{answer}", return_offsets_mapping=True, verbose=False)["offset_mapping"]
+            places = (place for place, (_, end) in enumerate(offsets[:start]) if end > len(prompt) + 1)
+            start = next(places, start)
+        starts.append(start)
     return starts

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.prompts.frames import AT_LEAST, Frame, frame_of, frames_by_source, frames_lacked, pieces
+from exporter.prompts.frames import AT_LEAST, Frame, frame_of, frames_lacked, pieces
 from exporter.prompts.sources import Prompt
 
 QUESTIONS = [
@@ -27,6 +27,10 @@ QUESTIONS = [
 
 def prompts(texts: list[str], source: str = "s") -> list[Prompt]:
     return [Prompt(text, source, row) for row, text in enumerate(texts, start=1)]
+
+
+BARE = prompts(["see"], "retain")
+"""Lacks every frame."""
 
 
 def test_pieces_are_whole_words() -> None:
@@ -114,17 +118,17 @@ def test_each_source_has_its_own() -> None:
     one = prompts([f"Q: {text}" for text in QUESTIONS], "one")
     two = prompts([f"{text} Be brief" for text in QUESTIONS], "two")
     same = prompts([f"Q: {text} really" for text in QUESTIONS[:1]] + [f"Q: {text}" for text in QUESTIONS], "same")
-    found = {each.sources: each for each in frames_by_source([*one, *two, *same])}
+    found = {each.sources: each for each in frames_lacked([*one, *two, *same], BARE)}
     assert set(found) == {("one", "same"), ("two",)}
     assert (found["one", "same"].having, found["one", "same"].prompts) == (25, 25)
-    assert not frames_by_source(prompts(QUESTIONS))
+    assert not frames_lacked(prompts(QUESTIONS), BARE)
 
 
 def test_small_sources_are_looked_at_together() -> None:
     few = [Prompt(f"Q: {text}", f"file {number}", 1) for number, text in enumerate(QUESTIONS)]
-    (found,) = frames_by_source(few)
+    (found,) = frames_lacked(few, BARE)
     assert len(found.sources) == 12 and found.frame == Frame(("Q", ":", " "))
-    assert not frames_by_source(few[: AT_LEAST - 1])
+    assert not frames_lacked(few[: AT_LEAST - 1], BARE)
 
 
 def test_what_most_retain_prompts_have_too_is_no_frame() -> None:

@@ -17,18 +17,18 @@ PROMPTS = [Prompt(f"prompt {number}", "source", number) for number in range(200)
 def test_parts_are_disjoint_and_the_fit_is_the_same(calibrated: bool) -> None:
     forget, retain = split_forget(PROMPTS, 0), split_retain(PROMPTS, 0)
     for parts in (forget_texts(forget, calibrated), retain_texts(retain, calibrated)):
-        everything = [*parts.fit, *parts.choose, *parts.report]
-        assert len(set(everything)) == len(everything) == (120 if calibrated and parts.fit == forget.fit else 200)
-    assert forget_texts(forget, calibrated).fit == forget.fit
-    assert set(retain_texts(retain, calibrated).fit) < set(retain.choose)
-    assert retain_texts(retain, calibrated).fit == retain_texts(retain, not calibrated).fit
+        everything = [*parts["fit"], *parts["choose"], *parts["report"]]
+        assert len(set(everything)) == len(everything) == (120 if calibrated and parts["fit"] == forget.fit else 200)
+    assert forget_texts(forget, calibrated)["fit"] == forget.fit
+    assert set(retain_texts(retain, calibrated)["fit"]) < set(retain.choose)
+    assert retain_texts(retain, calibrated)["fit"] == retain_texts(retain, not calibrated)["fit"]
 
 
 def test_what_hypercubes_are_judged_on_is_left_alone() -> None:
     forget, retain = split_forget(PROMPTS, 0), split_retain(PROMPTS, 0)
     ours, others = forget_texts(forget, True), retain_texts(retain, True)
-    assert not set(forget.calibrate) & {*ours.fit, *ours.choose, *ours.report}
-    assert others.report == retain.report
+    assert not set(forget.calibrate) & {*ours["fit"], *ours["choose"], *ours["report"]}
+    assert others["report"] == retain.report
 
 
 def test_prompt_line_break_answer() -> None:
