@@ -1,4 +1,4 @@
-"""A loaded checkpoint as an ONNX graph: token ids, mask, positions and cache in, logits and cache out."""
+"""A loaded checkpoint as an ONNX graph: from token ids, mask, positions and cache to logits and cache."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import onnx
 import onnx_ir
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_ir import passes
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
@@ -24,11 +25,11 @@ from exporter.onnx.operators import OPSET, functions
 from exporter.onnx.symbolic import operators_for
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
-# Sizes to trace with: all different and none of them 1, which would be taken for a constant.
+# Sizes to trace with: all different, and none of them 1, which would become a constant.
 BATCH, TOKENS, PAST = 2, 3, 5
-M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of glibc's malloc.h; bytes
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # the option in glibc's malloc.h; bytes
 DATA_SUFFIX = "_data"
-"""What transformers.js appends to the name of a graph for that of its weights."""
+"""What transformers.js appends to a graph's file name for the name of its weights."""
 
 
 def weights_of(graph: Path) -> Path:
@@ -37,7 +38,7 @@ def weights_of(graph: Path) -> Path:
 
 
 class WithFlatCache(torch.nn.Module):
-    """A causal language model whose cache goes in and out as a list: key of layer 0, value of layer 0, key of ..."""
+    """A causal language model whose cache is a list: key of layer 0, value of layer 0, key of layer 1, ..."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class WithFlatCache(torch.nn.Module):
         position_ids: torch.Tensor,
         past: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
-        # Without the config: layers with a sliding window keep the whole cache too, and the mask does the sliding.
+        # Without the config: layers with a sliding window keep the whole cache too, and the mask applies the window.
         cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
         output = self.model(
             input_ids=input_ids,
@@ -69,16 +70,16 @@ def cache_names(prefix: str, layers: int) -> list[str]:
 
 
 def cache_shape(config: Any) -> tuple[int, int]:
-    """Heads and size of a head in the cache."""
+    """The number of heads in the cache, and their size."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_key_value_heads, size
 
 
 def write_graph(model: Any, path: Path) -> None:
-    """Trace a model on the CPU, a checkpoint or a plain one; write `path` (the graph) and `path`_data (its weights).
+    """Trace a checkpoint or a plain model on the CPU; write `path` (the graph) and `path`_data (its weights).
 
-    The graph's inputs are those of INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs
-    logits (batch, positions, vocabulary) and present.N.key|value.
+    The graph's inputs are INPUTS and past_key_values.N.key|value (batch, heads, past, size), its outputs logits
+    (batch, positions, vocabulary) and present.N.key|value.
 
     Raises RunFailed where torch cannot trace the model.
     """
@@ -98,7 +99,7 @@ def write_graph(model: Any, path: Path) -> None:
     }
     edited = operators_for(model) if hasattr(config, "unskill") else nullcontext()
     with edited, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own ways
+        warnings.simplefilter("ignore")  # by torch, about its own code
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
@@ -116,19 +117,19 @@ def write_graph(model: Any, path: Path) -> None:
             raise RunFailed(f"torch cannot export this model to ONNX: {first_line(error)}") from error
         assert program is not None
         simplify(program.model)
-        program.save(path, external_data=True)
-    # What is left of the trace holds itself in circles, and would stay beside the copies that `finish` makes.
+        onnx_ir.save(program.model, path, external_data=weights_of(path).name)
+    # The trace is full of reference cycles, and would stay in memory beside the copies that `finish` makes.
     del program
     gc.collect()
     finish(path)
 
 
 def simplify(model: onnx_ir.Model) -> None:
-    """Compute what no input changes, in place, and drop what nothing reads or what is there twice.
+    """Fold constants, and drop unused and duplicate nodes and initializers, in place.
 
-    Torch's own `optimize` does so too, and tries rules of rewriting: one of them compares each Slice with all others,
-    which took a third of the whole export of 30 layers, another drops an epsilon of 1e-8. Nearly all that they find,
-    ONNX Runtime finds itself when it loads the graph.
+    Torch's own `optimize` does this too, but also applies rewrite rules: one compares each Slice with all others and
+    took a third of the whole export of 30 layers, another drops an epsilon of 1e-8. Nearly all that they find, ONNX
+    Runtime finds itself when it loads the graph.
     """
     fold_constants(model, onnx_shape_inference=True)
     passes.Sequential(
@@ -145,11 +146,10 @@ def simplify(model: onnx_ir.Model) -> None:
 
 
 def return_freed_memory() -> None:
-    """From here on memory of a MiB or more goes back to the system as soon as it is freed; of glibc alone.
+    """From here on memory of a MiB or more goes back to the system as soon as it is freed, where malloc is glibc's.
 
-    It raises the size from which it maps memory apart to that of the largest piece that was freed, up to 32 MiB. The
-    weights of a session, or what a trace leaves, are smaller, so they would stay in the heap when they are freed, and
-    the next copy would come on top.
+    By default glibc raises that size to the largest block that was freed, up to 32 MiB. The weights of a session, or
+    the remains of a trace, come in smaller blocks: they would stay in the heap, and the next copy would come on top.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -157,27 +157,23 @@ def return_freed_memory() -> None:
 
 
 def release_weights(model: Any) -> None:
-    """Free the weights of a model that is not used any more.
+    """Free the weights of a model that is no longer used.
 
-    After `write_graph` one of them stays otherwise, the embedding that is the head too, and with it the mapped file.
+    Otherwise a tied embedding would stay in memory after `write_graph`, and with it the mapped file.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.new_empty(0)
 
 
 def check_data(path: Path) -> None:
-    """Raises RunFailed where a graph cannot be read, or its weights are missing or cut off: ONNX Runtime says it in a
-    paragraph."""
-    needed: dict[str, int] = {}
+    """Raises RunFailed, in one line, where a graph cannot be read, or its weights are missing or cut off."""
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except DecodeError as error:
         raise RunFailed(f"{path.name} is no ONNX graph ({first_line(error)})") from error
-    for tensor in graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            found = {entry.key: entry.value for entry in tensor.external_data}
-            end = int(found.get("offset", 0)) + int(found["length"])
-            needed[found["location"]] = max(end, needed.get(found["location"], 0))
+    needed: dict[str, int] = {}
+    for info in map(ExternalDataInfo, filter(uses_external_data, graph.initializer)):
+        needed[info.location] = max(needed.get(info.location, 0), (info.offset or 0) + (info.length or 0))
     for name, size in needed.items():
         data = path.with_name(name)
         if not data.is_file():
@@ -187,29 +183,23 @@ def check_data(path: Path) -> None:
 
 
 def finish(path: Path) -> None:
-    """Give operators their bodies, the weights' file its name, and the mask's second axis one that says what it is.
+    """Give operators their bodies and the mask's second axis its name, and drop what names files of this machine.
 
     The weights are not read: there may be more of them than one protobuf message holds.
     """
-    graph = onnx.load(path, load_external_data=False)
-    data = weights_of(path)
-    path.with_name(path.name + ".data").rename(data)
-    for tensor in graph.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = data.name
-    given = next(each for each in graph.graph.input if each.name == "attention_mask")
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    given = next(each for each in graph.input if each.name == "attention_mask")
     unnamed = given.type.tensor_type.shape.dim[1].dim_param
-    for value in (*graph.graph.input, *graph.graph.value_info, *graph.graph.output):
+    for value in (*graph.input, *graph.value_info, *graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param == unnamed:
                 dimension.dim_param = "total_sequence_length"
-    # Where each node comes from in torch's and transformers' sources: paths of this machine.
-    inner = graph.graph
-    for each in (graph, inner, *inner.node, *inner.input, *inner.output, *inner.value_info):
+    # Where each node comes from in the sources of torch and transformers.
+    for each in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
         each.ClearField("metadata_props")
         each.ClearField("doc_string")
-    used = {node.op_type for node in graph.graph.node if node.domain}
-    graph.functions.extend(each for each in functions() if each.name in used)
-    onnx.save(graph, path)
+    used = {node.op_type for node in graph.node if node.domain}
+    model.functions.extend(each for each in functions() if each.name in used)
+    onnx.save(model, path)
     onnx.checker.check_model(path)

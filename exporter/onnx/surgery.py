@@ -1,15 +1,17 @@
-"""Interventions in a graph file: where they are, and the graph with other constants and other outputs."""
+"""Interventions in a graph file: the names of their tensors, and the graph with other constants and outputs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from custom_modeling.buffers import KSD_BOUNDS, in_mlp
 from exporter.common.errors import RunFailed
@@ -24,8 +26,8 @@ STANDARDISERS = re.compile(r"\bunskill_constants\.standardisers_(\d+)$")
 class Places:
     """Names of tensors, by layer in ascending order; see `exporter.onnx.symbolic`.
 
-    keys, bounds: what KeySpaceDetect reads; values, standardisers: pre-activations and what they are adjusted by;
-    least: the thresholds that all layers have in common, None where no neuron is adjusted.
+    keys, bounds: what KeySpaceDetect reads; values, standardisers: pre-activations and the constants that adjust them;
+    least: the least thresholds, one tensor for all layers; None where no neuron is adjusted.
     """
 
     keys: Mapping[int, str]
@@ -36,7 +38,7 @@ class Places:
 
 
 def find_places(path: Path) -> Places:
-    """Raises RunFailed where an operator reads a constant that is not named as the export names it."""
+    """The names in the graph at `path`. Raises RunFailed where a constant's name is not one that the export gives."""
     graph = onnx.load(path, load_external_data=False).graph
     keys, values = read_by(graph, KEY_SPACE_DETECT, 1, BOUNDS), read_by(graph, NEURON_ADJUST, 3, STANDARDISERS)
     least = next((tensor.name for tensor in graph.initializer if tensor.name.endswith(LEAST)), None)
@@ -52,49 +54,42 @@ def find_places(path: Path) -> Places:
 
 
 def read_by(graph: onnx.GraphProto, operator: str, place: int, pattern: re.Pattern[str]) -> dict[int, onnx.NodeProto]:
-    """The nodes of one operator by the layer that the name of their input at `place` gives."""
+    """The nodes of one operator by the layer in the name of their input at `place`."""
     found = {}
     for node in graph.node:
         if node.op_type == operator:
             match = pattern.search(node.input[place])
             if match is None:
-                raise RunFailed(f"{operator} reads {node.input[place]}, which is no constant of a layer")
+                raise RunFailed(f"{operator} reads {node.input[place]}, which is not a constant of a layer")
             found[int(match[1])] = node
     return dict(sorted(found.items()))
 
 
 def read_constants(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Values of initializers by name."""
-    wanted = set(names)
-    graph = onnx.load(path, load_external_data=False).graph
-    return {
-        tensor.name: numpy_helper.to_array(whole(tensor, path))
-        for tensor in graph.initializer
-        if tensor.name in wanted
-    }
+    """Values of initializers by name.
 
-
-def whole(tensor: onnx.TensorProto, path: Path) -> onnx.TensorProto:
-    """An initializer of the graph at `path` with its values in it.
-
-    Not by onnx: that reads no file which is a link, or has a second name, as files of a cache or a copy may.
+    External data is read here: onnx refuses files that are links or have a second name, as in a cache or a copy.
     """
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
-        return tensor
-    found = {entry.key: entry.value for entry in tensor.external_data}
-    with path.with_name(found["location"]).open("rb") as file:
-        file.seek(int(found.get("offset", 0)))
-        values = file.read(int(found["length"]))
-    return onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values)
+    wanted, found = set(names), {}
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.name not in wanted:
+            continue
+        if uses_external_data(tensor):
+            data, dtype = ExternalDataInfo(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            values = np.fromfile(path.with_name(data.location), dtype, prod(tensor.dims), offset=data.offset or 0)
+            found[tensor.name] = values.reshape(tensor.dims)
+        else:
+            found[tensor.name] = numpy_helper.to_array(tensor)
+    return found
 
 
 def patched(
     path: Path, constants: Mapping[str, np.ndarray], taps: Sequence[str] = (), alone: bool = False
 ) -> onnx.ModelProto:
-    """The graph at `path` with other constants and outputs; its weights are still in the file beside `path`.
+    """The graph at `path` with other constants and outputs; its weights stay in the file beside `path`.
 
-    constants: new values by name of initializers; taps: names of float32 tensors that become outputs too, after the
-    graph's own; alone: they become the only ones, and nodes that none of them needs are left out.
+    constants: new values by initializer; taps: names of float32 tensors that become outputs, after the graph's own;
+    alone: they become the only outputs, and nodes that they do not depend on are left out.
 
     Raises RunFailed where there is no such initializer.
     """
@@ -107,25 +102,12 @@ def patched(
     if missing:
         raise RunFailed(f"the graph has no constant {sorted(missing)[0]}")
     if alone:
-        nodes = needed(graph, taps)
-        del graph.output[:], graph.node[:]
-        graph.node.extend(nodes)
+        del graph.output[:]
+        wanted = set(taps)
+        for place in reversed(range(len(graph.node))):
+            if wanted.intersection(graph.node[place].output):
+                wanted.update(graph.node[place].input)
+            else:
+                del graph.node[place]
     graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in taps)
     return model
-
-
-def needed(graph: onnx.GraphProto, outputs: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes on which these tensors depend, in the order of the graph."""
-    wanted, found = set(outputs), []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            found.append(node)
-    return [copied(node) for node in reversed(found)]
-
-
-def copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A copy that outlives the list that the node is in."""
-    found = onnx.NodeProto()
-    found.CopyFrom(node)
-    return found

@@ -57,12 +57,12 @@ def check_origin(view: View, folder: Path) -> str:
 def check_stored(folder: Path) -> str:
     """What the self-check found when the folder was written."""
     require_packages()
-    from exporter.onnx.check.quantized import Checked
+    from exporter.onnx.check.quantized import quantized_agree
     from exporter.onnx.check.self_check import Row, agree
 
     marker = known_marker(folder)
     rows = [Row(**row) for row in marker["self_check"]]
-    agrees = Checked(rows).agrees if marker.get("quantize") else agree(rows, marker["dtype"])
+    agrees = quantized_agree(rows) if marker.get("quantize") else agree(rows, marker["dtype"])
     if not rows or not agrees or not marker["agrees"]:
         raise Wrong(f"{MARKER}: graph and checkpoint did not agree when the folder was written")
     return f"agreed in {counted(len(rows), 'case')} when it was written"
@@ -81,8 +81,7 @@ def check_again(live: Live, folder: Path) -> str:
         if marker.get("quantize"):
             ids = live.record["refusal_token_id"], live.record["eos_token_id"]
             refusal = None if live.record["refusal"] is None else ids
-            checked = check_quantized(graph, None, sequences, live.loaded.pad_id, refusal, [])
-            rows, agrees = checked.rows, checked.agrees
+            rows, agrees = check_quantized(graph, None, sequences, live.loaded.pad_id, refusal, [])
         else:
             # The comparison is with torch on the CPU.
             same = live.record["dtype"] == marker["dtype"] and live.loaded.model.device.type == "cpu"

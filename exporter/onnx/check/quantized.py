@@ -1,55 +1,44 @@
-"""A quantized graph against itself: there is no torch model that computes what it computes.
+"""A quantized graph against itself: no torch model computes the same.
 
-Its bodies are held against the kernels, prompts in a batch and with a cache against the same alone and whole, and what
-it refuses against what its probed key vectors say.
+Its bodies are compared with the kernels, prompts in a batch and with a cache with the same prompts alone and whole,
+and its refusals with what its probed key vectors say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from exporter.onnx.check.runners import Array, Session, opened_graph
-from exporter.onnx.check.self_check import BODIES, KERNELS, SAME_TOKENS, Row, cases, compare, in_steps, refused, whole
+from exporter.onnx.check.self_check import (
+    AFTER,
+    BODIES,
+    EVERY,
+    KERNELS,
+    SAME_TOKENS,
+    Row,
+    cases,
+    compare,
+    in_steps,
+    refused,
+    whole,
+)
 
-
-class Bodies(Session):
-    """A graph without kernels, which others are held against; how close its decisions are is not known."""
-
-    close: Array
-    edge: Array
-
-    def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
-        self.close = self.edge = np.zeros(len(ids), np.int64)
-        return super().forward(ids, mask, past)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """rows: what has to agree."""
-
-    rows: list[Row]
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every refusal agrees, and of the other next tokens all but a few that rounding decides."""
-        sound = all(np.isfinite(row.difference) and row.refusals == row.positions for row in self.rows)
-        exact = all(row.argmax == row.positions for row in self.rows if row.case in EXPECTED)
-        return (
-            sound
-            and exact
-            and sum(each.argmax for each in self.rows) >= SAME_TOKENS * sum(each.positions for each in self.rows)
-        )
-
-
-REPORT, AFTER, EVERY = "forget prompts as probed", "after the refusal", "every token refused"
+REPORT = "forget prompts as probed"
 ROWS = 8
-EXPECTED = (AFTER, EVERY)
-"""Cases whose next tokens are known beforehand."""
+"""Prompts of a batch."""
+
+
+def quantized_agree(rows: Sequence[Row]) -> bool:
+    """Whether every refusal agrees, and all other next tokens but a few that rounding decides."""
+    return (
+        all(np.isfinite(row.difference) and row.refusals == row.positions for row in rows)
+        # What follows the refusal, or a refused token, is known beforehand.
+        and all(row.argmax == row.positions for row in rows if row.case in (AFTER, EVERY))
+        and sum(row.argmax for row in rows) >= SAME_TOKENS * sum(row.positions for row in rows)
+    )
 
 
 def check_quantized(
@@ -59,12 +48,15 @@ def check_quantized(
     pad: int,
     refusal: tuple[int, int] | None,
     probed: Sequence[tuple[Sequence[int], bool]],
-) -> Checked:
-    """sequences: token ids of prompts; refusal: R and EOS, None where nothing is refused;
-    probed: token ids of forget prompts, and whether their last token is to be refused."""
+) -> tuple[list[Row], bool]:
+    """Compare the graph at `path` with itself; whether all agree.
+
+    sequences: token ids of prompts; refusal: R and EOS, None where nothing is refused; probed: token ids of forget
+    prompts, and whether their last token is to be refused.
+    """
     token = None if refusal is None else refusal[0]
-    bodies = Bodies(path)
-    sides: dict[str, Session] = {BODIES: bodies}
+    bodies = Session(path)
+    sides = {BODIES: bodies}
     rows: list[Row] = []
     if kernels is not None:
         sides[KERNELS] = Session(path, kernels)
@@ -73,20 +65,19 @@ def check_quantized(
             for case, steps in cases(sequences, pad, token)
         ]
     ways = list(other_ways(bodies, sequences, pad, token))
-    if token is not None:
-        ways.append(in_batches(bodies, probed, pad, token))
     if refusal is not None:
-        for name in sides:
-            rows.append(as_probed(sides[name], name, probed, refusal[0]))
-            rows.append(after_refusal(sides[name], name, sequences, refusal))
+        ways.append(as_probed(bodies, BODIES, probed, refusal[0], pad, ROWS))
+        for name, session in sides.items():
+            rows.append(as_probed(session, name, probed, refusal[0], pad))
+            rows.append(after_refusal(session, name, sequences, refusal))
         names = list(sides)
-        del bodies, sides  # each holds the weights, as the next ones will
+        del bodies, session, sides  # each holds the weights, as the next ones will
         everything = opened_graph(path)
         for name in names:
-            session = Session(path, kernels if name == KERNELS else None, changed=everything)
-            rows.append(every_token(session, name, sequences, refusal[0]))
-            del session  # before the next one holds the weights too
-    return Checked([*rows, *ways])
+            opened = Session(path, kernels if name == KERNELS else None, changed=everything)
+            rows.append(every_token(opened, name, sequences, refusal[0]))
+            del opened  # before the next one holds the weights too
+    return [*rows, *ways], quantized_agree([*rows, *ways])
 
 
 def other_ways(session: Session, sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Row]:
@@ -107,7 +98,7 @@ def other_ways(session: Session, sequences: Sequence[Sequence[int]], pad: int, r
 
 
 def against(case: str, expected: Sequence[Array], found: Sequence[Array], refusal: int | None) -> Row:
-    """Logits (positions, vocabulary) of each sequence."""
+    """Compare logits (positions, vocabulary) sequence by sequence."""
     pairs = list(zip(expected, found, strict=True))
     return Row(
         case,
@@ -121,37 +112,31 @@ def against(case: str, expected: Sequence[Array], found: Sequence[Array], refusa
     )
 
 
-def as_probed(session: Session, name: str, probed: Sequence[tuple[Sequence[int], bool]], refusal: int) -> Row:
-    """Whether the last token of each prompt is refused where its key vector was found inside a hypercube."""
+def as_probed(
+    session: Session, name: str, probed: Sequence[tuple[Sequence[int], bool]], refusal: int, pad: int, size: int = 1
+) -> Row:
+    """Whether the last token of a prompt is refused if its key vector was inside a hypercube; in batches of `size`."""
     right = 0
-    for ids, expected in probed:
-        logits, _ = session.forward(np.array([ids], np.int64))
-        right += bool(refused(logits[0, -1:], refusal)[0]) is expected
-    return Row(REPORT, name, len(probed), len(probed), 0.0, right, right, 0)
-
-
-def in_batches(session: Session, probed: Sequence[tuple[Sequence[int], bool]], pad: int, refusal: int) -> Row:
-    """The same in left-padded batches of ROWS, of prompts of all lengths."""
-    right = 0
-    for start in range(0, len(probed), ROWS):
-        part = probed[start : start + ROWS]
-        batch = whole([ids for ids, _ in part], pad)
+    for start in range(0, len(probed), size):
+        ids, expected = zip(*probed[start : start + size], strict=True)
+        batch = whole(ids, pad)
         logits, _ = session.forward(batch.ids, batch.mask)
-        right += sum(
-            bool(hit) is expected for hit, (_, expected) in zip(refused(logits[:, -1], refusal), part, strict=True)
-        )
-    return Row(f"{REPORT}, in batches", BODIES, len(probed), len(probed), 0.0, right, right, 0)
+        right += int((refused(logits[:, -1], refusal) == np.array(expected)).sum())
+    return known(REPORT if size == 1 else f"{REPORT}, in batches", name, len(probed), len(probed), right)
 
 
 def after_refusal(session: Session, name: str, sequences: Sequence[Sequence[int]], refusal: tuple[int, int]) -> Row:
-    """Whether EOS follows R, whatever was before."""
+    """Whether EOS follows R, whatever came before."""
     found = [session.forward(np.array([[*ids, refusal[0]]], np.int64))[0][0, -1].argmax() for ids in sequences]
-    right = sum(int(token) == refusal[1] for token in found)
-    return Row(AFTER, name, len(sequences), len(sequences), 0.0, right, right, 0)
+    return known(AFTER, name, len(sequences), len(sequences), sum(int(token) == refusal[1] for token in found))
 
 
 def every_token(session: Session, name: str, sequences: Sequence[Sequence[int]], refusal: int) -> Row:
-    """Whether R follows every token, of a graph whose hypercubes hold everything."""
+    """Whether R follows every token, in a graph whose hypercubes hold everything."""
     logits, _ = session.forward(np.array([sequences[0]], np.int64))
-    right = int((logits[0].argmax(-1) == refusal).sum())
-    return Row(EVERY, name, 1, logits.shape[1], 0.0, right, right, 0)
+    return known(EVERY, name, 1, logits.shape[1], int((logits[0].argmax(-1) == refusal).sum()))
+
+
+def known(case: str, name: str, sequences: int, positions: int, right: int) -> Row:
+    """The row of a case in which the next tokens are known, and `right` of them were found."""
+    return Row(case, name, sequences, positions, 0.0, right, right, 0)

@@ -1,4 +1,4 @@
-"""The same forwards by torch and by ONNX Runtime, with what decides in them: their logits can be compared."""
+"""The same forwards by torch and by ONNX Runtime, and how close their decisions are to a threshold."""
 
 from __future__ import annotations
 
@@ -26,16 +26,13 @@ from exporter.onnx.surgery import find_places, patched, read_constants
 
 Array = np.ndarray
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-# A decision that is nearer to its threshold than this, relative to it, is one of rounding: another backend, or another
-# batch, may decide otherwise.
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""ONNX Runtime's name for where the weights of a graph are that is not loaded from a file."""
+"""A decision this close to its threshold, relative to it, may differ by rounding in another backend or batch."""
 EDGE = 2e-2
-"""The same of a hypercube's decisions after adjusted neurons, one of which, decided otherwise, moves the keys."""
-
-
-# Of ONNX Runtime, for graphs that it does not take: each has Exception as its only base.
+"""The same for hypercubes after adjusted neurons: a neuron that is decided differently moves the keys."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's option for the folder of the weights, for a graph that is not loaded from a file."""
+# What ONNX Runtime raises for graphs that it does not take; Exception is their only common base.
 REFUSALS = (
     *(state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
     *(state.NoModel, state.NoSuchFile, state.NotImplemented, state.RuntimeException),
@@ -43,7 +40,14 @@ REFUSALS = (
 
 
 class Runner(Protocol):
-    """Forwards of one model."""
+    """Forwards of one model.
+
+    After a forward, close: how many decisions in each row were close to their threshold; edge: how many of the
+    hypercubes' decisions were, or were within EDGE of it where neurons are adjusted.
+    """
+
+    close: Array
+    edge: Array
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
         """Logits (batch, positions, vocabulary) and the cache; ids: (batch, positions) int64.
@@ -52,19 +56,8 @@ class Runner(Protocol):
         """
 
 
-class Judged(Runner, Protocol):
-    """What others are held against.
-
-    After a forward, close: how many decisions in each row were close to their threshold; edge: how many of hypercubes
-    alone were, or were within EDGE of it where neurons are adjusted.
-    """
-
-    close: Array
-    edge: Array
-
-
 def position_ids(mask: Array, count: int) -> Array:
-    """Position ids (batch, count) as a left-padded batch has them."""
+    """Position ids (batch, count) of a left-padded batch."""
     return positions_of({"attention_mask": torch.from_numpy(mask)})[:, -count:].numpy()
 
 
@@ -72,11 +65,14 @@ class Session:
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
     kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
-    which is quicker and takes more; changed: a graph to take instead of the one at `path`, with the weights there (see
-    `exporter.onnx.surgery.patched`). Nothing is written.
+    which is faster and takes more; changed: a graph to load instead of the one at `path`, with the weights there (see
+    `exporter.onnx.surgery.patched`). Nothing is written. Its decisions are not known: `close` and `edge` are 0.
 
     Raises RunFailed where the library, the weights or the graph cannot be loaded.
     """
+
+    close: Array
+    edge: Array
 
     def __init__(
         self, path: Path, kernels: Path | None = None, arena: bool = True, changed: onnx.ModelProto | None = None
@@ -85,7 +81,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = arena
         options.log_severity_level = 3
-        # Its threads spin while they wait, and keep the cores from whoever was to have them.
+        # More threads than torch's would spin while they wait, and take cores from other processes.
         options.intra_op_num_threads = torch.get_num_threads()
         if kernels is not None and not register(options, kernels):
             raise RunFailed(f"{kernels.name} cannot be loaded: build it anew with unskill build-ops")
@@ -102,11 +98,12 @@ class Session:
         self._heads, self._size, self._dtype = first.shape[1], first.shape[3], TYPES[first.type]
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
+        self.close = self.edge = np.zeros(len(ids), np.int64)
         logits, *cache = self.outputs(ids, mask, past)
         return logits, cache
 
     def outputs(self, ids: Array, mask: Array | None = None, past: Any = None) -> list[Array]:
-        """All outputs of the graph; arguments as those of `Runner.forward`."""
+        """All outputs of the graph; arguments as for `Runner.forward`."""
         if past is None:
             past = [np.zeros((len(ids), self._heads, 0, self._size), self._dtype)] * len(self._names)
         if mask is None:
@@ -120,9 +117,9 @@ class Session:
 
 
 class Torch:
-    """A loaded checkpoint. `close`, `edge`: see `Judged`.
+    """A loaded checkpoint.
 
-    greatest: after a forward, of every layer with hypercubes the greatest coordinate of each key, without its sign,
+    greatest: after a forward, for each layer with hypercubes the largest absolute coordinate of each key,
     (batch, positions).
     """
 
@@ -149,17 +146,15 @@ class Torch:
 
     @contextmanager
     def _decisions(self, real: torch.Tensor) -> Iterator[None]:
-        """Count close decisions of the runtime while it decides."""
+        """Count close decisions of the runtime during a forward."""
         runtime = sys.modules[type(self._model).__module__]
         adjust, inside = runtime.adjust, runtime.inside_hypercubes
         close, edge = torch.zeros(2, len(real), dtype=torch.int64)
         least = CLOSE[self._model.dtype]
-        greatest: list[Array] = []
         wide = EDGE if self._model.model.unskill_layers["adjusted"] else least
+        greatest: list[Array] = []
 
-        def adjusted(
-            value: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, *standard: Any
-        ) -> torch.Tensor:
+        def adjusted(value: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, *standard: Any) -> Any:
             scale_f, offset_f, scale_r, offset_r = standard[:4]
             v = value.index_select(-1, index).float()
             ratio = (offset_r + v * scale_r) ** 2 - (offset_f + v * scale_f) ** 2
@@ -182,9 +177,9 @@ class Torch:
 
 
 class Recorded:
-    """What a runner found, forward by forward in their order, when it is itself no longer in memory.
+    """The forwards of another runner, in their order, replayed once it is no longer in memory.
 
-    file: open for reading and writing; a position takes 4 * vocabulary bytes of it, 2 in float16.
+    file: open for reading and writing; a position takes 4 bytes per vocabulary entry, 2 in float16.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -192,8 +187,8 @@ class Recorded:
         self.edge: Array = np.zeros(0, np.int64)
         self._file = file
 
-    def record(self, runner: Judged, ids: Array, mask: Array, past: Any = None) -> Any:
-        """Keep what a forward gives; its cache is returned."""
+    def record(self, runner: Runner, ids: Array, mask: Array, past: Any = None) -> Any:
+        """Run a forward and keep its results; returns its cache."""
         logits, past = runner.forward(ids, mask, past)
         for each in (logits, runner.close, runner.edge):
             np.save(self._file, each, allow_pickle=False)
@@ -203,7 +198,7 @@ class Recorded:
         self._file.seek(0)
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
-        """The next one that was recorded; the caller hands over the same ids."""
+        """The next recorded forward; the caller passes the same ids."""
         logits: Array = np.load(self._file, allow_pickle=False)
         self.close, self.edge = (np.load(self._file, allow_pickle=False) for _ in range(2))
         assert logits.shape[:2] == ids.shape
@@ -212,9 +207,9 @@ class Recorded:
 
 @contextmanager
 def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
-    """While this holds every token is inside the loaded checkpoint's hypercubes; see `opened_bounds`.
+    """While this runs, every token is inside the loaded checkpoint's hypercubes.
 
-    within: of every layer with hypercubes.
+    within: by layer with hypercubes, the reach of opened ones (see `opened_bounds`); without limit by default.
     """
     bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(KSD_BOUNDS)]
     kept = [tensor.clone() for tensor in bounds]
@@ -236,9 +231,9 @@ def opened_graph(path: Path, within: Sequence[float] = ()) -> onnx.ModelProto:
 
 
 def in_memory(graph: onnx.ModelProto, path: Path, options: onnxruntime.SessionOptions) -> bytes:
-    """What a session loads instead of the graph at `path`; the options are made to say where its weights are.
+    """What a session loads instead of the graph at `path`; the options get the folder of its weights.
 
-    Their file goes by its own name: in the Hub's cache the one beside `path` is a link to it.
+    The weights are named by their real file: in the Hub's cache the one beside `path` is a link to it.
     """
     weights = weights_of(path).resolve()
     options.add_session_config_entry(WEIGHTS_FOLDER, str(weights.parent))

@@ -1,38 +1,38 @@
-"""What was written computes what was loaded: torch against the graph's bodies, and against the kernels."""
+"""Whether the graph computes what the checkpoint does: torch against the operators' bodies, and against kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from onnx import ModelProto
+import torch
 
-from exporter.models.tokens import blocked
-from exporter.onnx.check.runners import Array, Judged, Recorded, Runner, Session, Torch, opened_graph, opened_model
+from exporter.models.tokens import blocked, padded
+from exporter.onnx.check.runners import Array, Recorded, Runner, Session, Torch, opened_graph, opened_model
 
 STEPS = 4
 """Tokens decoded one by one."""
 TOLERANCE = 1e-3
-"""The greatest difference of a logit in float32."""
+"""The largest difference of a logit that agrees, in float32."""
 SAME_TOKENS = 0.95
-"""The least share of positions with the same next token in float16, where single neurons are decided by rounding."""
+"""The least share of positions with the same next token in float16, where rounding decides single neurons."""
 BODIES, KERNELS = "bodies", "kernels"
 FEW = 4
-"""Sequences of which some tokens are refused, or all that follow."""
-SOME, EVERY = "some tokens refused", "every token refused"
+"""Sequences in the cases with refused tokens."""
+AFTER, SOME, EVERY = "after the refusal", "some tokens refused", "every token refused"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case, of one side against torch.
+    """One case, one side against torch.
 
-    difference: the greatest of any logit, of sequences without a close decision; argmax: positions with the same
-    next token; refusals: positions at which both refuse or both do not; close: sequences that differ by more than
-    rounding and have a decision as near to its threshold as rounding goes, which are not counted in the others. Where
-    refusals differ, one of a hypercube's has to be near: see `Judged`.
+    difference: the largest of any logit; argmax: positions with the same next token; refusals: positions at which both
+    sides refuse or neither does. close: sequences left out of those three, because they differ by more than rounding
+    and have a decision close to its threshold; where refusals differ, a hypercube's decision (see `Runner`).
     """
 
     case: str
@@ -46,9 +46,9 @@ class Row:
 
 
 def agree(rows: Sequence[Row], dtype: str) -> bool:
-    """Whether all that differs is rounding, in this dtype.
+    """Whether all differences are rounding, in this dtype.
 
-    Fewer than half of a case's sequences may differ by a close decision: half of a batch may be padded, and wrong.
+    Fewer than half of a case's sequences may have a close decision: half of a batch may be padded, and wrong.
     """
     sound = all(
         np.isfinite(row.difference)
@@ -62,7 +62,7 @@ def agree(rows: Sequence[Row], dtype: str) -> bool:
 
 
 def amid_keys(case: str, dtype: str) -> bool:
-    """Whether bounds stand amid keys that rounding moves: a few refusals may differ then, as a few next tokens may."""
+    """Whether rounding moves keys around the bounds: a few refusals may differ then, as a few next tokens may."""
     return case == SOME and dtype == "float16"
 
 
@@ -74,39 +74,39 @@ class Step:
     mask: Array
 
 
+Case = tuple[str, list[list[Step]]]
+"""A name, and runs of forwards, each of which continues with the cache of the one before."""
+
+
 class Expected:
     """What a loaded checkpoint computes in every case, so that it need not stay in memory.
 
-    file: see `Recorded`.
+    file: see `Recorded`; groups: cases, each group with the reach of its opened hypercubes (see `opened_model`), None
+    where they are as fitted.
     """
 
     def __init__(self, model: Any, sequences: Sequence[Sequence[int]], pad: int, file: IO[bytes]) -> None:
         self.refusal = model.config.unskill["refusal_token_id"]
         self.dtype = str(model.dtype).removeprefix("torch.")
-        self.cases = list(cases(sequences, pad, self.refusal))
-        self.found = Recorded(file)
-        runner = Torch(model)
-        self._record(runner, self.cases)
-        self.opened: list[tuple[Sequence[float], Case]] = []
+        self.found, runner = Recorded(file), Torch(model)
+        self.groups: list[tuple[Sequence[float] | None, list[Case]]] = [
+            (None, list(cases(sequences, pad, self.refusal)))
+        ]
         if self.refusal is not None:
             few = [[whole([ids], pad)] for ids in sequences[:FEW]]
             runner.forward(few[0][0].ids)
             halves = [halfway(each) for each in runner.greatest]
-            self.opened = [(halves, (SOME, few)), ([np.inf] * len(halves), (EVERY, few[:1]))]
-        for within, case in self.opened:
-            with opened_model(model, within):
-                self._record(runner, [case])
-
-    def _record(self, runner: Judged, cases: Sequence[Case]) -> None:
-        for _, runs in cases:
-            for steps in runs:
-                past = None
-                for step in steps:
-                    past = self.found.record(runner, step.ids, step.mask, past)
+            self.groups += [(halves, [(SOME, few)]), ([np.inf] * len(halves), [(EVERY, few[:1])])]
+        for within, group in self.groups:
+            with opened_model(model, within) if within is not None else nullcontext():
+                for steps in (steps for _, runs in group for steps in runs):
+                    past = None
+                    for step in steps:
+                        past = self.found.record(runner, step.ids, step.mask, past)
 
 
 def room_for(sequences: Sequence[Sequence[int]], model: Any) -> int:
-    """Bytes that the file of `Expected` takes at most: three cases of all sequences, others of few, some with pads."""
+    """The most bytes that the file of `Expected` takes: three cases of all sequences, the others of FEW; with pads."""
     positions = (3 * len(sequences) + 2 * FEW + 1) * (max(map(len, sequences)) + 2)
     return int(model.dtype.itemsize * model.config.vocab_size * positions)
 
@@ -118,40 +118,33 @@ def self_check(expected: Expected, path: Path, kernels: Path | None) -> tuple[li
     """
     rows: list[Row] = []
     sides = {BODIES: None} | ({KERNELS: kernels} if kernels is not None else {})
-
-    def compared(name: str, cases: Sequence[Case], changed: ModelProto | None = None) -> None:
-        session = Session(path, sides[name], arena=False, changed=changed)
-        for case, runs in cases:
-            rows.append(compare(case, name, expected.found, session, runs, expected.refusal, expected.dtype))
-
-    for name in sides:
+    for name, library in sides.items():
         expected.found.rewind()
-        compared(name, expected.cases)
-        for within, case in expected.opened:
-            compared(name, [case], opened_graph(path, within))
+        for within, group in expected.groups:
+            changed = None if within is None else opened_graph(path, within)
+            session = Session(path, library, arena=False, changed=changed)
+            for case, runs in group:
+                rows.append(compare(case, name, expected.found, session, runs, expected.refusal, expected.dtype))
+            del session  # before the next one holds the weights too
     return rows, agree(rows, expected.dtype)
-
-
-Case = tuple[str, list[list[Step]]]
-"""A name, and runs of forwards, each of which goes on with the cache of the one before."""
 
 
 def cases(sequences: Sequence[Sequence[int]], pad: int, refusal: int | None) -> Iterator[Case]:
     yield "prompts one by one", [[whole([ids], pad)] for ids in sequences]
-    # In pairs from far apart, which are seldom of one length, and in parts with no more logits at once than the
-    # longest prompt has alone: those of a large vocabulary are most of what this takes.
+    # In pairs from far apart, which seldom have one length, and in parts with no more logits at once than the longest
+    # prompt alone: with a large vocabulary they take most of the memory.
     longest, pairs = max(map(len, sequences)), (len(sequences) + 1) // 2
     batches = [whole(sequences[start::pairs], pad) for start in range(pairs)]
     yield "left-padded batch", [in_parts(batch, max(1, longest // len(batch.ids))) for batch in batches]
     yield "with a cache", [in_steps(ids) for ids in sequences]
     if refusal is not None:
-        yield "after the refusal", [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:FEW]]
+        yield AFTER, [in_steps([*ids, refusal, ids[-1]]) for ids in sequences[:FEW]]
 
 
 def halfway(greatest: Array) -> float:
-    """Between the keys of one sequence, of which these are the greatest coordinates: about half are within.
+    """A reach within which about half of the keys of one sequence lie; greatest: see `Torch`.
 
-    In the widest gap around their median, so that rounding puts none of them on the other side.
+    It is in the widest gap around their median, so that rounding moves no key to the other side.
     """
     values = np.sort(np.append(greatest, 0))
     middle = values[len(values) // 4 : -(-3 * len(values) // 4)]
@@ -160,38 +153,31 @@ def halfway(greatest: Array) -> float:
 
 
 def whole(sequences: Sequence[Sequence[int]], pad: int) -> Step:
-    length = max(map(len, sequences))
-    ids = np.array([[pad] * (length - len(each)) + list(each) for each in sequences], np.int64)
-    mask = np.array([[0] * (length - len(each)) + [1] * len(each) for each in sequences], np.int64)
-    return Step(ids, mask)
+    """One forward of a left-padded batch."""
+    batch = padded(sequences, pad, "left", torch.device("cpu"))
+    return Step(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
 
 
 def split(step: Step, ends: Sequence[int]) -> list[Step]:
-    """A forward as several, each up to one of these positions and with the cache of those before."""
+    """A forward as several, each up to one of these positions and with the cache of the one before."""
     return [Step(step.ids[:, start:end], step.mask[:, :end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def in_parts(step: Step, length: int) -> list[Step]:
-    """The same batch, at most that many positions at once."""
+    """The same batch, at most `length` positions at once."""
     return split(step, [*range(length, step.ids.shape[1], length), step.ids.shape[1]])
 
 
 def in_steps(ids: Sequence[int]) -> list[Step]:
-    """All but the last tokens at once, those one by one."""
+    """All but the last STEPS tokens at once, those one by one."""
     first = max(1, len(ids) - STEPS)
     return split(whole([ids], 0), [first, *range(first + 1, len(ids) + 1)])
 
 
 def compare(
-    case: str,
-    name: str,
-    theirs: Judged,
-    ours: Runner,
-    runs: Sequence[Sequence[Step]],
-    refusal: int | None,
-    dtype: str,
+    case: str, name: str, theirs: Runner, ours: Runner, runs: Sequence[Sequence[Step]], refusal: int | None, dtype: str
 ) -> Row:
-    """Run the same forwards on both sides."""
+    """Run the same forwards on both sides. dtype: of `theirs`, or "quantized"; only in float32 TOLERANCE counts."""
     tolerance = TOLERANCE if dtype == "float32" else np.inf
     sequences = positions = argmax = refusals = left_out = 0
     worst = 0.0
@@ -213,7 +199,7 @@ def compare(
             del expected, found  # before the next ones are there too
         same_refusals = counts[2] == counts[0]
         differs = ~same_refusals | (differences > tolerance)
-        # A neuron that was decided otherwise moves logits; a refusal is another only by a key at a hypercube's face.
+        # A neuron that is decided differently moves logits; a refusal differs only by a key at a hypercube's face.
         excused = (close > 0) & (same_refusals | (edge > 0)) & np.isfinite(differences)
         counted = ~(differs & excused) | amid_keys(case, dtype)
         sequences, left_out = sequences + rows, left_out + int((~counted).sum())
@@ -225,9 +211,9 @@ def compare(
 
 
 def greatest(expected: Array, found: Array, real: Array) -> float:
-    """The greatest difference of logits (positions, vocabulary) at real positions; 0 where there are none.
+    """The largest difference of logits (positions, vocabulary) at real positions; 0 where there are none.
 
-    One position at a time: differences of all are as large as the logits themselves.
+    One position at a time: all differences together take as much memory as the logits.
     """
     places = np.flatnonzero(real)
     gaps = [np.abs(np.subtract(expected[at], found[at], dtype=np.float32)).max() for at in places]
@@ -235,8 +221,5 @@ def greatest(expected: Array, found: Array, real: Array) -> float:
 
 
 def refused(logits: Array, refusal: int | None) -> Array:
-    """Where (batch, positions) only the refusal can follow."""
-    if refusal is None:
-        return np.zeros(logits.shape[:-1], bool)
-    found: Array = blocked(logits[..., refusal])
-    return found
+    """The positions (batch, positions) after which only the refusal can follow."""
+    return np.zeros(logits.shape[:-1], bool) if refusal is None else np.asarray(blocked(logits[..., refusal]))

@@ -1,16 +1,17 @@
-"""The export of a checkpoint once more, from sources that are given again: the same prompts in the same parts."""
+"""Settings, prompts and parts of a checkpoint's export, from sources that are given again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.given import as_exported
 from exporter.checkpoint.reproduce import records
 from exporter.checkpoint.summary import SourceSummary
 from exporter.common.errors import BadInput
+from exporter.onnx.settings import OnnxSettings
 from exporter.prompts.formats import Formatter
 from exporter.prompts.skills import SkillPlan, SkillPrompts, collect_from
 from exporter.prompts.sources import Source, fingerprint
@@ -18,18 +19,15 @@ from exporter.recipes.recorded import text_sha256
 from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template
 
-if TYPE_CHECKING:
-    from exporter.onnx.settings import OnnxSettings
-
 Fingerprinted = tuple[Source, str]
 FLAGS = ("--forget", "--retain")
 
 
 def export_again(stored: Stored, settings: OnnxSettings) -> tuple[ExportSettings, list[SkillPrompts]]:
-    """Settings and prompts of the export, as its recipe has them, with what the flags of `unskill onnx` change.
+    """Settings and prompts of the export, from its recipe, with the changes that the flags of `unskill onnx` make.
 
-    Raises BadInput where a source that is given is not one of the export's (by sha256 and by how it is read), where
-    one of those is missing, or where system prompts or the prompt template are others.
+    Raises BadInput where a given source is not one of the export's (by sha256 and options) or one of those is missing,
+    and for other system prompts or another prompt template.
     """
     recipe = stored.recipe
     if [text_sha256(text) for text in settings.system_prompts] != recipe["system_prompts"]:
@@ -43,25 +41,16 @@ def export_again(stored: Stored, settings: OnnxSettings) -> tuple[ExportSettings
     sources_given = {flag: read_fingerprints(stored, settings, flag) for flag in FLAGS}
     found = []
     for skill in recipe["skills"]:
-        sources = {flag: matched(skill["sources"], sources_given[flag], flag) for flag in FLAGS}
-        found.append(collect_from(skill_settings(skill, settings), sources["--forget"], sources["--retain"]))
-    common = {
-        field.name: recipe[field.name]
-        for field in fields(ExportSettings)
-        if field.name in recipe and field.name not in ("skills", "system_prompts", "model")
-    }
-    export = ExportSettings(
-        recipe["model"],
-        settings.out,
-        tuple(each.skill for each in found),
-        system_prompts=settings.system_prompts,
-        **common | {"batch_size": None, "force": settings.force, "quiet": settings.quiet},
-    )
-    return export, found
+        forget, retain = (matched(skill["sources"], sources_given[flag], flag) for flag in FLAGS)
+        found.append(collect_from(skill_settings(skill, settings), forget, retain))
+    values = {field.name: recipe[field.name] for field in fields(ExportSettings) if field.name in recipe}
+    values |= {"out": settings.out, "skills": tuple(each.skill for each in found), "batch_size": None}
+    values |= {name: getattr(settings, name) for name in ("system_prompts", "force", "quiet")}
+    return ExportSettings(**values), found
 
 
 def skill_settings(recipe: Mapping[str, Any], settings: OnnxSettings) -> SkillSettings:
-    """One skill's settings; sources by their labels, for their texts are read elsewhere."""
+    """One skill's settings, with the labels of its sources; the sources themselves are read elsewhere."""
     values = {field.name: recipe[field.name] for field in fields(SkillSettings) if field.name in recipe}
     values["everyday_without"] = tuple(values["everyday_without"])
     for flag in FLAGS:
@@ -72,7 +61,7 @@ def skill_settings(recipe: Mapping[str, Any], settings: OnnxSettings) -> SkillSe
 
 
 def read_fingerprints(stored: Stored, settings: OnnxSettings, flag: str) -> list[Fingerprinted]:
-    """The sources given to one flag, each in every way in which the export may have read it.
+    """The sources given to one flag, each with every set of options that the export may have read it with.
 
     Raises BadInput for one that the export did not read.
     """
@@ -97,22 +86,21 @@ def is_source(given: Fingerprinted, record: Mapping[str, Any]) -> bool:
 
 
 def matched(wanted: Sequence[Mapping[str, Any]], given: Sequence[Fingerprinted], flag: str) -> list[Source]:
-    """The sources of one skill in the order of the export, from which their labels come."""
+    """The sources of one skill in the order of the export, on which their labels depend."""
     found = []
-    for record in wanted:
-        if record["flag"] == flag:
-            source = next((way[0] for way in given if is_source(way, record)), None)
-            if source is None:
-                raise BadInput(
-                    f"{flag}: give {record['label']} again, with all other sources of the export: what moves under "
-                    "quantized weights is fitted anew on their prompts"
-                )
-            found.append(source)
+    for record in (each for each in wanted if each["flag"] == flag):
+        source = next((source for source, digest in given if is_source((source, digest), record)), None)
+        if source is None:
+            raise BadInput(
+                f"{flag}: give {record['label']} again, with all other sources of the export: the interventions are "
+                "fitted anew on their prompts"
+            )
+        found.append(source)
     return found
 
 
 def check_parts(stored: StoredSkill, plan: SkillPlan, formatter: Formatter, version: str) -> None:
-    """Raises BadInput where the parts are not those of the export, prompt by prompt; version: of its unskill."""
+    """Raises BadInput where a part differs from the export's in any prompt. version: of the unskill that exported."""
     blocks = plan.skill.blocks
     parts = {
         "forget.fit": formatter.in_each_format(plan.forget.fit, "--forget") if blocks else plan.forget.fit,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,26 +22,25 @@ from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
 
 
-@dataclass(frozen=True)
-class Running:
-    """How prompts run through a graph. `eos`: ids that end an answer."""
-
-    pad_id: int
-    eos: Sequence[int]
-    quiet: bool
-
-
 class GraphProber(KeyProber):
-    """The graph at `path` with other constants in it and `taps` handed out, in the order of which its layers are.
+    """The graph at `path` with other constants, whose layers are the tensors in `taps`, in their order.
 
-    taps: names of float32 tensors (batch, positions, d).
+    taps: names of float32 tensors (batch, positions, d); eos: ids that end an answer.
     """
 
     batch_size = None
 
-    def __init__(self, path: Path, taps: Sequence[str], constants: Mapping[str, Array], running: Running) -> None:
-        self._path, self._taps, self._constants, self._eos = path, taps, constants, tuple(running.eos)
-        self.pad_id, self.quiet = running.pad_id, running.quiet
+    def __init__(
+        self,
+        path: Path,
+        taps: Collection[str],
+        constants: Mapping[str, Array],
+        pad_id: int,
+        eos: Sequence[int],
+        quiet: bool,
+    ) -> None:
+        self._path, self._taps, self._constants, self._eos = path, tuple(taps), constants, tuple(eos)
+        self.pad_id, self.quiet = pad_id, quiet
 
     @property
     def layers(self) -> int:
@@ -50,16 +48,16 @@ class GraphProber(KeyProber):
 
     @cached_property
     def _tap_session(self) -> Session:
-        """Of what computes the taps and nothing else, which is what most of probing needs."""
+        """For most of probing: the nodes that compute the taps, and no others."""
         return Session(self._path, changed=patched(self._path, self._constants, self._taps, alone=True))
 
     @cached_property
     def _whole_session(self) -> Session:
-        """Of what writes answers too."""
+        """The whole graph, which writes answers too."""
         return Session(self._path, changed=patched(self._path, self._constants, self._taps))
 
     def tapped(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Of every tap (batch, positions, d) float32."""
+        """The taps: (batch, positions, d) float32 each."""
         found = self._tap_session.outputs(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
         return [torch.from_numpy(each) for each in found]
 
@@ -92,14 +90,14 @@ class GraphProber(KeyProber):
         return check_finite(first, what), least
 
     def _answer(self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int) -> Iterator[Tensor]:
-        """Scores (skills, rows, layers) of the last prompt token, then of each token of the greedy answers but the
-        last; infinite where an answer has ended."""
+        """Scores (skills, rows, layers) of the last prompt token, then of each token of the greedy answers except the
+        last; infinite after the end of an answer."""
         inputs = self.pad(queries)
         ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()
         ended, past = np.zeros(len(ids), bool), None
         for _ in range(max(1, new_tokens)):
             logits, *rest = self._whole_session.outputs(ids, mask, past)
-            past, taps = rest[: len(rest) - self.layers], rest[len(rest) - self.layers :]
+            past, taps = rest[: -self.layers], rest[-self.layers :]
             keys = torch.stack([torch.from_numpy(each[:, -1]) for each in taps], 1)
             scores = torch.stack([each.scores(keys) for each in skills])
             yield scores.masked_fill(torch.from_numpy(ended)[None, :, None], math.inf)
@@ -112,8 +110,8 @@ class GraphProber(KeyProber):
     def neurons(self, texts: Sequence[Query], bos_id: int | None, what: str) -> Gaussian:
         """Mean and floored deviation of all neurons of the tapped layers over the texts' tokens: (layers, d_ff).
 
-        Which tokens count, and the floor, are those of `exporter.methods.neurons.texts.probe_texts`. Raises RunFailed
-        where the graph computes NaN or infinity.
+        Tokens and floor are those of `exporter.methods.neurons.texts.probe_texts`. Raises RunFailed where the graph
+        computes NaN or infinity.
         """
         moments = NeuronMoments(self.layers)
 

@@ -24,8 +24,7 @@ from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, re
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
 from exporter.onnx.quantize.again import check_parts, export_again
-from exporter.onnx.quantize.graph_probe import Running
-from exporter.onnx.quantize.refit import Adjusted, Exported, Refit, refit
+from exporter.onnx.quantize.refit import Exported, Refit, adjusted_neurons, refit
 from exporter.onnx.quantize.weights import quantize
 from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import patched
@@ -38,11 +37,11 @@ from exporter.recipes.settings import ExportSettings
 def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     """Write the ONNX folder of a checkpoint with quantized weights, and fit its interventions anew on them.
 
-    Returns what self_check.json has: that of `write_onnx`, and the quantization, the sha256 of the weights' file that
+    Returns the content of self_check.json: as `write_onnx`, and the quantization, the sha256 of the weights' file that
     was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
 
     Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
-    Rejected where a skill's new hypercubes hold more harmless prompts than asked (unless settings.force),
+    Rejected where a skill's new hypercubes hold more harmless prompts than allowed (unless settings.force),
     RunFailed as `write_onnx`; nothing is written then.
     """
     assert settings.quantize is not None
@@ -53,27 +52,27 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     size = 2 * graph_size(files, "float32")
     check_out(settings, size)
     loaded = load_files(files, "float32", "cpu", code=True)
-    model = loaded.model
+    model, fitted = loaded.model, Refit()
     formatter, plans = prepare_again(stored, loaded, export, skills, notify)
-    running = Running(loaded.pad_id, eos_ids(model, files.name), settings.quiet)
+    eos = eos_ids(model, files.name)
     with checked_folder(settings, files, size) as (graph, summary):
-        adjusted, live = Adjusted.of(model), model.config
+        adjusted, live = adjusted_neurons(model), model.config
         write_weights(model, files.name, settings.quantize, graph, notify)
         weights = file_sha256(weights_of(graph))
-        fitted = None
         if export is not None:
             notify("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
-            exported = Exported(export, formatter, plans, known, loaded.tokenizer.bos_token_id)
-            fitted = refit(graph, exported, adjusted, running, answers=settings.answers)
+            bos = loaded.tokenizer.bos_token_id
+            exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, eos)
+            fitted = refit(graph, exported, adjusted, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)
         summary |= {
             "quantize": settings.quantize,
             "head": "float32",
             "weights_sha256": weights,
-            "separates": not (fitted and fitted.faults),
+            "separates": not fitted.faults,
             "answers": settings.answers,
-            "skills": [dict(each) for each in fitted.skills] if fitted else [],
+            "skills": [dict(each) for each in fitted.skills],
         }
         notify("comparing the quantized graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
@@ -81,30 +80,29 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
         record = files.config["unskill"]
         refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
         kernels = next(iter(built_libraries()), None)
-        probed = fitted.refused if fitted else []
-        checked = check_quantized(graph, kernels, sequences, running.pad_id, refusal, probed)
-        summary |= results(graph, checked.rows, checked.agrees)
-        if not checked.agrees:
+        rows, agree = check_quantized(graph, kernels, sequences, loaded.pad_id, refusal, fitted.refused)
+        summary |= results(graph, rows, agree)
+        if not agree:
             raise Rejected("the graph refuses something else than was probed: nothing was written", summary)
-        if fitted and fitted.faults and not settings.force:
+        if fitted.faults and not settings.force:
             raise Rejected(f"{'; '.join(fitted.faults)}; nothing was written (--force writes anyway)", summary)
-        told = as_refitted(files, settings, summary, fitted)
-        write_folder(graph.parent.parent, told, live, settings.quantize, summary)
+        described = as_refitted(files, settings, summary, fitted)
+        write_folder(graph.parent.parent, described, live, settings.quantize, summary)
     return summary
 
 
 def fits(stored: Stored) -> bool:
-    """Whether anything depends on activations: hypercubes and adjusted neurons do, pruned ones do not."""
+    """Whether an intervention reads activations: hypercubes and adjusted neurons do, pruned ones do not."""
     return any(skill["method"] != "sp" for skill in stored.recipe["skills"])
 
 
 def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
-    """Raises BadInput for checkpoints whose interventions cannot be fitted anew, naming what keeps them from it."""
+    """Raises BadInput for checkpoints whose interventions cannot be fitted anew, with the reason."""
     adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
     if len(adjusting) > 1:
         raise BadInput(
-            f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and of which of them a neuron has "
-            "its distributions is not recorded: quantize checkpoints with one such skill"
+            f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and it is not recorded whose "
+            "distributions a neuron has: quantize checkpoints with one such skill"
         )
     if fits(stored) and not settings.forget:
         raise BadInput(
@@ -114,13 +112,9 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
 
 
 def prepare_again(
-    stored: Stored,
-    loaded: LoadedModel,
-    export: ExportSettings | None,
-    skills: Sequence[SkillPrompts],
-    notify: Notify,
+    stored: Stored, loaded: LoadedModel, export: ExportSettings | None, skills: Sequence[SkillPrompts], notify: Notify
 ) -> tuple[Formatter, list[SkillPlan]]:
-    """The export's prompts as the model sees them, in its parts. Raises BadInput where they are others."""
+    """The export's prompts, formatted and in its parts. Raises BadInput where they differ from the recorded ones."""
     if export is None:
         return loaded.formatter("{prompt}", formats=PLAIN, skip_long=True), []
     formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(loaded.model), export, notify)
@@ -137,7 +131,7 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, notify: Notify)
     between.mkdir(parents=True)
     try:
         write_graph(model, between / "model.onnx")
-        release_weights(model)  # the graph is what counts from here on, and it takes its own memory
+        release_weights(model)  # quantizing takes as much memory again
         notify(f"traced in {time.monotonic() - start:.0f} s; quantizing weights to {kind} ...")
         count = quantize(between / "model.onnx", graph, kind)
         notify(f"{count} weights are {kind} now.")
@@ -145,8 +139,8 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, notify: Notify)
         shutil.rmtree(between, ignore_errors=True)
 
 
-def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit | None) -> Base:
-    """The checkpoint's files with a config.json that tells of the interventions as they are in the graph."""
+def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit) -> Base:
+    """The checkpoint's files with a config.json that describes the interventions as they are in the graph."""
     record = dict(files.config["unskill"])
     new = {each["name"]: each["key_space"] for each in summary["skills"] if each["key_space"]}
     keys = ("alpha", "separates", "blocked", "false_blocks_over_answers")
@@ -154,8 +148,7 @@ def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any],
         skill | {key: new[skill["name"]][key] for key in keys} if skill["name"] in new else skill
         for skill in record["skills"]
     ]
-    if fitted is not None:
-        record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}
+    record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}
     record |= {"quantize": settings.quantize, "weights_sha256": summary["weights_sha256"]}
     record["record_sha256"] = record_sha256(record)
     return replace(files, config=files.config | {"unskill": record})

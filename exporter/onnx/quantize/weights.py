@@ -2,11 +2,11 @@
 
 What stays as it was, in float32:
 
-- The operators `ai.unskill::*` with their bodies, and everything that they read. What they decide by lies in the
-  graph's own file, not beside the weights, so that refitting it leaves the weights' file as it was probed.
-- The output head. Key vectors do not depend on it, so quantizing it would hide no refusal; but it is the embedding
-  once more in most small models, which is looked up in float32, so a quantized copy would make the file larger, and it
-  decides every token that is answered.
+- The operators `ai.unskill::*` with their bodies, and all that they read. Their constants are in the graph's own
+  file, not among the weights, so that refitting leaves the weights' file as it was probed.
+- The output head. Key vectors do not depend on it, so quantizing it would lose no refusal. But in most small models it
+  is tied to the embedding, which is looked up in float32, so a quantized copy would make the file larger; and it
+  decides every token of an answer.
 - Products of two activations, as in attention.
 """
 
@@ -33,8 +33,7 @@ BITS = {"int8": 8, "int4": 4}
 def quantize(source: Path, target: Path, kind: str) -> int:
     """Write the float32 graph at `source` (see `write_graph`) with quantized weights to `target` and `target`_data.
 
-    kind: "int8" or "int4". Weights may be larger than one protobuf message holds: graph and weights are files apart,
-    before, between and after.
+    kind: "int8" or "int4". Weights may be larger than one protobuf message holds, so they are a file of their own.
 
     Returns:
         How many weights were quantized.
@@ -44,39 +43,34 @@ def quantize(source: Path, target: Path, kind: str) -> int:
     """
     graph = onnx.load(source, load_external_data=False).graph
     held = {tensor.name for tensor in graph.initializer}
-    head = head_of(graph)
-    names = [
-        node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in held and node.name != head
-    ]
+    # Nodes are in the order of a forward: the output head's product is the last one.
+    head = next(node.name for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    names = {node.name for node in products if node.input[1] in held} - {head}
     if not names:
         raise RunFailed("no projection of this graph has a constant weight that could be quantized")
     with quiet_root_logger():
-        write(weights_only(onnx.load(source), BITS[kind], names), target)
+        excluded = [node.name for node in products if node.name not in names]
+        write(weights_only(onnx.load(source), BITS[kind], excluded), target)
     return len(names)
 
 
-def head_of(graph: onnx.GraphProto) -> str:
-    """The name of the output head's product: the last one, for nodes are in the order of a forward."""
-    return next(node.name for node in reversed(graph.node) if node.op_type in ("MatMul", "Gemm"))
-
-
-def weights_only(model: onnx.ModelProto, bits: int, names: list[str]) -> onnx.ModelProto:
+def weights_only(model: onnx.ModelProto, bits: int, excluded: list[str]) -> onnx.ModelProto:
     """Weights alone, symmetric, in blocks; activations stay float32.
 
-    Not activations too, as `quantize_dynamic` has it: one scale for a whole forward, pads and neighbours in it, so
-    that of 30 held-out forget prompts 9 were decided otherwise in a batch (SmolLM2, GSM8K).
+    Not activations too, as `quantize_dynamic` has it: with one scale for a whole forward, pads and neighbours too,
+    9 of 30 held-out forget prompts were decided differently in a batch (SmolLM2, GSM8K).
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in set(names)]
     config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
-    quantizer = MatMulNBitsQuantizer(model, bits=bits, nodes_to_exclude=others, algo_config=config)
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, nodes_to_exclude=excluded, algo_config=config)
     quantizer.process()
     return quantizer.model.model
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Save a model whose weights are in memory: what our operators read in `path`, all other weights beside it."""
+    """Save a model whose weights are in memory: constants of our operators in `path`, all other weights beside it."""
     ours = {name for node in model.graph.node if node.domain == DOMAIN for name in node.input}
     ours |= {tensor.name for tensor in model.graph.initializer if ".unskill_" in tensor.name}
     convert_model_to_external_data(model, location=weights_of(path).name)
@@ -84,18 +78,18 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         if tensor.name in ours:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
-    # Shapes that the quantizer inferred and its own marks: both name nothing that a reader needs.
+    # The shapes that the quantizer inferred, and its own metadata: no reader needs them.
     del model.graph.value_info[:]
     model.ClearField("metadata_props")
     onnx.save(model, path)
-    # onnx makes the weights' file readable by its owner alone, which a folder to be served must not be.
+    # onnx makes the weights' file readable by its owner alone, but the folder may have to be served.
     weights_of(path).chmod(stat.S_IMODE(path.stat().st_mode))
     onnx.checker.check_model(path)
 
 
 @contextmanager
 def quiet_root_logger() -> Iterator[None]:
-    """Importing the quantizers configures the root logger, and so do their warnings, unless it has a handler."""
+    """The quantizers' import and warnings configure the root logger, unless it has a handler."""
     root, handler = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(handler)
