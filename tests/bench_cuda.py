@@ -24,7 +24,7 @@ from rich.table import Table
 
 from custom_modeling.key_space import inside_hypercubes
 from custom_modeling.neuron_adjust import adjust, draw_context, uniform_draws
-from exporter.onnx.check.runners import positions_of
+from exporter.onnx.check.runners import position_ids
 from exporter.onnx.library import CUDA, build_operators
 from tests.bench import Row, interleave
 from tests.bench_onnx import BARE, BODIES, KERNELS, PREFILL, STEPS, graphs
@@ -59,7 +59,7 @@ class Steps:
             cache = [onnxruntime.OrtValue.ortvalue_from_numpy(each, self._device) for each in empty]
         mask = np.ones((1, cache[0].shape()[2] + ids.shape[1]), np.int64)
         binding = self._session.io_binding()
-        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions_of(mask, ids.shape[1])}
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask, ids.shape[1])}
         for name, value in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for each, kept in zip(self._past, cache, strict=True):

@@ -18,6 +18,7 @@ from exporter.checkpoint.tensors import write_tensors
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
+from exporter.prompts.skills import SkillPlan
 
 
 def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:
@@ -66,26 +67,34 @@ def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
 
 def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
     """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
-    forget, retain, evidence = outcome.plan.forget, outcome.plan.retain, outcome.evidence
-    found = {
-        "forget.fit": records(forget.fit if evidence is None else evidence.fitted),
-        "forget.choose": records(forget.choose),
-        "forget.calibrate": records(forget.calibrate),
-        "forget.report": records(forget.report),
-        "retain.choose": records(retain.choose),
-        "retain.report": records(retain.report),
+    evidence = outcome.evidence
+    if evidence is None:
+        return part_records(outcome.plan, outcome.plan.forget.fit)
+    unseen = {
+        "forget.choose.unseen": evidence.choose_unseen.queries,
+        "forget.report.unseen": evidence.report_unseen.queries,
+        "retain.choose.others": evidence.retain_others.queries,
     }
-    if evidence is not None:
-        found |= {
-            "forget.choose.unseen": records(evidence.choose_unseen.queries),
-            "forget.report.unseen": records(evidence.report_unseen.queries),
-            "retain.choose.others": records(evidence.retain_others.queries),
-        }
-    if outcome.plan.texts is not None:
+    return part_records(outcome.plan, evidence.fitted, unseen)
+
+
+def part_records(
+    plan: SkillPlan, fitted: Sequence[Query], unseen: Mapping[str, Sequence[Query]] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The same from a plan. fitted: the fit part in the formats of the fit; unseen: parts beyond those of the plan."""
+    parts: dict[str, Sequence[Query]] = {
+        "forget.fit": fitted,
+        "forget.choose": plan.forget.choose,
+        "forget.calibrate": plan.forget.calibrate,
+        "forget.report": plan.forget.report,
+        "retain.choose": plan.retain.choose,
+        "retain.report": plan.retain.report,
+        **(unseen or {}),
+    }
+    if plan.texts is not None:
         for side in ("forget", "retain", "everyday"):
-            parts = getattr(outcome.plan.texts, side)
-            found |= {f"texts.{side}.{name}": records(part) for name, part in parts.items()}
-    return found
+            parts |= {f"texts.{side}.{name}": part for name, part in getattr(plan.texts, side).items()}
+    return {name: records(part) for name, part in parts.items()}
 
 
 def records(queries: Sequence[Query]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_ir import passes
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
+from torch import Tensor
 from transformers import DynamicCache
 
 from exporter.common.errors import RunFailed, first_line
@@ -46,12 +47,8 @@ class WithFlatCache(torch.nn.Module):
         self.eval()
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        past: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, ...]:
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         # Without the config: layers with a sliding window keep the whole cache too, and the mask applies the window.
         cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
         output = self.model(

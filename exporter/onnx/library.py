@@ -1,7 +1,7 @@
-"""The kernels of the custom operators: one shared object for every ONNX Runtime (1.20 to 1.32 were tried).
+"""The kernels of the custom operators: one shared object for every ONNX Runtime (tested with 1.20 to 1.32).
 
-It needs a C++17 compiler and nothing of ONNX Runtime. With nvcc it also holds CUDA kernels; the CPU kernels are always
-in it, because a session in which an operator is registered but has no kernel fails instead of taking its body.
+Building it takes a C++17 compiler and nothing of ONNX Runtime. With nvcc it also has CUDA kernels. The CPU kernels are
+always in it, because a session fails where an operator is registered but has no kernel, instead of taking its body.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CUDA = "CUDAExecutionProvider"
 KERNELS = Path(__file__).with_name("kernels")
 SOURCE = KERNELS / "unskill_ops.cu"
 HEADERS = ("ort_abi.h", "unskill_cuda.h", "unskill_math.h")
-# Without contraction into fused multiply-add, or decisions would not be those of the bodies.
+# Without contraction into fused multiply-add, or decisions would differ from those of the bodies.
 CPU_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden", "-x", "c++")
 # Machine code for the generations of T4, A100 and H100, and PTX, which newer ones compile when they load it.
 CUDA_FLAGS = (
@@ -46,9 +46,8 @@ CUDA_FLAGS = (
 def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
     """Compile the kernels; returns the file.
 
-    `out`: the file, replaced in one step; by default one in the user's cache folder (`default_library`), which is left
-    as it is where it is there already and can be loaded. `cuda`: with CUDA kernels too; by default if there is an
-    nvcc.
+    `out`: the file, replaced in one step; by default one in the user's cache folder (`default_library`), which is kept
+    if it can be loaded. `cuda`: with CUDA kernels too; by default if there is an nvcc.
 
     Raises:
         BadInput: No compiler, or a folder for `out`.
@@ -58,7 +57,7 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
     if cuda and nvcc is None:
         raise BadInput("--cuda: there is no nvcc on PATH; install the CUDA toolkit, or name its nvcc by NVCC")
     compiler = [nvcc, *CUDA_FLAGS] if nvcc else [*find_compiler(), *CPU_FLAGS]
-    # Absolute: a name alone is looked for where the system keeps libraries, and not in the working directory.
+    # Absolute: a bare name is looked for where the system keeps libraries, not in the working directory.
     library = default_library(nvcc is not None) if out is None else out.absolute()
     if out is None and loads(library):
         return library
@@ -66,7 +65,7 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
         raise BadInput(f"{library}: is a folder, but should be the file to write")
     with write_errors(library):
         library.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the file, because only within one file system can it be put in place in one step.
+        # Beside the file: only within one file system can it be put in place in one step.
         with tempfile.TemporaryDirectory(prefix=".build-ops-", dir=library.parent) as folder:
             made = Path(folder) / library.name
             _compile([*compiler, str(SOURCE), "-o", str(made)])
@@ -77,10 +76,10 @@ def build_operators(out: Path | None = None, cuda: bool | None = None) -> Path:
 def register(session_options: onnxruntime.SessionOptions, library: Path | None = None) -> bool:
     """Have sessions with these options run the kernels; returns whether they will.
 
-    `library`: what `build_operators` returned; by default what it has put into the user's cache folder. Where it is
-    not there or can't be loaded, one warning says so, and sessions take the operators' bodies: same results, slower.
-    So it is where this ONNX Runtime has CUDA and the folder only a library without: sessions on a GPU would copy to
-    the CPU and back at each operator; name it to have it all the same.
+    `library`: what `build_operators` returned; by default what it put into the user's cache folder. If that is missing
+    or can't be loaded, one warning says so, and sessions take the operators' bodies: same results, slower. The same
+    where this ONNX Runtime has CUDA and the folder only a library without, for sessions on a GPU would copy to the CPU
+    and back at each operator; give `library` to register it anyway.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -103,10 +102,10 @@ def register(session_options: onnxruntime.SessionOptions, library: Path | None =
 
 
 def default_library(cuda: bool) -> Path:
-    """The place of the library in the user's cache folder; its name changes with sources, flags and machine.
+    """The path of the library in the user's cache folder; its name changes with sources, flags and machine.
 
     Raises:
-        BadInput: The user has no home.
+        BadInput: The user has no home folder.
     """
     parts = [(KERNELS / name).read_bytes() for name in (SOURCE.name, *HEADERS)]
     parts += [repr((CUDA_FLAGS if cuda else CPU_FLAGS, sys.platform, platform.machine())).encode()]
@@ -132,14 +131,14 @@ def find_compiler() -> list[str]:
         if shutil.which(given[0]) is None:
             raise BadInput(f"CXX: there is no program '{given[0]}'")
         return given
-    for name in ("g++", "clang++", "c++"):
-        if found := shutil.which(name):
-            return [found]
-    raise BadInput("there is no C++ compiler on PATH; install g++ or clang++, or name one by CXX")
+    found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if found is None:
+        raise BadInput("there is no C++ compiler on PATH; install g++ or clang++, or name one by CXX")
+    return [found]
 
 
 def find_nvcc() -> str | None:
-    """The CUDA compiler: NVCC, else nvcc on PATH, if it is there.
+    """The CUDA compiler: NVCC, else nvcc on PATH, else None.
 
     Raises:
         BadInput: NVCC names no program.
@@ -152,7 +151,7 @@ def find_nvcc() -> str | None:
 
 
 def built_libraries() -> list[Path]:
-    """What `build_operators` has left in the cache folder and can be loaded, the one with CUDA kernels first."""
+    """The libraries in the cache folder that can be loaded, the one with CUDA kernels first."""
     try:
         return [each for each in (default_library(True), default_library(False)) if loads(each)]
     except BadInput:
@@ -160,8 +159,7 @@ def built_libraries() -> list[Path]:
 
 
 def loads(library: Path) -> bool:
-    """Whether this machine can load the file, and ONNX Runtime would find its operators: a cache may be damaged, or
-    another system's with an older libc."""
+    """Whether this machine can load the file and it has our operators: a cache may be damaged or of another system."""
     try:
         return hasattr(ctypes.CDLL(str(library)), "RegisterCustomOps")
     except OSError:
@@ -169,20 +167,16 @@ def loads(library: Path) -> bool:
 
 
 def _compile(command: list[str]) -> None:
-    """Run a compiler, in English, so that the line to quote can be told.
+    """Run a compiler; its messages are in English, so that the line to quote can be found.
 
     Raises:
         BadInput: It can't be started.
         RunFailed: It failed.
     """
+    english = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, "LC_ALL": "C"},
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", env=english
         )
     except OSError as error:
         raise BadInput(f"{command[0]}: cannot be started: {error.strerror or error}") from error

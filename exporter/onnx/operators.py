@@ -1,8 +1,8 @@
 """The custom operators of ONNX models, domain `ai.unskill`, each with a body of standard operators.
 
-An ONNX Runtime without the library of `exporter.onnx.library` takes the body in place of the node; one that has
-registered the library runs its kernel. Both are `custom_modeling` once more, for float32: draws and hits are equal bit
-by bit, and neurons are moved by the same rule. Kernels check all shapes; bodies broadcast as standard operators do.
+Without the library of `exporter.onnx.library`, ONNX Runtime replaces the node by its body; with it, it runs a kernel.
+Both repeat `custom_modeling` in float32: draws and hits are equal bit by bit, and neurons are moved by the same rule.
+Kernels check all shapes; bodies broadcast as standard operators do.
 
 NeuronDraws(position_ids, token_ids, keys) -> draws
     position_ids, token_ids: int64 (batch, positions), from 0 to below 2^31; keys: int64 (n,), see `neuron_key`;
@@ -11,12 +11,12 @@ NeuronAdjust(pre_activation, index, threshold, standardisers) -> adjusted
     pre_activation, adjusted: float32 (batch, positions, d_ff); index: int64 (n,), from 0 to below d_ff;
     threshold: float32 (batch, positions, n), see `thresholds`; standardisers: float32 (6, n), the rows of
     `standardisers`.
-    Where PyTorch has fused multiply-add (AVX2, CUDA), `adjust` differs in its last bits from what it gives without,
-    which is what bodies and kernels give everywhere.
+    Where PyTorch uses fused multiply-add (AVX2, CUDA), the last bits of `adjust` differ; bodies and kernels compute
+    without it everywhere.
 KeySpaceDetect(key, bounds) -> hit
     key: float32 (batch, positions, d_ff); bounds: float32 (c, 2, d_ff), lower and upper; hit: bool (batch, positions).
-    Without tokens or hypercubes, the body's result has a wrong shape in ONNX Runtime up to 1.30 at least, because its
-    sums of nothing have; 1.32 is right.
+    Without tokens or hypercubes the body's result has a wrong shape in ONNX Runtime up to 1.30 at least, as empty sums
+    have there; 1.32 is right.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from custom_modeling.neuron_adjust import FINAL, NEURON, POSITION, PRIME, TOKEN
 DOMAIN, VERSION = "ai.unskill", 1
 NEURON_DRAWS, NEURON_ADJUST, KEY_SPACE_DETECT = "NeuronDraws", "NeuronAdjust", "KeySpaceDetect"
 OPSET = 18
-"""Version of the standard operators in the bodies; a model that holds the functions imports the same."""
+"""Version of the standard operators in the bodies, and in a model with these functions."""
 
 
 def functions() -> list[onnx.FunctionProto]:
@@ -38,7 +38,7 @@ def functions() -> list[onnx.FunctionProto]:
 
 def neuron_draws() -> onnx.FunctionProto:
     """`uniform_draws(draw_context(position_ids, token_ids), keys)`."""
-    # The CUDA provider has no operators on bits, and no provider has all of int64's but these four.
+    # The CUDA provider has no bitwise operators, and all providers have no more than these four for int64.
     return _function(
         f"{NEURON_DRAWS} (position_ids, token_ids, keys) => (draws)",
         f"""
@@ -86,8 +86,8 @@ def neuron_adjust() -> onnx.FunctionProto:
 
 
 def key_space_detect() -> onnx.FunctionProto:
-    """`inside_hypercubes`: written as "not outside", so that a NaN in key or bounds counts as inside."""
-    # Counted in floats: not every provider reduces bools, and a sum of no hypercubes is 0 where a maximum fails.
+    """`inside_hypercubes`, as "not outside", so that a NaN in key or bounds counts as inside."""
+    # Counted in floats: not every provider reduces bools, and the sum of no hypercubes is 0, but a maximum fails.
     return _function(
         f"{KEY_SPACE_DETECT} (key, bounds) => (hit)",
         f"""
@@ -133,7 +133,7 @@ def _scramble(result: str, x: str, constant: int) -> str:
 
 
 def _modulo(result: str, x: str) -> str:
-    """ONNX text for result = x mod p, of an x from 0 on: Div of integers cuts towards 0."""
+    """ONNX text for result = x mod p, for x >= 0: Div of integers truncates."""
     return f"""
         {result}_quotient = Div({x}, p)
         {result}_multiple = Mul({result}_quotient, p)

@@ -56,11 +56,6 @@ class OnnxSettings:
     quiet: bool = setting(**QUIET)
     force: bool = setting(False, help="With --quantize, write even if the skill is not separated.")
 
-    @property
-    def numbers(self) -> str:
-        """Key of the graph's file in GRAPH."""
-        return self.quantize or self.dtype
-
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values and combinations, and where a needed package is missing."""
         if lacking := missing("onnx"):

@@ -1,7 +1,7 @@
-"""The interventions as operators: while a model is traced, its runtime emits nodes of `ai.unskill` instead of torch's.
+"""The interventions as operators: during a trace the runtime emits nodes of `ai.unskill` instead of torch's.
 
-What a node computes is written in `exporter.onnx.operators`, once as a function of standard operators and once as a
-kernel; the runtime's own lines stay the definition that both are tested against.
+`exporter.onnx.operators` and `exporter/onnx/kernels` define what a node computes, as a function of standard operators
+and as a kernel; both are tested against the runtime.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN
 from custom_modeling.neuron_adjust import standardisers
 from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, VERSION
 
 
-def emit(name: str, inputs: Sequence[torch.Tensor], dtype: torch.dtype, shape: Sequence[Any]) -> torch.Tensor:
-    """A node of our domain; what it computes is not known to torch."""
-    found: torch.Tensor = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{name}", tuple(inputs), dtype=dtype, shape=shape, version=VERSION
-    )
-    return found
+def emit(name: str, inputs: Sequence[Tensor], dtype: torch.dtype, shape: Sequence[Any]) -> Tensor:
+    """A node of our domain, opaque to torch."""
+    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", tuple(inputs), dtype=dtype, shape=shape, version=VERSION)
 
 
 class Constants(torch.nn.Module):
     """What the operators read besides activations, computed once by torch, in float32.
 
-    index, standardisers: by layer, (n,) int64 and (6, n); least, keys: of all layers in their order, (N,) float32 and
-    int64. See `custom_modeling.neuron_adjust`.
+    standardisers: by layer, (6, n); least, keys: of all layers in their order, (N,) float32 and int64. See
+    `custom_modeling.neuron_adjust`.
     """
 
-    least: torch.Tensor
+    least: Tensor
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -46,7 +44,7 @@ class Constants(torch.nn.Module):
             self.register_buffer(name, tensor)
         self.keys = torch.nn.Buffer(torch.cat([mlp.unskill_na_key for mlp in mlps]))
 
-    def hand_out(self, input_ids: torch.Tensor, position_ids: torch.Tensor, sampled: bool) -> dict[int, Any]:
+    def hand_out(self, input_ids: Tensor, position_ids: Tensor, sampled: bool) -> dict[int, Any]:
         """For each adjusted layer the threshold (batch, positions, n) and the standardisers of its neurons."""
         above = self.least
         if sampled:
@@ -55,15 +53,12 @@ class Constants(torch.nn.Module):
             above = 2 * (draws / (1 - draws)).log().clamp(min=0) + self.least
         # Position 0 is never moved, see `thresholds`.
         above = torch.where(position_ids.unsqueeze(-1) == 0, torch.inf, above)
-        parts = above.split(self.sizes, -1)
-        return {
-            layer: (part, getattr(self, f"standardisers_{layer}"))
-            for layer, part in zip(self.layers, parts, strict=True)
-        }
+        parts = zip(self.layers, above.split(self.sizes, -1), strict=True)
+        return {layer: (part, getattr(self, f"standardisers_{layer}")) for layer, part in parts}
 
 
-def constants_of(params: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `Constants` holds of distributions: params by layer, in order, (4, n) float32, see `thresholds`."""
+def constants_of(params: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """The distributions as `Constants` has them. params: by layer, in order, (4, n) float32, see `thresholds`."""
     found = {f"standardisers_{layer}": torch.stack(standardisers(each)) for layer, each in params.items()}
     every = torch.cat(list(params.values()), -1)
     return found | {"least": 2 * (every[1].log() - every[3].log())}
@@ -71,15 +66,12 @@ def constants_of(params: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def operators_for(causal_lm: Any) -> Iterator[None]:
-    """While this holds, a forward of the loaded checkpoint can be traced for export and for nothing else."""
+    """While this runs, a forward of the loaded checkpoint can be traced for export, and be used for nothing else."""
     model, settings = causal_lm.model, causal_lm.config.unskill
     runtime = sys.modules[type(causal_lm).__module__]
     with ExitStack() as stack:
-        stack.enter_context(
-            mock.patch.multiple(
-                runtime, adjust=adjust, inside_hypercubes=inside_hypercubes, rewrite_logits=rewrite_logits
-            )
-        )
+        ours = {"adjust": adjust, "inside_hypercubes": inside_hypercubes, "rewrite_logits": rewrite_logits}
+        stack.enter_context(mock.patch.multiple(runtime, **ours))
         stack.callback(share, model)
         if model.unskill_layers["adjusted"]:
             constants = Constants(model)
@@ -91,33 +83,29 @@ def operators_for(causal_lm: Any) -> Iterator[None]:
             model.unskill_constants = constants
             stack.callback(delattr, model, "unskill_constants")
             stack.enter_context(mock.patch.object(model, "unskill_hand_out", hand_out))
-        # The head's own columns of blocked positions are overwritten: no need to give it the refusal's states.
+        # The head's logits at blocked positions are overwritten, so it needs no states of the refusal.
         stack.enter_context(mock.patch.object(model, "unskill_refusal", None))
         yield
 
 
 def share(model: Any) -> None:
-    """Give the MLPs the model's own dict again: torch puts copies in the places of what changes in a trace."""
+    """Give the MLPs the model's own dict again: tracing replaces what changes by copies."""
     model.unskill_handed = {}
     for layer in model.unskill_layers["adjusted"]:
         model.layers[layer].mlp.unskill_handed = model.unskill_handed
 
 
-def adjust(
-    pre_activation: torch.Tensor, index: torch.Tensor, threshold: torch.Tensor, standard: torch.Tensor
-) -> torch.Tensor:
+def adjust(pre_activation: Tensor, index: Tensor, threshold: Tensor, standard: Tensor) -> Tensor:
     inputs = (pre_activation.float(), index, threshold, standard)
     return emit(NEURON_ADJUST, inputs, torch.float32, pre_activation.shape).to(pre_activation.dtype)
 
 
-def inside_hypercubes(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+def inside_hypercubes(key: Tensor, bounds: Tensor) -> Tensor:
     return emit(KEY_SPACE_DETECT, (key.float(), bounds), torch.bool, key.shape[:-1])
 
 
-def rewrite_logits(
-    logits: torch.Tensor, hit: torch.Tensor, after_refusal: torch.Tensor, refusal_id: int, eos_id: int
-) -> torch.Tensor:
-    """The rule of `custom_modeling.key_space.rewrite_logits` without writing into a tensor."""
+def rewrite_logits(logits: Tensor, hit: Tensor, after_refusal: Tensor, refusal_id: int, eos_id: int) -> Tensor:
+    """As `custom_modeling.key_space.rewrite_logits`, without writing into a tensor."""
     zero = torch.zeros((), dtype=logits.dtype)
     refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
     blocked = (hit | after_refusal).unsqueeze(-1)

@@ -21,15 +21,15 @@ from exporter.prompts.sources import Source, load_prompts
 from exporter.recipes.templates import given_template
 
 TRIED = 64
-"""Of so many prompts the shortest are in the self-check: time, memory and disk grow with their lengths."""
+"""The self-check takes the shortest of this many prompts: time, memory and disk grow with their lengths."""
 
 
 def write_onnx(settings: OnnxSettings, notify: Callable[[str], None]) -> dict[str, Any]:
     """Write the ONNX folder of a checkpoint and check it against torch.
 
     Raises BadInput for what cannot be exported, RunFailed where torch cannot trace the model, the disk is full or the
-    graph computes something else than the checkpoint; nothing is written then. For
-    settings with quantize there is `exporter.onnx.quantize.run.write_quantized`.
+    graph computes something else than the checkpoint; nothing is written then. With quantize, see
+    `exporter.onnx.quantize.run.write_quantized`.
     """
     files = open_checkpoint(settings, notify)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
@@ -57,7 +57,7 @@ def write_onnx(settings: OnnxSettings, notify: Callable[[str], None]) -> dict[st
         notify(f"traced in {time.monotonic() - start:.0f} s; comparing torch with ONNX Runtime, {what} ...")
         with TemporaryFile(dir=graph.parent) as file:
             expected = Expected(model, sequences, loaded.pad_id, file)
-            release_weights(model)  # a session holds them too
+            release_weights(model)  # a session holds them once more
             rows, agree = self_check(expected, graph, kernels)
         summary |= results(graph, rows, agree)
         if not agree:
@@ -66,13 +66,13 @@ def write_onnx(settings: OnnxSettings, notify: Callable[[str], None]) -> dict[st
 
 
 def shortest(queries: Sequence[Query]) -> list[Query]:
-    """PROMPTS of them, in their order."""
+    """The PROMPTS shortest queries, in their order."""
     kept = sorted(range(len(queries)), key=lambda place: len(queries[place].ids))[:PROMPTS]
     return [queries[place] for place in sorted(kept)]
 
 
 def fitting(sequences: list[Sequence[int]], fits: Callable[[list[Sequence[int]]], bool]) -> list[Sequence[int]]:
-    """The sequences less the longest ones, until they fit or one is left."""
+    """The sequences without the longest ones, until they fit or one is left."""
     kept = list(sequences)
     while len(kept) > 1 and not fits(kept):
         kept.remove(max(kept, key=len))

@@ -61,7 +61,7 @@ def position_ids(mask: Array, count: int) -> Array:
     return positions_of({"attention_mask": torch.from_numpy(mask)})[:, -count:].numpy()
 
 
-class Session:
+class Session(Runner):
     """A graph that `write_graph` has written, in ONNX Runtime on the CPU.
 
     kernels: our library of operators, or None for their bodies; arena: keep the memory of a forward for the next one,
@@ -70,9 +70,6 @@ class Session:
 
     Raises RunFailed where the library, the weights or the graph cannot be loaded.
     """
-
-    close: Array
-    edge: Array
 
     def __init__(
         self, path: Path, kernels: Path | None = None, arena: bool = True, changed: onnx.ModelProto | None = None
@@ -116,7 +113,7 @@ class Session:
         return found
 
 
-class Torch:
+class Torch(Runner):
     """A loaded checkpoint.
 
     greatest: after a forward, for each layer with hypercubes the largest absolute coordinate of each key,
@@ -125,8 +122,6 @@ class Torch:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.close: Array = np.zeros(0, np.int64)
-        self.edge: Array = np.zeros(0, np.int64)
         self.greatest: list[Array] = []
 
     @torch.inference_mode()
@@ -176,15 +171,13 @@ class Torch:
         self.close, self.edge, self.greatest = close.numpy(), edge.numpy(), greatest
 
 
-class Recorded:
+class Recorded(Runner):
     """The forwards of another runner, in their order, replayed once it is no longer in memory.
 
     file: open for reading and writing; a position takes 4 bytes per vocabulary entry, 2 in float16.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.close: Array = np.zeros(0, np.int64)
-        self.edge: Array = np.zeros(0, np.int64)
         self._file = file
 
     def record(self, runner: Runner, ids: Array, mask: Array, past: Any = None) -> Any:
@@ -199,8 +192,7 @@ class Recorded:
 
     def forward(self, ids: Array, mask: Array | None = None, past: Any = None) -> tuple[Array, Any]:
         """The next recorded forward; the caller passes the same ids."""
-        logits: Array = np.load(self._file, allow_pickle=False)
-        self.close, self.edge = (np.load(self._file, allow_pickle=False) for _ in range(2))
+        logits, self.close, self.edge = (np.load(self._file, allow_pickle=False) for _ in range(3))
         assert logits.shape[:2] == ids.shape
         return logits, None
 

@@ -179,23 +179,23 @@ def compare(
 ) -> Row:
     """Run the same forwards on both sides. dtype: of `theirs`, or "quantized"; only in float32 TOLERANCE counts."""
     tolerance = TOLERANCE if dtype == "float32" else np.inf
-    sequences = positions = argmax = refusals = left_out = 0
-    worst = 0.0
+    sequences = left_out = 0
+    worst, totals = 0.0, np.zeros(3, np.int64)  # positions, same next tokens, same refusals
     for steps in runs:
         rows = len(steps[0].ids)
-        differences, close, edge = np.zeros(rows), np.zeros(rows, np.int64), np.zeros(rows, np.int64)
-        counts = np.zeros((3, rows), np.int64)
-        past: list[Any] = [None, None]
+        differences, counts = np.zeros(rows), np.zeros((3, rows), np.int64)
+        close = edge = np.zeros(rows, np.int64)
+        their_cache = our_cache = None
         for step in steps:
             real = step.mask[:, -step.ids.shape[1] :].astype(bool)
-            expected, past[0] = theirs.forward(step.ids, step.mask, past[0])
-            found, past[1] = ours.forward(step.ids, step.mask, past[1])
+            expected, their_cache = theirs.forward(step.ids, step.mask, their_cache)
+            found, our_cache = ours.forward(step.ids, step.mask, our_cache)
             close, edge = close + theirs.close, edge + theirs.edge
             gap = np.array([greatest(*row) for row in zip(expected, found, real, strict=True)])
             differences = np.maximum(differences, np.nan_to_num(gap, nan=np.inf))
-            same = [expected.argmax(-1) == found.argmax(-1)]
-            same.append(refused(expected, refusal) == refused(found, refusal))
-            counts += np.stack([real.sum(-1), *((each & real).sum(-1) for each in same)])
+            same_token = expected.argmax(-1) == found.argmax(-1)
+            same_refusal = refused(expected, refusal) == refused(found, refusal)
+            counts += np.stack([(each & real).sum(-1) for each in (real, same_token, same_refusal)])
             del expected, found  # before the next ones are there too
         same_refusals = counts[2] == counts[0]
         differs = ~same_refusals | (differences > tolerance)
@@ -203,10 +203,9 @@ def compare(
         excused = (close > 0) & (same_refusals | (edge > 0)) & np.isfinite(differences)
         counted = ~(differs & excused) | amid_keys(case, dtype)
         sequences, left_out = sequences + rows, left_out + int((~counted).sum())
-        positions, argmax, refusals = (
-            total + int(each[counted].sum()) for total, each in zip((positions, argmax, refusals), counts, strict=True)
-        )
+        totals += counts[:, counted].sum(-1)
         worst = max([worst, *differences[counted]])
+    positions, argmax, refusals = totals.tolist()
     return Row(case, name, sequences, positions, float(worst), argmax, refusals, left_out)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.given import as_exported
-from exporter.checkpoint.reproduce import records
+from exporter.checkpoint.reproduce import part_records
 from exporter.checkpoint.summary import SourceSummary
 from exporter.common.errors import BadInput
 from exporter.onnx.settings import OnnxSettings
@@ -101,20 +101,10 @@ def matched(wanted: Sequence[Mapping[str, Any]], given: Sequence[Fingerprinted],
 
 def check_parts(stored: StoredSkill, plan: SkillPlan, formatter: Formatter, version: str) -> None:
     """Raises BadInput where a part differs from the export's in any prompt. version: of the unskill that exported."""
-    blocks = plan.skill.blocks
-    parts = {
-        "forget.fit": formatter.in_each_format(plan.forget.fit, "--forget") if blocks else plan.forget.fit,
-        "forget.choose": plan.forget.choose,
-        "forget.calibrate": plan.forget.calibrate,
-        "forget.report": plan.forget.report,
-        "retain.choose": plan.retain.choose,
-        "retain.report": plan.retain.report,
-    }
-    if plan.texts is not None:
-        for side in ("forget", "retain", "everyday"):
-            parts |= {f"texts.{side}.{name}": part for name, part in getattr(plan.texts, side).items()}
-    for name, part in parts.items():
-        if records(part) != stored.prompts[name]:
+    fit = plan.forget.fit
+    fitted = formatter.in_each_format(fit, "--forget") if plan.skill.blocks else fit
+    for name, part in part_records(plan, fitted).items():
+        if part != stored.prompts[name]:
             raise BadInput(
                 f"CHECKPOINT: part {name} of {plan.skill.name} is not what the export had, though the sources are; it "
                 f"was made by unskill {version}: use that one, or export anew"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,39 +23,34 @@ from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
 
 
+@dataclass
 class GraphProber(KeyProber):
     """The graph at `path` with other constants, whose layers are the tensors in `taps`, in their order.
 
     taps: names of float32 tensors (batch, positions, d); eos: ids that end an answer.
     """
 
-    batch_size = None
-
-    def __init__(
-        self,
-        path: Path,
-        taps: Collection[str],
-        constants: Mapping[str, Array],
-        pad_id: int,
-        eos: Sequence[int],
-        quiet: bool,
-    ) -> None:
-        self._path, self._taps, self._constants, self._eos = path, tuple(taps), constants, tuple(eos)
-        self.pad_id, self.quiet = pad_id, quiet
+    path: Path
+    taps: Sequence[str]
+    constants: Mapping[str, Array]
+    pad_id: int
+    eos: Sequence[int]
+    quiet: bool
+    batch_size: int | None = None
 
     @property
     def layers(self) -> int:
-        return len(self._taps)
+        return len(self.taps)
 
     @cached_property
     def _tap_session(self) -> Session:
         """For most of probing: the nodes that compute the taps, and no others."""
-        return Session(self._path, changed=patched(self._path, self._constants, self._taps, alone=True))
+        return Session(self.path, changed=patched(self.path, self.constants, self.taps, alone=True))
 
     @cached_property
     def _whole_session(self) -> Session:
         """The whole graph, which writes answers too."""
-        return Session(self._path, changed=patched(self._path, self._constants, self._taps))
+        return Session(self.path, changed=patched(self.path, self.constants, self.taps))
 
     def tapped(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The taps: (batch, positions, d) float32 each."""
@@ -102,7 +98,7 @@ class GraphProber(KeyProber):
             scores = torch.stack([each.scores(keys) for each in skills])
             yield scores.masked_fill(torch.from_numpy(ended)[None, :, None], math.inf)
             ids = logits[:, -1:].argmax(-1).astype(np.int64)
-            ended |= np.isin(ids[:, 0], self._eos)
+            ended |= np.isin(ids[:, 0], self.eos)
             if ended.all():
                 return
             mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], 1)

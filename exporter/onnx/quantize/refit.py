@@ -110,7 +110,7 @@ def refit(path: Path, exported: Exported, adjusted: Adjusted, *, answers: bool) 
         assert adjusting.texts is not None and places.least is not None
         # Under an infinite threshold no neuron is moved.
         still = {name: values + float("inf") for name, values in read_constants(path, [places.least]).items()}
-        prober = probe(places.values.values(), shut | still)
+        prober = probe(list(places.values.values()), shut | still)
         params, neurons[adjusting.skill.name] = refit_neurons(prober, adjusting.texts, adjusted, exported.bos_id)
         before = measure_effects(prober, sets, "texts, neurons as they were")
         del prober  # its sessions hold the weights, as those of the next one will
@@ -118,7 +118,7 @@ def refit(path: Path, exported: Exported, adjusted: Adjusted, *, answers: bool) 
         constants[places.least] = made["least"].numpy()
         constants |= {name: made[f"standardisers_{layer}"].numpy() for layer, name in places.standardisers.items()}
         buffers |= {in_mlp(layer, NA_PARAMS): each for layer, each in params.items()}
-    prober = probe(places.keys.values(), shut | constants)
+    prober = probe(list(places.keys.values()), shut | constants)
     if adjusting is not None:
         after = measure_effects(prober, sets, "texts, neurons changed")
         neurons[adjusting.skill.name]["texts"] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import Notify
 from exporter.models.files import Base
-from exporter.models.loading import LoadedModel, load_files
+from exporter.models.loading import load_files
 from exporter.models.tokens import context_of, eos_ids
 from exporter.onnx.check.quantized import check_quantized
 from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
@@ -28,10 +28,9 @@ from exporter.onnx.quantize.refit import Exported, Refit, adjusted_neurons, refi
 from exporter.onnx.quantize.weights import quantize
 from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import patched
-from exporter.prompts.formats import PLAIN, Formatter
+from exporter.prompts.formats import PLAIN
 from exporter.prompts.packaged import everyday_prompts
-from exporter.prompts.skills import SkillPlan, SkillPrompts, prepare_for
-from exporter.recipes.settings import ExportSettings
+from exporter.prompts.skills import prepare_for
 
 
 def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
@@ -52,8 +51,13 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     size = 2 * graph_size(files, "float32")
     check_out(settings, size)
     loaded = load_files(files, "float32", "cpu", code=True)
-    model, fitted = loaded.model, Refit()
-    formatter, plans = prepare_again(stored, loaded, export, skills, notify)
+    model, fitted, plans = loaded.model, Refit(), []
+    if export is None:
+        formatter = loaded.formatter("{prompt}", formats=PLAIN, skip_long=True)
+    else:
+        formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(model), export, notify)
+        for own, plan in zip(stored.skills, plans, strict=True):
+            check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
     eos = eos_ids(model, files.name)
     with checked_folder(settings, files, size) as (graph, summary):
         adjusted, live = adjusted_neurons(model), model.config
@@ -109,18 +113,6 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
             "--quantize: quantized weights move the activations that the interventions look at; give the export's "
             "sources again, --forget SOURCE and --retain SOURCE, on which they are fitted anew"
         )
-
-
-def prepare_again(
-    stored: Stored, loaded: LoadedModel, export: ExportSettings | None, skills: Sequence[SkillPrompts], notify: Notify
-) -> tuple[Formatter, list[SkillPlan]]:
-    """The export's prompts, formatted and in its parts. Raises BadInput where they differ from the recorded ones."""
-    if export is None:
-        return loaded.formatter("{prompt}", formats=PLAIN, skip_long=True), []
-    formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(loaded.model), export, notify)
-    for own, plan in zip(stored.skills, plans, strict=True):
-        check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
-    return formatter, plans
 
 
 def write_weights(model: Any, name: str, kind: str, graph: Path, notify: Notify) -> None:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import onnx
 from onnx.external_data_helper import convert_model_to_external_data
@@ -49,7 +48,9 @@ def quantize(source: Path, target: Path, kind: str) -> int:
     names = {node.name for node in products if node.input[1] in held} - {head}
     if not names:
         raise RunFailed("no projection of this graph has a constant weight that could be quantized")
-    with quiet_root_logger():
+    # Without a handler the quantizer's import and its warnings would configure the root logger.
+    root = logging.getLogger()
+    with mock.patch.object(root, "handlers", [*root.handlers, logging.NullHandler()]):
         excluded = [node.name for node in products if node.name not in names]
         write(weights_only(onnx.load(source), BITS[kind], excluded), target)
     return len(names)
@@ -85,16 +86,3 @@ def write(model: onnx.ModelProto, path: Path) -> None:
     # onnx makes the weights' file readable by its owner alone, but the folder may have to be served.
     weights_of(path).chmod(stat.S_IMODE(path.stat().st_mode))
     onnx.checker.check_model(path)
-
-
-@contextmanager
-def quiet_root_logger() -> Iterator[None]:
-    """The quantizers' import and warnings configure the root logger, unless it has a handler."""
-    root, handler = logging.getLogger(), logging.NullHandler()
-    level = root.level
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
