@@ -32,7 +32,8 @@ BITS = {"int8": 8, "int4": 4}
 def quantize(source: Path, target: Path, kind: str) -> int:
     """Write the float32 graph at `source` (see `write_graph`) with quantized weights to `target` and `target`_data.
 
-    kind: "int8" or "int4". Weights may be larger than one protobuf message holds, so they are a file of their own.
+    kind: "int8" or "int4", symmetric, in blocks; activations stay float32. Weights may be larger than one protobuf
+    message holds, so they are a file of their own.
 
     Returns:
         How many weights were quantized.
@@ -51,23 +52,18 @@ def quantize(source: Path, target: Path, kind: str) -> int:
     # Without a handler the quantizer's import and its warnings would configure the root logger.
     root = logging.getLogger()
     with mock.patch.object(root, "handlers", [*root.handlers, logging.NullHandler()]):
-        excluded = [node.name for node in products if node.name not in names]
-        write(weights_only(onnx.load(source), BITS[kind], excluded), target)
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+        # Not activations, as with `quantize_dynamic`: with one scale for a whole forward, pads too,
+        # 9 of 30 held-out forget prompts were decided differently in a batch (SmolLM2, GSM8K).
+        config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=BITS[kind])
+        others = [node.name for node in products if node.name not in names]
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(source), bits=BITS[kind], nodes_to_exclude=others, algo_config=config
+        )
+        quantizer.process()
+        write(quantizer.model.model, target)
     return len(names)
-
-
-def weights_only(model: onnx.ModelProto, bits: int, excluded: list[str]) -> onnx.ModelProto:
-    """Weights alone, symmetric, in blocks; activations stay float32.
-
-    Not activations too, as `quantize_dynamic` has it: with one scale for a whole forward, pads and neighbours too,
-    9 of 30 held-out forget prompts were decided differently in a batch (SmolLM2, GSM8K).
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=bits)
-    quantizer = MatMulNBitsQuantizer(model, bits=bits, nodes_to_exclude=excluded, algo_config=config)
-    quantizer.process()
-    return quantizer.model.model
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
