@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -30,7 +30,7 @@ from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import patched
 from exporter.prompts.formats import PLAIN
 from exporter.prompts.packaged import everyday_prompts
-from exporter.prompts.skills import prepare_for
+from exporter.prompts.skills import SkillPlan, prepare_for
 
 
 def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     size = 2 * graph_size(files, "float32")
     check_out(settings, size)
     loaded = load_files(files, "float32", "cpu", code=True)
-    model, fitted, plans = loaded.model, Refit(), []
+    model, fitted = loaded.model, Refit()
+    plans: list[SkillPlan] = []
     if export is None:
         formatter = loaded.formatter("{prompt}", formats=PLAIN, skip_long=True)
     else:
@@ -119,16 +120,13 @@ def write_weights(model: Any, name: str, kind: str, graph: Path, notify: Notify)
     """Trace the model in float32 and write the graph with quantized weights; the model has none afterwards."""
     start = time.monotonic()
     notify(f"tracing {name} in float32: minutes for a model of many layers ...")
-    between = graph.parent / "float32"
-    between.mkdir(parents=True)
-    try:
-        write_graph(model, between / "model.onnx")
+    with TemporaryDirectory(dir=graph.parent, ignore_cleanup_errors=True) as between:
+        traced = Path(between, "model.onnx")
+        write_graph(model, traced)
         release_weights(model)  # quantizing takes as much memory again
         notify(f"traced in {time.monotonic() - start:.0f} s; quantizing weights to {kind} ...")
-        count = quantize(between / "model.onnx", graph, kind)
+        count = quantize(traced, graph, kind)
         notify(f"{count} weights are {kind} now.")
-    finally:
-        shutil.rmtree(between, ignore_errors=True)
 
 
 def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any], fitted: Refit) -> Base:

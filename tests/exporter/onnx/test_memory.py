@@ -52,7 +52,7 @@ def test_torchs_weights_are_gone_when_the_graphs_are_quantized(tmp_path: Path) -
         mock.patch("exporter.onnx.quantize.run.write_graph"),
         mock.patch("exporter.onnx.quantize.run.quantize", sized),
     ):
-        write_weights(model, "name", "int8", tmp_path / "onnx" / "model_int8.onnx", lambda text: None)
+        write_weights(model, "name", "int8", tmp_path / "model_int8.onnx", lambda text: None)
     assert sizes == [0, 0]
 
 
