@@ -70,7 +70,7 @@ def operators_for(causal_lm: Any) -> Iterator[None]:
     model, settings = causal_lm.model, causal_lm.config.unskill
     runtime = sys.modules[type(causal_lm).__module__]
     with ExitStack() as stack:
-        ours = {"adjust": adjust, "inside_hypercubes": inside_hypercubes, "rewrite_logits": rewrite_logits}
+        ours: Any = {"adjust": adjust, "inside_hypercubes": inside_hypercubes, "rewrite_logits": rewrite_logits}
         stack.enter_context(mock.patch.multiple(runtime, **ours))
         stack.callback(share, model)
         if model.unskill_layers["adjusted"]:
