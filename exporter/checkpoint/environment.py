@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ PACKAGED = ("everyday.jsonl", "system_prompts.jsonl", "exchanges.jsonl")
 
 def environment(settings: ExportSettings) -> dict[str, Any]:
     """All that may change a float's last bits or the packaged prompts, and is not a setting."""
-    data, device = files("exporter.prompts").joinpath("data"), torch.device(settings.device)
+    device = torch.device(settings.device)
     return {
         "unskill": __version__,
         "python": platform.python_version(),
@@ -34,8 +35,14 @@ def environment(settings: ExportSettings) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        **{f"packaged {name}": hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest() for name in PACKAGED},
+        **packaged_sha256(PACKAGED),
     }
+
+
+def packaged_sha256(names: Sequence[str]) -> dict[str, str]:
+    """sha256 of packaged texts, under the keys that they have in `environment`."""
+    data = files("exporter.prompts").joinpath("data")
+    return {f"packaged {name}": hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest() for name in names}
 
 
 def processor() -> str:

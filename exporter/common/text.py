@@ -28,3 +28,8 @@ def literal(text: str) -> str:
 
 def obeyed(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") or character in DIRECTIONS
+
+
+def counted(count: int, what: str) -> str:
+    """1 file, 2 files."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from transformers import GenerationConfig
 
 from exporter.evaluation import sandbox
 from exporter.evaluation.items import Item
 from exporter.evaluation.metrics import code_of, exact_match, f1, last_number
 from exporter.evaluation.records import Result
 from exporter.evaluation.tasks import Task
+from exporter.models.batches import ANSWER_TOKENS
 from exporter.models.loading import LoadedModel
-from exporter.models.tokens import context_of, eos_ids
+from exporter.models.tokens import context_of
 from exporter.prompts.formats import Formatter
 
 
 class Generation(Task):
-    """Items whose prompt is answered under the model's chat template, or the template given."""
+    """Items whose prompt is answered under the model's chat template, or under the given one."""
 
-    # Answers are written one token a row at a time and want many rows.
-    tokens: ClassVar[int] = 8192
+    tokens: ClassVar[int] = ANSWER_TOKENS
     new_tokens: ClassVar[int]
 
     items: Sequence[Item]
@@ -38,27 +37,22 @@ class Generation(Task):
 
     @abstractmethod
     def judge(self, item: Item, answer: str) -> Result:
-        """What is to be said of an answer; "correct" is the metric of the field."""
+        """What the metric says of an answer: "correct" and what goes with it."""
 
     def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
         inputs = loaded.pad([self.ids[row] for row in rows], "left")
-        eos, context = eos_ids(loaded.model, loaded.name), context_of(loaded.model)
-        room = self.new_tokens if context is None else context - inputs["input_ids"].shape[1]
-        greedy = GenerationConfig(
-            max_new_tokens=min(self.new_tokens, room),
-            do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=loaded.pad_id,
-        )
+        length, context = inputs["input_ids"].shape[1], context_of(loaded.model)
+        room = self.new_tokens if context is None else context - length
+        greedy = loaded.greedy(min(self.new_tokens, room))
         with torch.inference_mode():
             output = loaded.model.generate(**inputs, generation_config=greedy)
         found = []
-        for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(ids) if token in eos), len(ids))
+        for row, ids in zip(rows, output[:, length:].tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in greedy.eos_token_id), len(ids))
             answer = loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)
             refused = loaded.refusal_id is not None and ids[0] == loaded.refusal_id
             result = {"correct": False, "refused": refused, "tokens": end, "answer": answer}
-            # What comes after a refusal in the middle of an answer is EOS: that answer is judged as it stands.
+            # EOS follows a refusal in the middle of an answer: what was written before it is judged.
             found.append(result if refused else result | self.judge(self.items[row], answer))
         return found
 
@@ -105,7 +99,7 @@ def references_of(answers: Any) -> list[str]:
 
 
 class Programs(Generation):
-    """MBPP and HumanEval: pass@1, whether the program that was written first passes all tests, in the sandbox."""
+    """MBPP and HumanEval: pass@1, whether the one program that is written passes all tests, in the sandbox."""
 
     kind = "code"
     new_tokens: ClassVar[int] = 384
@@ -128,8 +122,8 @@ def program_of(item: Item, code: str) -> str:
     if "test_list" in fields:
         # The set-up may use what the code defines (MBPP 367), as the tests do.
         return "\n".join([code, fields.get("test_setup_code") or "", *fields["test_list"]])
-    # A model may go on after the given lines, or write the function again; what stands before it (imports, functions
-    # that it is to undo) is needed in both cases.
+    # A model may continue the given lines or write the whole function again; what stands before the function (imports,
+    # other functions) is needed in both cases.
     head = f"def {fields['entry_point']}("
     given = fields["prompt"]
     code = given[: given.rindex(head)] + code if head in code and head in given else given + code

@@ -14,7 +14,7 @@ from exporter.prompts.sources import Source, open_source
 
 @dataclass(frozen=True)
 class Item:
-    """One row. `fields`: the columns asked for; `source`: label of its source; `row`: 1-based row there."""
+    """One row. `fields`: its columns, by name; `source`: label of its source; `row`: 1-based row there."""
 
     source: str
     row: int
@@ -22,21 +22,19 @@ class Item:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the fields, by which two runs find the same item."""
+        """Hex digest of the fields, which identifies the item across runs."""
         text = json.dumps(self.fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_items(spec: str, flag: str, required: Sequence[str], optional: Sequence[str] = ()) -> list[Item]:
-    """Rows of a source as items, without repetitions.
-
-    spec: a SOURCE; required, optional: columns.
+    """Rows of a source as items, without repetitions. spec: a SOURCE; required, optional: columns.
 
     Raises BadInput where a required column is missing, or empty in a row.
     """
     source = Source.parse(spec, flag)
     if source.template is not None:
-        raise BadInput(f"{flag} {source.label}: template= has no meaning here, where the task words its own prompts")
+        raise BadInput(f"{flag} {source.label}: template= does not apply here: the task writes its own prompts")
     table, where = open_source(source, flag)
     if missing := [name for name in required if name not in table.columns]:
         raise BadInput(f"{where}: has no column '{missing[0]}'; there are {', '.join(table.columns)}")
@@ -52,9 +50,9 @@ def read_items(spec: str, flag: str, required: Sequence[str], optional: Sequence
 
 
 def sample(items: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
-    """At most `limit` of the items, drawn by the seed and each item itself, in the order of their rows.
+    """At most `limit` of the items, drawn by a hash of the seed and each item, in their order.
 
-    Items: anything with source, row and sha256, such as `Item` and `Prompt`; limit: None for all.
+    items: anything with source, row and sha256, such as `Item` and `Prompt`; limit: None for all.
     """
     if limit is None or len(items) <= limit:
         return list(items)

@@ -13,7 +13,7 @@ _FENCE = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|
 
 
 def last_number(answer: str) -> str | None:
-    """The last number of an answer without signs of currency, separators and ending zeros; None without a number.
+    """The last number of an answer without currency signs, separators and trailing zeros; None without a number.
 
     The "flexible" match of lm-evaluation-harness: GSM8K's reference answers end in "#### 18", a chat model's do not.
     """
@@ -21,24 +21,18 @@ def last_number(answer: str) -> str | None:
     if not found:
         return None
     digits = found[-1].replace("$", "").replace(",", "")
-    if "." in digits:
-        digits = digits.rstrip("0").rstrip(".")
-    sign, digits = ("-", digits[1:]) if digits.startswith("-") else ("", digits)
-    whole, _, part = digits.partition(".")
-    digits = (whole.lstrip("0") or "0") + (f".{part}" if part else "")
-    return digits if digits == "0" else sign + digits
+    whole, _, part = digits.removeprefix("-").partition(".")
+    number = (whole.lstrip("0") or "0") + f".{part}".rstrip("0").rstrip(".")
+    return f"-{number}" if digits.startswith("-") and number != "0" else number
 
 
 def normalised(answer: str) -> str:
     """As SQuAD compares answers: lower case, no punctuation, no English articles, single spaces.
 
-    Punctuation is that of Unicode, as in MLQA, so that answers in other scripts are compared alike.
+    Punctuation is that of Unicode, as in MLQA, so that it works for other scripts too.
     """
-    kept = "".join(
-        character
-        for character in answer.lower()
-        if character not in string.punctuation and not unicodedata.category(character).startswith("P")
-    )
+    letters = (each for each in answer.lower() if each not in string.punctuation)
+    kept = "".join(each for each in letters if not unicodedata.category(each).startswith("P"))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
@@ -52,11 +46,8 @@ def f1(answer: str, references: Sequence[str]) -> float:
 
 
 def words(text: str) -> list[str]:
-    found: list[str] = []
-    for word in normalised(text).split():
-        # Chinese and Japanese are written without spaces: MLQA counts their characters.
-        found.extend(re.findall(r"[぀-ヿ㐀-鿿豈-﫿]|[^぀-ヿ㐀-鿿豈-﫿]+", word))
-    return found
+    # Chinese and Japanese are written without spaces: MLQA counts their characters.
+    return re.findall(r"[぀-ヿ㐀-鿿豈-﫿]|[^\s぀-ヿ㐀-鿿豈-﫿]+", normalised(text))
 
 
 def _f1(answer: Sequence[str], reference: Sequence[str]) -> float:

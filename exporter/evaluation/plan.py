@@ -1,4 +1,4 @@
-"""From the sources that the user names to tasks: read before a model is loaded, then made with its tokenizer."""
+"""From sources to tasks: sources are read before a model is loaded, tasks made with its tokenizer."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WRITTEN: dict[str, type[Generation]] = {"gsm8k": Sums, "code": Programs, "qa": Q
 
 @dataclass(frozen=True)
 class Read:
-    """A sample of what a source holds, as prompts or, for tasks with columns of their own, as items; `found`: how many
-    there were; `shots`: solved examples."""
+    """A sample of a source: prompts or, for tasks with columns of their own, items; `found`: how many there were;
+    `shots`: solved examples."""
 
     kind: str
     label: str
@@ -36,9 +36,10 @@ class Read:
 def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed: int) -> Read:
     """Read a SOURCE of one of KINDS. Raises BadInput where it is not what the task needs."""
     flag = f"--{kind}"
-    label = Source.parse(spec, flag).label
+    source = Source.parse(spec, flag)
+    label = source.label
     if kind not in COLUMNS:
-        prompts = deduplicate(load_prompts(Source.parse(spec, flag), flag))
+        prompts = deduplicate(load_prompts(source, flag))
         return Read(kind, label, len(prompts), prompts=sample(prompts, limit, seed))
     items, solved = read_items(spec, flag, *COLUMNS[kind]), []
     columns = items[0].fields.keys()

@@ -1,4 +1,4 @@
-"""Results item by item as JSON lines, kept as they come: what was done before an interruption is not done again."""
+"""Results item by item as JSON lines, written as they come, so that an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from exporter.evaluation.items import Item
 from exporter.prompts.sources import Prompt
 
 BASE, EDITED = "base", "edited"
-"""What role a model has in an evaluation."""
+"""The role of a model in an evaluation."""
 ABOUT = ("item", "source", "row", "sha256")
-"""The fields of a line that say which item it is of; the others are its result."""
+"""The fields of a line that identify its item; the others are the result."""
 Result = dict[str, Any]
-"""What a task found on one item."""
+"""What a task found for one item."""
 
 
 class Records:
     """The file of one task on one model: a header line, then one line for each item that is done.
 
-    header: everything that the results depend on. A file with another one raises BadInput: it is somebody's work.
+    header: everything that the results depend on. A file with another header raises BadInput: it is not overwritten.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], items: Sequence[Item | Prompt]) -> None:
@@ -44,8 +44,8 @@ class Records:
         header, *lines = whole.decode("utf-8", errors="replace").split("\n")[:-1] or [""]
         if header + "\n" != first:
             raise BadInput(
-                f"--out: {self.path.name} there holds results of other models, sources or settings; name another "
-                "folder, or --overwrite starts anew"
+                f"--out: {self.path.name} there holds results of other models, sources or settings: name another "
+                "folder, or give --overwrite to start again"
             )
         for number, line in enumerate(lines, start=2):
             try:
@@ -53,8 +53,8 @@ class Records:
                 self.results[record["item"]] = {name: value for name, value in record.items() if name not in ABOUT}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise BadInput(
-                    f"--out: {self.path.name}, line {number} is damaged: mend it, name another folder, or --overwrite "
-                    "starts anew"
+                    f"--out: {self.path.name}, line {number} is damaged: repair it, name another folder, or give "
+                    "--overwrite to start again"
                 ) from error
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from exporter.common.errors import BadInput
-from exporter.common.files import check_apart, write_errors
+from exporter.common.files import check_apart, write_errors, write_json
+from exporter.common.text import Notify
 from exporter.common.version import __version__
 from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
@@ -26,7 +30,7 @@ from exporter.models.loading import LoadedModel, load_checkpoint, load_files
 from exporter.recipes.templates import given_template
 
 
-def evaluate(settings: EvaluateSettings, notify: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings, notify: Notify) -> dict[str, Any]:
     """Evaluate a checkpoint, and its base beside it; results by item are in settings.out.
 
     Raises BadInput for sources, models and folders that cannot be used, RunFailed on NaN and a full disk.
@@ -62,54 +66,53 @@ def evaluate(settings: EvaluateSettings, notify: Callable[[str], None]) -> dict[
         summary: dict[str, Any] = {"task": task.kind, "source": task.label, "items": len(task.items), "of": task.found}
         summary |= summarised(task, found) | compared(task, found, settings.seed)
         if settings.against is not None:
-            summary["against"] = against(settings, task, found[EDITED], f"{name}.{EDITED}.jsonl")
+            file = f"{name}.{EDITED}.jsonl"
+            summary["against"] = against(settings.against, task, found[EDITED], file, settings.seed)
         summaries.append(summary)
     asked = {name: getattr(settings, name) for name in ("seed", "limit", "formats")}
     whole = about | asked | {"tasks": summaries}
     path = settings.out / "summary.json"
     with write_errors(path):
-        path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, whole)
     return whole
 
 
 def file_names(tasks: Sequence[Task]) -> list[str]:
-    """A name for each task's files, of its kind and source; the second of the same name is numbered."""
+    """A name for each task's files, from its kind and source; from the second of the same name on with a number."""
     found: list[str] = []
     for task in tasks:
-        stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in task.label)
-        name, number = f"{task.kind}-{stem}", 2
-        while name in found:
-            name, number = f"{task.kind}-{stem}-{number}", number + 1
-        found.append(name)
+        stem = f"{task.kind}-" + re.sub(r"[^\w-]", "_", task.label)
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        found.append(next(name for name in names if name not in found))
     return found
 
 
 def run_task(settings: EvaluateSettings, task: Task, role: str, loaded: LoadedModel, file: str) -> list[Result]:
-    """Results of all items, those of an earlier, interrupted run among them."""
+    """Results of all items, including those of an earlier, interrupted run."""
     path = settings.out / file
     if settings.overwrite:
         path.unlink(missing_ok=True)
-    # The authors' code draws one number for a whole call, which the runtime lets have one row only.
+    # The authors' code draws one number for a whole call: the runtime gives it one row at a time.
     batch_size = 1 if loaded.settings.get("compat") == "official" else settings.batch_size
     records = Records(path, header(settings, task, role, loaded) | {"batch_size": batch_size}, task.items)
-    batches = task.batches(batch_size)
-    todo = [rows for rows in batches if not all(row in records.results for row in rows)]
-    what = f"{role}: {task.kind} {task.label}"
-    with tqdm(
+    todo = [rows for rows in task.batches(batch_size) if not all(row in records.results for row in rows)]
+    what = f"{task.kind} {task.label}"
+    bar = tqdm(
         total=len(task.items),
         initial=len(task.items) - sum(map(len, todo)),
-        desc=what,
+        desc=f"{role}: {what}",
         unit="item",
         disable=True if settings.quiet else None,
         leave=False,
-    ) as bar:
+    )
 
-        def run(rows: list[int]) -> list[Result]:
-            # For the authors' code, which alone draws from torch here.
-            torch.manual_seed(settings.seed + rows[0])
-            return task.run(loaded, rows)
+    def run(rows: list[int]) -> list[Result]:
+        # For the authors' code: nothing else here draws from torch.
+        torch.manual_seed(settings.seed + rows[0])
+        return task.run(loaded, rows)
 
-        for done, results in run_batches(todo, run, f"{task.kind} {task.label}"):
+    with bar:
+        for done, results in run_batches(todo, run, what):
             records.append(done, results)
             bar.update(len(done))
     return records.all()
@@ -134,23 +137,13 @@ def header(settings: EvaluateSettings, task: Task, role: str, loaded: LoadedMode
     }
 
 
-def against(settings: EvaluateSettings, task: Task, results: Sequence[Result], file: str) -> dict[str, Any]:
+def against(earlier_folder: Path, task: Task, results: Sequence[Result], file: str, seed: int) -> dict[str, Any]:
     """The checkpoint's results beside those of an earlier evaluation, on the items that both have."""
-    assert settings.against is not None
-    path = settings.against / file
-    if not path.is_file():
-        raise BadInput(f"--against: {settings.against.name} has no {file}, so nothing to compare with")
-    earlier = read_by_item(path)
-    both = list(pairs(task.items, results, earlier))
+    if not (earlier_folder / file).is_file():
+        raise BadInput(f"--against: {earlier_folder.name} has no {file}, so nothing to compare with")
+    earlier = read_by_item(earlier_folder / file)
+    both = {item.sha256: new for item, new in zip(task.items, results, strict=True) if item.sha256 in earlier}
     if not both:
         raise BadInput(f"--against: {file} there has none of these items")
-    first, second = ([each[place] for each in both] for place in (0, 1))
-    return {"items": len(both)} | compared(task, {BASE: first, EDITED: second}, settings.seed)["difference"]
-
-
-def pairs(
-    items: Sequence[Any], results: Sequence[Result], earlier: dict[str, Result]
-) -> Iterator[tuple[Result, Result]]:
-    for item, result in zip(items, results, strict=True):
-        if item.sha256 in earlier:
-            yield earlier[item.sha256], result
+    runs = {BASE: [earlier[sha256] for sha256 in both], EDITED: list(both.values())}
+    return {"items": len(both)} | compared(task, runs, seed)["difference"]

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import json
 import os
+import resource
 import signal
 import struct
 import sys
@@ -28,6 +29,9 @@ from dataclasses import asdict, dataclass
 from subprocess import Popen
 from tempfile import TemporaryDirectory, TemporaryFile
 from types import ModuleType
+
+if __name__ != "__main__":  # the script runs without the package
+    from exporter.common.errors import BadInput, RunFailed
 
 # What CPython needs, with the numbers of x86_64 and aarch64. Left out although they look harmless: chmod and utime, in
 # which Landlock has no say; prlimit and fcntl, which reach other processes (F_SETOWN: any signal); ftruncate, with
@@ -88,8 +92,6 @@ class Outcome:
 
 def require() -> None:
     """Try the confinement on a small program. BadInput where this system does not enforce it."""
-    from exporter.common.errors import BadInput, RunFailed  # here, because the script runs without the package
-
     system = os.uname().machine if sys.platform == "linux" else sys.platform
     try:
         outcome = run(PROBE) if system in ARCHITECTURES else Outcome(False, f"this is {system}", "")
@@ -105,8 +107,6 @@ def require() -> None:
 
 def run(source: str, limits: Limits = Limits()) -> Outcome:
     """Run the program; its process and its folder are gone on return. RunFailed where it could not even be started."""
-    from exporter.common.errors import RunFailed
-
     token = os.urandom(16).hex()
     request = {"token": token, "parent": os.getpid(), "limits": asdict(limits)}
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", os.path.abspath(__file__)]
@@ -189,8 +189,6 @@ def _launch() -> None:
 
 def _confine(limits: Limits) -> None:
     """Confine this process, which must have one thread. Nothing of it can be undone: the last step forbids that."""
-    import resource  # not on every system
-
     most_of = {"AS": limits.memory, "FSIZE": limits.file_size, "CPU": int(limits.seconds) + 2, "NOFILE": 64, "CORE": 0}
     for name, most in most_of.items():
         which = getattr(resource, f"RLIMIT_{name}")

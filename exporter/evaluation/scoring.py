@@ -1,7 +1,8 @@
-"""Tasks that read what a model expects and let it write nothing: refusals, perplexity, multiple choice."""
+"""Tasks that read a model's logits and generate nothing: refusals, perplexity, multiple choice."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -75,10 +76,11 @@ class Perplexity(Task):
 
 
 class Choices(Task):
-    """Multiple choice in the form of MMLU: five solved examples of the same subject, the question, and which letter
-    the model expects. The examples are read once for all questions of a subject."""
+    """Multiple choice in MMLU's form: five solved examples of the same subject, the question, and the letter that the
+    model expects next. The examples are read once for all questions of a subject."""
 
     kind = "choice"
+    items: Sequence[Item]
 
     def __init__(self, label: str, items: Sequence[Item], shots: Sequence[Item], tokenizer: Any, found: int) -> None:
         self.label, self.found, self.items = label, found, items
@@ -107,11 +109,8 @@ class Choices(Task):
         found = []
         for subject, shared in self.shared.items():
             rows = [row for row, mine in enumerate(self.subjects) if mine == subject]
-
-            def length(row: int, shared: int = shared) -> int:
-                return len(self.ids[row]) - shared
-
-            found += batched(rows, length, self.tokens, batch_size)
+            rests = {row: len(self.ids[row]) - shared for row in rows}
+            found += batched(rows, rests.__getitem__, self.tokens, batch_size)
         return found
 
     def run(self, loaded: LoadedModel, rows: Sequence[int]) -> list[Result]:
@@ -137,7 +136,6 @@ class Choices(Task):
         found = []
         for row, blocked, each in zip(rows, refused.tolist(), odds, strict=True):
             item = self.items[row]
-            assert isinstance(item, Item)
             chosen = int(each[: len(item.fields["choices"])].argmax())
             finite(float(each.sum()), self)
             # A blocked position gives every letter the same logit: nothing was chosen.
@@ -176,28 +174,28 @@ def question_text(item: Item) -> str:
 
 
 def answer_of(item: Item) -> int:
-    """Number of the right choice: given as a number, or as a letter."""
+    """Number of the right choice, given as a number from 0 or as a letter; -1 where it is neither."""
     answer = item.fields["answer"]
-    return answer if isinstance(answer, int) else LETTERS.index(answer.strip().upper())
+    if isinstance(answer, str) and len(answer.strip()) == 1:
+        return LETTERS.find(answer.strip().upper())
+    return answer if isinstance(answer, int) and not isinstance(answer, bool) else -1
 
 
 def check_choices(items: Sequence[Item], flag: str) -> None:
     """Raises BadInput for a row that is not of the form of MMLU."""
     for item in items:
         where = f"{flag} {item.source}: row {item.row}"
-        choices, answer = item.fields["choices"], item.fields["answer"]
+        choices = item.fields["choices"]
         if not isinstance(choices, (list, tuple)) or not 2 <= len(choices) <= len(LETTERS):
             raise BadInput(f"{where}: column 'choices' is not a list of 2 to {len(LETTERS)} answers")
-        if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in LETTERS:
-            answer = LETTERS.index(answer.strip().upper())
-        if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        if not 0 <= answer_of(item) < len(choices):
             raise BadInput(f"{where}: column 'answer' is neither a number from 0 nor a letter of one of the choices")
 
 
 def letter_ids(tokenizer: Any, text: str, count: int) -> tuple[list[int], list[int]]:
-    """The tokens by which letters follow a question: those that all have in common, and the one that tells them apart.
+    """The tokens of letters after a question: those that all have in common, and the one that tells each apart.
 
-    Raises BadInput for a tokenizer that does not write them so.
+    Raises BadInput for a tokenizer without such tokens.
     """
     before = tokenizer(text, verbose=False)["input_ids"]
     written = [tokenizer(f"{text} {letter}", verbose=False)["input_ids"] for letter in LETTERS[:count]]
@@ -215,6 +213,6 @@ def shared_length(rows: Sequence[Sequence[int]], rest: int) -> int:
 
 
 def finite(value: float, task: Task) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise RunFailed(f"{task.kind} {task.label}: the model computes NaN or infinity, try another --dtype")
     return value

@@ -1,4 +1,4 @@
-"""What every task has: items, batches that depend on nothing but them, and results for each item."""
+"""What every task has: items, batches that depend on nothing else, and a result for each item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 from exporter.common.errors import BadInput
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
-from exporter.models.batches import batched, run_batches
+from exporter.models.batches import PROBE_TOKENS, batched, run_batches
 from exporter.models.loading import LoadedModel
 from exporter.prompts.sources import Prompt
 
@@ -18,15 +18,15 @@ class Task(ABC):
     """Items of one source and how a model is judged on them.
 
     Attributes:
-        kind: What is done, also the flag: "forget", "retain", "text", "choice", "gsm8k", "code", "qa".
+        kind: Which task it is, also the flag: "forget", "retain", "text", "choice", "gsm8k", "code", "qa".
         label: Label of the source.
         items: What is judged, (n,).
-        ids: The token ids that each item is read as.
+        ids: Token ids of each item.
         found: Number of items before the sample was drawn.
     """
 
     kind: str
-    tokens: ClassVar[int] = 1024
+    tokens: ClassVar[int] = PROBE_TOKENS
     """Tokens of a batch, pads included, where --batch-size is auto."""
 
     label: str
@@ -39,16 +39,15 @@ class Task(ABC):
         """Results of the items with these numbers, one batch."""
 
     def batches(self, batch_size: int | None) -> list[list[int]]:
-        """Item numbers by batch, of similar length, longest first: the same whenever the items are the same, so that
-        whoever resumes computes the same sums."""
+        """Item numbers by batch: see `batched`."""
         return batched(range(len(self.items)), lambda row: len(self.ids[row]), self.tokens, batch_size)
 
     def results(self, loaded: LoadedModel, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Result]]]:
-        """Each batch with its results, in smaller parts where memory runs out. Raises RunFailed as `run_batches`."""
+        """Batches with their results; batches and errors as in `run_batches`."""
         return run_batches(batches, lambda rows: self.run(loaded, rows), f"{self.kind} {self.label}")
 
     def check_length(self, context: int | None, flag: str) -> None:
-        """Raises BadInput for an item that leaves no room for an answer in the model's context."""
+        """Raises BadInput for an item that leaves no space for an answer in the model's context."""
         for item, ids in zip(self.items, self.ids, strict=True):
             if context is not None and len(ids) >= context:
                 raise BadInput(

@@ -12,7 +12,13 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
@@ -98,6 +104,15 @@ class LoadedModel:
     def pad(self, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
         """Token ids and mask (rows, positions), padded on the left or the right."""
         return padded(ids, self.pad_id, side, self.device)
+
+    def greedy(self, new_tokens: int) -> GenerationConfig:
+        """How generate() is to answer: greedily, with at most so many tokens. Raises BadInput without an EOS."""
+        return GenerationConfig(
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=eos_ids(self.model, self.name),
+            pad_token_id=self.pad_id,
+        )
 
     def refused(self, logits: Tensor) -> Tensor:
         """Which rows of logits (..., vocabulary) are of a blocked position: (...) bool, on the CPU."""

@@ -12,13 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from exporter.common.errors import RunFailed
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
 from exporter.models.hooks import LastLayerReached, final_state_hook, key_hooks
 from exporter.models.loading import LoadedModel
-from exporter.models.tokens import eos_ids, padded, positions_of
+from exporter.models.tokens import padded, positions_of
 from exporter.prompts.formats import Query
 
 
@@ -135,11 +134,8 @@ class Prober(KeyProber):
     ) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
         least = torch.zeros_like(first)
-        eos = eos_ids(self.loaded.model, self.loaded.name)
-        greedy = GenerationConfig(
-            max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=self.pad_id
-        )
-        ends, scorers = torch.tensor(eos), [keys.scorer(self.device) for keys in skills]
+        greedy = self.loaded.greedy(new_tokens)
+        ends, scorers = torch.tensor(greedy.eos_token_id), [keys.scorer(self.device) for keys in skills]
 
         def run(rows: list[int]) -> None:
             seen: list[Tensor] = []  # one (skills, rows) per layer and step

@@ -1,4 +1,4 @@
-"""Figures as Vega-Lite charts, by their kind. Colours are Okabe and Ito's, and never alone: dashes and shapes too."""
+"""Figures as Vega-Lite charts, by their kind. Colours are Okabe and Ito's; series differ by dash and shape too."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from exporter.reporting.key_space import ANSWERS, EVERYDAY_PROMPTS, EXPECTED, FO
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ((1, 0), (8, 3), (3, 2), (8, 3, 2, 3), (4, 2), (12, 4))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-# The same prompts look the same in every figure; other series take these places in their order.
+# The same prompts look the same in every figure; other series take colours, dashes and shapes in order.
 PLACES = {FORGET: 0, RETAIN: 1, EVERYDAY_PROMPTS: 2, ANSWERS: 3, OTHERS: 4, UNSEEN: 5, MEASURED: 0, EXPECTED: 1}
 
 HEIGHT, PNG_WIDTH = 300, 680
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
-
 Drawn = alt.LayerChart | alt.FacetChart
-"""What Altair says a layered chart is; none here is in facets."""
+"""Altair's type of a layered chart; none here has facets."""
 
 
 def theme(ink: str, faint: str, grid: str, background: str) -> dict[str, Any]:
-    """A Vega-Lite config. Text has at least the contrast 4.5 : 1 that WCAG asks for."""
+    """A Vega-Lite config. Text has at least the contrast of 4.5 : 1 that WCAG requires."""
+    labels = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12}
     return {
         "background": background,
         "font": FONT,
         "padding": 6,
         "view": {"stroke": None},
         "axis": {
-            "labelColor": ink,
-            "titleColor": ink,
-            "labelFontSize": 12,
+            **labels,
             "titleFontSize": 12.5,
             "titleFontWeight": "normal",
             "gridColor": grid,
@@ -43,9 +41,7 @@ def theme(ink: str, faint: str, grid: str, background: str) -> dict[str, Any]:
             "titlePadding": 8,
         },
         "legend": {
-            "labelColor": ink,
-            "titleColor": ink,
-            "labelFontSize": 12,
+            **labels,
             "orient": "bottom",
             "direction": "horizontal",
             "columns": 3,
@@ -66,7 +62,7 @@ THEMES = {
 
 
 def chart(figure: Figure) -> dict[str, Any]:
-    """The Vega-Lite specification of a figure, as wide as what it stands in; its rows are the data set "rows"."""
+    """The Vega-Lite specification of a figure, as wide as its container; its rows are the data set "rows"."""
     drawn = CHARTS[figure.kind](figure)
     specification = drawn.properties(width="container", height=height(figure)).to_dict()
     specification["datasets"] = {"rows": figure.rows, "rules": figure.rules}
@@ -78,8 +74,7 @@ def chart(figure: Figure) -> dict[str, Any]:
 
 def for_png(figure: Figure) -> dict[str, Any]:
     """The same with its title, on white, for a model card."""
-    specification = chart(figure) | {"title": figure.title, "config": THEMES["light"]}
-    return specification | {"width": PNG_WIDTH}
+    return chart(figure) | {"title": figure.title, "config": THEMES["light"], "width": PNG_WIDTH}
 
 
 def height(figure: Figure) -> int:
@@ -87,8 +82,8 @@ def height(figure: Figure) -> int:
 
 
 def lines(figure: Figure, x: alt.X, y: alt.Y, tooltip: Sequence[alt.Tooltip], *, step: bool = False) -> Drawn:
-    """One line for each series, with marks unless it goes by steps, and the figure's rules. Series are told apart by
-    colour and dash, and where there are marks by shape."""
+    """One line for each series, with marks unless it goes by steps, and the figure's rules. Series differ by colour
+    and dash, and where there are marks by shape."""
     names = list(dict.fromkeys(row["series"] for row in figure.rows))
     known = all(name in PLACES for name in names)
     places = [PLACES[name] if known else place % len(COLOURS) for place, name in enumerate(names)]
@@ -115,7 +110,7 @@ def rules(figure: Figure) -> list[alt.Chart]:
     """A labelled line at each of the figure's rules: upright, or with "across" level."""
     layers: list[alt.Chart] = []
     for place, rule in enumerate(figure.rules):
-        base = alt.Chart(alt.NamedData("rules")).transform_filter(f"datum.label === {quoted(rule['label'])}")
+        base = alt.Chart(alt.NamedData("rules")).transform_filter(alt.datum.label == rule["label"])
         if rule.get("across", False):
             base = base.encode(y=alt.Y("value:Q"))
             text = base.mark_text(align="left", dx=5, baseline="middle").encode(x=alt.value("width"), text="label:N")
@@ -126,11 +121,6 @@ def rules(figure: Figure) -> list[alt.Chart]:
             text = text.encode(y=alt.value(0), text="label:N")
         layers += [base.mark_rule(strokeWidth=1.4, strokeDash=[5, 4], opacity=0.8), text]
     return layers
-
-
-def quoted(text: str) -> str:
-    """Text as a literal of a Vega expression."""
-    return "'" + "".join(letter if letter not in "\\'" else f"\\{letter}" for letter in text) + "'"
 
 
 SHARES: dict[str, Any] = {"title": "prompts inside", "axis": alt.Axis(format=".0%"), "scale": alt.Scale(domain=[0, 1])}
@@ -147,10 +137,10 @@ def layer_axis(figure: Figure) -> alt.X:
 
 
 Tip = tuple[str, str, str]
+"""Of a tooltip: field with its type, title, format."""
 
 
 def tips(*fields: Tip) -> list[alt.Tooltip]:
-    """Tooltips of (field with its type, title, format)."""
     return [alt.Tooltip(name, title=title, format=form or alt.Undefined) for name, title, form in fields]
 
 
@@ -159,7 +149,7 @@ SERIES, LAYER = ("series:N", "prompts", ""), ("layer:Q", "layer", "d")
 
 def over_alpha(figure: Figure) -> Drawn:
     values = [row["alpha"] for row in figure.rows]
-    # Scores of harmless prompts reach to hundreds of deviations; those of the forget set are around ten.
+    # Scores of harmless prompts go up to hundreds of deviations; those of the forget set are around ten.
     scale = alt.Scale(type="log" if min(values) > 0 else "linear", domain=[min(values), max(values)], nice=False)
     return lines(
         figure,
@@ -192,9 +182,9 @@ def separation(figure: Figure) -> Drawn:
 
 
 def trade_off(figure: Figure) -> Drawn:
-    # The base model itself, at 1, and the limit are always in sight.
+    # The base model itself, at 1, and the limit are always visible.
     marks = [1.0, *(row["ratio"] for row in figure.rows), *(r["value"] for r in figure.rules if r.get("across"))]
-    low, high = min(marks), max(marks)
+    scale = alt.Scale(domain=[min(marks), max(marks)], nice=True)
     return lines(
         figure,
         alt.X(
@@ -203,7 +193,7 @@ def trade_off(figure: Figure) -> Drawn:
             scale=alt.Scale(type="log", nice=False, padding=14),
             axis=alt.Axis(format="~g", values=sorted({row["beta"] for row in figure.rows}), grid=False),
         ),
-        alt.Y("ratio:Q", title="perplexity, times the base's", scale=alt.Scale(domain=[low, high], nice=True)),
+        alt.Y("ratio:Q", title="perplexity, times the base's", scale=scale),
         tips(
             ("series:N", "score", ""),
             ("beta:Q", "beta, %", "~g"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.checkpoint.given import Given
 from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.checkpoint.summary import StoredRate
 from exporter.common.version import __version__
 from exporter.prompts.packaged import EVERYDAY
 from exporter.reporting.key_space import key_space_figures, nearest
-from exporter.reporting.neurons import effect_rows, neuron_figures
+from exporter.reporting.neurons import effect_rows, place_figure, trade_off_figures
 
 
 def collect(stored: Stored) -> dict[str, Any]:
@@ -60,10 +63,10 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),
             "rates": rate_rows(cubes),
-            "nearest": nearest(skill),
+            "nearest": nearest(skill, cubes),
         }
     if found.neurons is not None:
-        figures += neuron_figures(skill, number)
+        figures += [*trade_off_figures(skill, number), place_figure(skill, found.neurons, number)]
         numbers["neurons"] = {"line": neurons_line(found.neurons, found.method), "texts": effect_rows(found.neurons)}
     return numbers | {"figures": [figure.as_json() for figure in figures]}
 
@@ -77,13 +80,11 @@ def matrix_figure(stored: Stored) -> Figure | None:
     for column, found in blocking:
         for row in stored.skills:
             if row is column:
-                own = [formats["all"] for formats in found.blocked.values()]
-                counts = sum(each.hits for each in own), sum(each.total for each in own)
-                rows.append(cell(row.name, column.name, *counts))
+                rows.append(cell(row.name, column.name, [formats["all"] for formats in found.blocked.values()]))
             elif other := found.false_blocks.get(f"skill {row.name}"):
-                rows.append(cell(row.name, column.name, other["all"].hits, other["all"].total))
+                rows.append(cell(row.name, column.name, [other["all"]]))
         if everyday := found.false_blocks.get(EVERYDAY):
-            rows.append(cell("everyday prompts", column.name, everyday["all"].hits, everyday["all"].total))
+            rows.append(cell("everyday prompts", column.name, [everyday["all"]]))
     caption = (
         "Share of each row's prompts whose last token is inside the hypercubes of each column's skill, and their "
         "number. Report part: prompts that nothing was fitted or chosen on. All but the diagonal should be 0; an "
@@ -92,18 +93,15 @@ def matrix_figure(stored: Stored) -> Figure | None:
     return Figure("matrix", "matrix", "Which skill's hypercubes hold which prompts", caption, rows)
 
 
-def cell(prompts: str, by: str, hits: int, total: int) -> Row:
+def cell(prompts: str, by: str, rates: Sequence[StoredRate]) -> Row:
+    hits, total = sum(each.hits for each in rates), sum(each.total for each in rates)
     return {"prompts": prompts, "by": by, "hits": hits, "total": total, "share": hits / total if total else 0.0}
 
 
 def add_texts(numbers: dict[str, Any], given: Given) -> None:
-    """Put the texts into the lists of prompts; null where a source is not given."""
+    """Add their texts to the prompts that are listed; null where a source is not given."""
     numbers["sources_given"] = bool(given)
-    if not given:
-        return
-    for skill in numbers["skills"]:
-        if skill["key_space"]:
-            for rows in skill["key_space"]["nearest"].values():
-                for row in rows:
-                    prompt = given.find(row)
-                    row["text"] = None if prompt is None else prompt.text
+    key_spaces = [skill["key_space"] for skill in numbers["skills"] if given and skill["key_space"]]
+    for row in chain.from_iterable(rows for found in key_spaces for rows in found["nearest"].values()):
+        prompt = given.find(row)
+        row["text"] = None if prompt is None else prompt.text

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 from scipy.stats import ecdf, kstest, mannwhitneyu, t
 
-from exporter.checkpoint.account import Floats, Records, StoredSkill
-from exporter.checkpoint.card.figure import Figure, Row, figure_id, prompts
+from exporter.checkpoint.account import SCORED, Floats, Records, StoredSkill
+from exporter.checkpoint.card.figure import Figure, Row, figure_id
 from exporter.checkpoint.summary import KeySpaceSummary
 from exporter.common.rates import rate
+from exporter.common.text import counted
 from exporter.prompts.formats import PLAIN
 from exporter.prompts.packaged import EVERYDAY
 
@@ -25,16 +26,17 @@ REPORT = "Report part: prompts that nothing was fitted or chosen on."
 
 
 def key_space_figures(skill: StoredSkill, number: int, names: list[str]) -> list[Figure]:
-    """All figures of one skill's hypercubes. names: of all skills, by which the others' prompts are known."""
-    found = cubes_of(skill)
+    """All figures of a skill that has hypercubes. names: of all skills, by which the others' prompts are known."""
+    found = skill.summary.key_space
+    assert found is not None
     series = scores_by_series(skill, names)
     chosen = {"value": found.layer, "label": f"layer {found.layer}, taken"}
     return [
-        alpha_figure(skill, number, series),
-        layer_figure(skill, number, series, chosen),
+        alpha_figure(found, number, series),
+        layer_figure(found, number, series, chosen),
         *separation_figures(number, series, chosen),
-        volume_figure(skill, number, chosen),
-        *gaussian_figures(skill, number, chosen),
+        volume_figure(skill, found, number, chosen),
+        *gaussian_figures(skill, found.hypercubes, number, chosen),
     ]
 
 
@@ -56,18 +58,18 @@ def scores_by_series(skill: StoredSkill, names: list[str]) -> dict[str, Floats]:
     return {name: scores for name, scores in series.items() if len(scores)}
 
 
-def alpha_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats]) -> Figure:
-    found = cubes_of(skill)
+def alpha_figure(found: KeySpaceSummary, number: int, series: Mapping[str, Floats]) -> Figure:
     layer, alpha = found.layer, found.alpha.value
     everything = [alpha, *(value for scores in series.values() for value in scores[:, layer])]
     low, high = min(everything) / 1.1, max(everything) * 1.1
-    rows: list[Row] = []
-    for name, scores in series.items():
-        for value, share in distribution(scores[:, layer], low, high):
-            rows.append({"series": name, "alpha": value, "share": share, "n": len(scores)})
+    rows: list[Row] = [
+        {"series": name, "alpha": value, "share": share, "n": len(scores)}
+        for name, scores in series.items()
+        for value, share in distribution(scores[:, layer], low, high)
+    ]
     caption = (
         f"Share of prompts whose last token's key vector is inside a hypercube of layer {layer} with half sides of "
-        f"alpha deviations: the distribution of their scores. {counted(series)}. {REPORT} The line is the alpha of "
+        f"alpha deviations: the distribution of their scores. {sizes(series)}. {REPORT} The line is the alpha of "
         "the checkpoint. A good one has the forget set to its left and all else to its right."
     )
     if UNSEEN in series:
@@ -88,21 +90,20 @@ def distribution(scores: Floats, low: float, high: float) -> list[tuple[float, f
     return [(low, 0.0), *zip(steps.quantiles.tolist(), steps.probabilities.tolist(), strict=True), (high, 1.0)]
 
 
-def counted(series: Mapping[str, Floats]) -> str:
+def sizes(series: Mapping[str, Floats]) -> str:
     return ", ".join(f"{name}: {len(scores)}" for name, scores in series.items()).capitalize()
 
 
-def layer_figure(skill: StoredSkill, number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
+def layer_figure(found: KeySpaceSummary, number: int, series: Mapping[str, Floats], chosen: Row) -> Figure:
     rows: list[Row] = []
     for name, scores in series.items():
-        for layer in cubes_of(skill).layers:
+        for layer in found.layers:
             hits = int((scores[:, layer.layer] <= layer.alpha).sum())
-            found = rate(hits, len(scores))
             about = {"series": name, "layer": layer.layer, "alpha": layer.alpha, "share": hits / len(scores)}
-            rows.append(about | asdict(found))
+            rows.append(about | asdict(rate(hits, len(scores))))
     caption = (
         "Share of prompts inside the hypercubes at each layer, each layer with the alpha that it would get. "
-        f"{counted(series)}. {REPORT} The forget set should be at the top and all else at the bottom. The layer was "
+        f"{sizes(series)}. {REPORT} The forget set should be at the top and all else at the bottom. The layer was "
         "taken by the choose part, which these prompts are not of."
     )
     title = "Share of prompts inside the hypercube by layer"
@@ -121,14 +122,13 @@ def separation_figures(number: int, series: Mapping[str, Floats], chosen: Row) -
     caption = (
         "Share of pairs of a forget prompt and another one in which the forget prompt is nearer to the middle of its "
         "hypercube (area under the ROC curve of the scores): 1 parts them whole, 0.5 is chance. No alpha is in it. "
-        f"{counted({FORGET: forget, **others})}. {REPORT}"
+        f"{sizes({FORGET: forget, **others})}. {REPORT}"
     )
     figure = Figure(figure_id(number, "separation"), "separation", "Separation by layer", caption, rows, [chosen])
     return [figure] if rows else []
 
 
-def volume_figure(skill: StoredSkill, number: int, chosen: Row) -> Figure:
-    found = cubes_of(skill)
+def volume_figure(skill: StoredSkill, found: KeySpaceSummary, number: int, chosen: Row) -> Figure:
     alphas = np.array([row.alpha for row in found.layers])
     rows: list[Row] = []
     for name in found.hypercubes:
@@ -144,38 +144,31 @@ def volume_figure(skill: StoredSkill, number: int, chosen: Row) -> Figure:
     return Figure(figure_id(number, "volume"), "volume", "Volume of the hypercube by layer", caption, rows, [chosen])
 
 
-def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figure]:
-    """Scores of prompts that are not of the fit against what independent Gaussians would give."""
+def gaussian_figures(skill: StoredSkill, hypercubes: Sequence[str], number: int, chosen: Row) -> list[Figure]:
+    """Scores of prompts outside the fit part, against those that independent Gaussians would give."""
     tensors, records = skill.tensors, skill.prompts
     scores = np.concatenate([tensors["scores.forget.calibrate"], tensors["scores.forget.report"]])
     drawn = [*records["forget.calibrate"], *records["forget.report"]]
-    hypercubes = list(cubes_of(skill).hypercubes)
     dimensions = tensors[f"ksd.{hypercubes[0]}.deviation"].shape[1]
     fitted = fit_counts(records["forget.fit"], drawn, hypercubes)
     if min(fitted) < 3 or not len(scores):
         return []
     shares = gaussian_share(scores, fitted[:, None], dimensions)
     expected = expected_median(fitted, dimensions)
-    critical = 1.358 / np.sqrt(len(scores))
     distances, medians = [], []
     for layer in range(scores.shape[1]):
         distance = float(kstest(shares[:, layer], "uniform").statistic)
         distances.append({"series": MEASURED, "layer": layer, "distance": distance})
         medians.append({"series": MEASURED, "layer": layer, "score": float(np.median(scores[:, layer]))})
         medians.append({"series": EXPECTED, "layer": layer, "score": expected})
-    of = f"{prompts(len(scores), 'forget prompt')} of the calibrate and report parts"
-    known = int(min(fitted))
+    of = f"{counted(len(scores), 'forget prompt')} of the calibrate and report parts"
+    several = "; they are of the format that a prompt has, where a score is the least of all hypercubes"
     rest = (
         "Alpha does not rest on this assumption: it is taken from the scores themselves. Independent Gaussians stand "
-        f"for {dimensions} key dimensions with the fitted means and deviations, and for what {known} or more "
-        "fitted prompts know of these"
-        + (
-            "; they are of the format that a prompt has, where a score is the least of all hypercubes."
-            if len(hypercubes) > 1
-            else "."
-        )
+        f"for {dimensions} key dimensions with the fitted means and deviations, and for what {int(min(fitted))} or "
+        f"more fitted prompts know of these{several if len(hypercubes) > 1 else ''}."
     )
-    rule = {"value": float(critical), "label": "chance", "across": True}
+    critical = {"value": float(1.358 / np.sqrt(len(scores))), "label": "chance", "across": True}
     return [
         Figure(
             figure_id(number, "gaussian"),
@@ -185,7 +178,7 @@ def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figur
             f"(Kolmogorov-Smirnov, 0 to 1), {of}. If they were such, it would be under the dashed line 19 times of "
             f"20. {rest}",
             distances,
-            [rule],
+            [critical],
         ),
         Figure(
             figure_id(number, "median"),
@@ -199,7 +192,7 @@ def gaussian_figures(skill: StoredSkill, number: int, chosen: Row) -> list[Figur
     ]
 
 
-def fit_counts(fit: Records, drawn: Records, hypercubes: list[str]) -> Floats:
+def fit_counts(fit: Records, drawn: Records, hypercubes: Sequence[str]) -> Floats:
     """How many prompts the hypercube was fitted on that belongs to each prompt's format: (n,)."""
     counts = {name: sum(record["format"] == name for record in fit) for name in hypercubes}
     return np.array([counts.get(record["format"], len(fit)) or len(fit) for record in drawn], dtype=np.float64)
@@ -220,16 +213,13 @@ def expected_median(fitted: Floats, dimensions: int) -> float:
     return float(np.mean(t.isf(beyond / 2, fitted - 1) * np.sqrt(1 + 1 / fitted)))
 
 
-def nearest(skill: StoredSkill) -> dict[str, list[Row]]:
+def nearest(skill: StoredSkill, found: KeySpaceSummary) -> dict[str, list[Row]]:
     """The prompts of the report part nearest to the boundary, "inside" and "outside", nearest first."""
-    found = cubes_of(skill)
     layer, alpha = found.layer, found.alpha.value
+    scores = {"forget": "scores.forget.report", "harmless": "scores.retain.report.prompt"}
     rows: list[Row] = []
-    for side, name, part in (
-        ("forget", "scores.forget.report", "forget.report"),
-        ("harmless", "scores.retain.report.prompt", "retain.report"),
-    ):
-        for record, score in zip(skill.prompts[part], skill.tensors[name][:, layer].tolist(), strict=True):
+    for side, name in scores.items():
+        for record, score in zip(skill.prompts[SCORED[name]], skill.tensors[name][:, layer].tolist(), strict=True):
             known = {key: record[key] for key in ("source", "row", "sha256", "format")}
             rows.append({"side": side, **known, "score": score, "ratio": score / alpha})
     ordered = sorted(rows, key=lambda row: (abs(np.log(max(row["ratio"], 1e-300))), row["sha256"]))
@@ -237,9 +227,3 @@ def nearest(skill: StoredSkill) -> dict[str, list[Row]]:
         "inside": [row for row in ordered if row["score"] <= alpha][:NEAREST],
         "outside": [row for row in ordered if row["score"] > alpha][:NEAREST],
     }
-
-
-def cubes_of(skill: StoredSkill) -> KeySpaceSummary:
-    """What was found of the hypercubes of a skill that has some."""
-    assert skill.summary.key_space is not None
-    return skill.summary.key_space

@@ -1,5 +1,5 @@
-"""What only the models can tell, where they and the prompts are given: answers before and after, and whether the
-pre-activations of adjusted neurons are Gaussian."""
+"""What takes the models and the prompts: answers before and after, and whether the pre-activations of adjusted neurons
+are Gaussian."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from exporter.prompts.texts import as_texts
 ANSWERED = 3
 """Prompts of each kind that are answered: of the forget set, the retain set and the everyday prompts."""
 TEXTS = 60
-"""Texts of each side that pre-activations are looked at on."""
+"""Texts of each side on which pre-activations are measured."""
 BINS = 64
-"""Places, equally likely under a Gaussian, between which its distribution is compared."""
+"""Bins, equally likely under a Gaussian, at whose edges distributions are compared."""
 
 
 class Answers(Generation):
@@ -59,20 +59,16 @@ def add_models(
     dtype = stored.summary.dtype
     found = find_base(base)
     edited = load_checkpoint(checkpoint, dtype, device)
-    asked = [questions(skill, given) for skill in stored.skills]
     formatter = edited.formatter(formats="plain")
-    tasks = [
-        Answers(skill.name, items, formatter, len(items)) for skill, items in zip(stored.skills, asked, strict=True)
-    ]
+    tasks = [Answers(skill.name, items := questions(skill, given), formatter, len(items)) for skill in stored.skills]
     after = [answers(task, edited) for task in tasks]
     places, sample = adjusted_places(edited), some_weights(edited.model)
     del edited  # its memory, before the base takes as much
     loaded = load(found, dtype, device)
-    if not (sample.shape == (other := some_weights(loaded.model)).shape and torch.equal(sample, other)):
+    if not torch.equal(sample, some_weights(loaded.model)):
         raise BadInput(f"--base {found.name}: is not the model that {stored.name} was made of: other weights")
-    for number, (skill, task, entry, later) in enumerate(
-        zip(stored.skills, tasks, numbers["skills"], after, strict=True), start=1
-    ):
+    skills = zip(stored.skills, tasks, numbers["skills"], after, strict=True)
+    for number, (skill, task, entry, later) in enumerate(skills, start=1):
         before = answers(task, loaded)
         entry["answers"] = [
             {"source": item.source, "row": item.row, "prompt": task.prompt(item)}
@@ -87,26 +83,21 @@ def add_models(
 def questions(skill: StoredSkill, given: Given) -> list[Item]:
     """Prompts of the report part: the first of the forget set, of the retain set and of the everyday prompts."""
     retain = skill.prompts["retain.report"]
-    kinds = [
-        skill.prompts["forget.report"],
-        [record for record in retain if record["source"] != EVERYDAY and not record["source"].startswith("skill ")],
-        [record for record in retain if record["source"] == EVERYDAY],
-    ]
+    everyday = [record for record in retain if record["source"] == EVERYDAY]
+    own = [record for record in retain if record["source"] != EVERYDAY and not record["source"].startswith("skill ")]
+    kinds = (skill.prompts["forget.report"], own, everyday)
     chosen = [prompt for records in kinds for prompt in given.known(records)[:ANSWERED]]
     return [Item(prompt.source, prompt.row, {"prompt": prompt.text}) for prompt in chosen]
 
 
 def answers(task: Answers, loaded: LoadedModel) -> list[Result]:
-    """One prompt at a time, so that no answer depends on what it is asked together with."""
-    found = []
-    for row in range(len(task.items)):
-        for _, results in task.results(loaded, [[row]]):
-            found += results
-    return found
+    """One prompt at a time, so that no answer depends on a batch."""
+    batches = ([row] for row in range(len(task.items)))
+    return [result for _, results in task.results(loaded, batches) for result in results]
 
 
 def adjusted_places(loaded: LoadedModel) -> dict[int, Tensor]:
-    """Numbers of the adjusted neurons of each layer that has any."""
+    """Indices of the adjusted neurons, of each layer that has any."""
     core: Any = loaded.model.base_model
     found = {layer: module.mlp._buffers.get(NA_INDEX) for layer, module in enumerate(core.layers)}
     return {layer: index.cpu() for layer, index in found.items() if index is not None and len(index)}
@@ -120,7 +111,7 @@ def some_weights(model: Any) -> Tensor:
 def neuron_gaussian(
     skill: StoredSkill, number: int, loaded: LoadedModel, given: Given, places: Mapping[int, Tensor], prober: Prober
 ) -> Figure | None:
-    """How far the adjusted neurons' pre-activations are from the Gaussians that they are moved between."""
+    """How far the adjusted neurons' pre-activations are from the Gaussians between which they are moved."""
     if skill.summary.method not in ("na", "na+ksd"):
         return None
     rows: list[Row] = []
@@ -155,7 +146,8 @@ def gaussian_distances(
 
     places: neurons by layer; mean, deviation: (layers, d_ff) of the Gaussians.
     """
-    edges = ndtri(torch.arange(1, BINS, dtype=torch.float64) / BINS)
+    shares = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    edges = ndtri(shares)
     below = {layer: torch.zeros(len(edges), len(index), dtype=torch.int64) for layer, index in places.items()}
     tokens = 0
 
@@ -179,5 +171,4 @@ def gaussian_distances(
         tokens += count
         for layer, each in seen.items():
             below[layer] += each
-    expected = torch.arange(1, BINS, dtype=torch.float64)[:, None] / BINS
-    return {layer: (each / tokens - expected).abs().amax(0) for layer, each in below.items()}, tokens
+    return {layer: (each / tokens - shares[:, None]).abs().amax(0) for layer, each in below.items()}, tokens

@@ -10,13 +10,10 @@ from exporter.checkpoint.summary import NeuronSummary
 from exporter.methods.neurons.choice import CHOOSE_FORGET, CHOOSE_RETAIN
 
 
-def neuron_figures(skill: StoredSkill, number: int) -> list[Figure]:
-    return [*trade_off_figures(skill, number), place_figure(skill, number)]
-
-
 def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
     """What was tried: forgetting and its cost over beta."""
-    found = neurons_of(skill)
+    found = skill.summary.neurons
+    assert found is not None
     forget, upper = (
         [
             {"series": trial.score, **trial.model_dump(exclude={"score"}), "ratio": math.exp(getattr(trial, rise))}
@@ -55,14 +52,13 @@ def trade_off_figures(skill: StoredSkill, number: int) -> list[Figure]:
     ]
 
 
-def place_figure(skill: StoredSkill, number: int) -> Figure:
+def place_figure(skill: StoredSkill, found: NeuronSummary, number: int) -> Figure:
     """In which layers the neurons are."""
-    found = neurons_of(skill)
     layers, width = skill.tensors["na.forget.mean"].shape
-    rows: list[Row] = []
-    for layer in range(layers):
-        count = found.layers.get(str(layer), 0)
-        rows.append({"layer": layer, "neurons": count, "share": count / width})
+    counts = [found.layers.get(str(layer), 0) for layer in range(layers)]
+    rows: list[Row] = [
+        {"layer": layer, "neurons": count, "share": count / width} for layer, count in enumerate(counts)
+    ]
     what = "zeroed" if skill.summary.method == "sp" else "adjusted"
     caption = (
         f"{found.neurons} of {layers * width} neurons are {what}: the top {found.beta:g} % by {found.score}. "
@@ -85,9 +81,3 @@ def effect_rows(found: NeuronSummary) -> list[Row]:
         }
         for name, each in found.texts.items()
     ]
-
-
-def neurons_of(skill: StoredSkill) -> NeuronSummary:
-    """What was found of the neurons of a skill that changes some."""
-    assert skill.summary.neurons is not None
-    return skill.summary.neurons

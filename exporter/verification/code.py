@@ -16,7 +16,7 @@ SHOWN_LINES = 8
 
 
 def check_code(view: View) -> str:
-    """Its sha256 is on record in config.json."""
+    """Its sha256 is the one that config.json records."""
     name = f"modeling_unskill_{view.model_type}.py"
     if code_sha256(view.folder / name) != view.record.get("code_sha256"):
         raise Wrong(f"{name} is not the file that was exported (unskill.code_sha256 in config.json)")
@@ -24,7 +24,7 @@ def check_code(view: View) -> str:
 
 
 def check_code_again(view: View) -> str:
-    """The text that this unskill writes for the family, where it is of the version that wrote the checkpoint."""
+    """The text that this unskill writes for the family, where the same version wrote the checkpoint."""
     name = f"modeling_unskill_{view.model_type}.py"
     written = view.record.get("version")
     if written != __version__:

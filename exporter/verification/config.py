@@ -6,24 +6,22 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from custom_modeling.loading import UNSKILL_FORMAT, record_sha256
+from custom_modeling.loading import record_sha256
 from exporter.checkpoint.config import checkpoint_config, without_paths
 from exporter.checkpoint.layout import GENERATION
-from exporter.common.files import read_json
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
-from exporter.models.files import size_in
+from exporter.models.files import PREFIX, size_in
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import BASE_FOLDER, View
 
+CLASSES = {"config": "AutoConfig", "model": "AutoModel", "causal_lm": "AutoModelForCausalLM"}
+"""Keys of auto_map by the names of their classes in `checkpoint_config`."""
+
 
 def check_config(view: View) -> str:
-    """config.json: its unskill object as it was written, and the rest in keeping with it and with the files."""
-    config = read_json(view.folder / "config.json", view.name, "CHECKPOINT")
-    record = config.get("unskill")
-    if not isinstance(record, dict):
-        raise Wrong("config.json has no unskill object")
-    if record.get("format") != UNSKILL_FORMAT:
-        raise Wrong(f"config.json: unskill.format is {record.get('format')}, this unskill reads {UNSKILL_FORMAT}")
+    """config.json: its unskill object as it was written, and the rest consistent with it and with the files."""
+    config = view.read_config()
+    record = config["unskill"]
     if record.get("record_sha256") != record_sha256(record):
         raise Wrong("config.json: the unskill object was edited (record_sha256)")
     none_of([*names(view, config), *numbers(view, config, record), *ends(view, config, record)])
@@ -34,25 +32,23 @@ def check_config(view: View) -> str:
 
 def names(view: View, config: dict[str, Any]) -> Iterator[str]:
     """Problems with the classes that transformers is to load."""
-    base = str(config.get("model_type")).removeprefix("unskill_")
-    if config.get("model_type") != f"unskill_{base}" or base not in GATED_FAMILIES:
-        yield f"config.json: model_type {config.get('model_type')} is none that unskill writes"
+    model_type = str(config.get("model_type"))
+    if model_type not in {PREFIX + base for base in GATED_FAMILIES}:
+        yield f"config.json: unskill does not write model_type {model_type}"
         return
-    module = f"modeling_unskill_{base}"
-    places = {key: config.get("auto_map", {}).get(key) for key in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
-    if set(config.get("auto_map", {})) != set(places):
-        yield f"config.json: auto_map has {', '.join(config.get('auto_map', {})) or 'nothing'}"
+    module, auto_map = f"modeling_{model_type}", config.get("auto_map", {})
+    if set(auto_map) != set(CLASSES.values()):
+        yield f"config.json: auto_map has {', '.join(auto_map) or 'nothing'}"
     path = view.folder / f"{module}.py"
     if not path.is_file():
         yield f"{path.name} is missing"
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    for key, place in places.items():
-        own, _, name = str(place).rpartition(".")
-        if own != module or name not in classes:
-            yield f"config.json: auto_map.{key} is {place}, which is not a class of {module}.py"
-    causal_lm = str(places["AutoModelForCausalLM"]).rpartition(".")[2]
+    places = {f"{module}.{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)}
+    for key in CLASSES.values():
+        if auto_map.get(key) not in places:
+            yield f"config.json: auto_map.{key} is {auto_map.get(key)}, which is not a class of {module}.py"
+    causal_lm = class_name(auto_map.get("AutoModelForCausalLM"))
     if config.get("architectures") != [causal_lm]:
         yield f"config.json: architectures is {config.get('architectures')}, auto_map names {causal_lm}"
     if config.get("tokenizer_class") != "PreTrainedTokenizerFast":
@@ -86,42 +82,40 @@ def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Itera
 
 def ends(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     """Problems with what ends an answer."""
-    path, found = view.folder / GENERATION, None
-    if path.is_file():
-        found = read_json(path, view.name, "CHECKPOINT").get("eos_token_id")
+    where = GENERATION if (view.folder / GENERATION).is_file() else "config.json"
+    found = view.read(where).get("eos_token_id")
     found = config.get("eos_token_id") if found is None else found
     end = record["eos_token_id"]
     if end is not None and end not in (found if isinstance(found, list) else [found]):
-        where = GENERATION if path.is_file() else "config.json"
         yield f"{where}: eos_token_id {found} lacks {end}, which ends a refusal"
 
 
 def check_base_config(view: View) -> str:
-    """Both files against those of the base: everything that is not of the interventions is the base's."""
+    """Both files against those of the base: everything but what the export adds is the base's."""
     config = view.config
-    base = read_json(view.base_file("config.json"), view.name, "base of")
-    auto_map = {key: place.rpartition(".")[2] for key, place in config["auto_map"].items()}
+    base = view.read_base("config.json")
+    model_type = f"{PREFIX}{base.get('model_type')}"
     expected = checkpoint_config(
         base,
-        model_type=f"unskill_{base.get('model_type')}",
-        class_names={
-            "config": auto_map["AutoConfig"],
-            "model": auto_map["AutoModel"],
-            "causal_lm": auto_map["AutoModelForCausalLM"],
-        },
-        module=f"modeling_unskill_{base.get('model_type')}",
+        model_type=model_type,
+        class_names={name: class_name(config["auto_map"][key]) for name, key in CLASSES.items()},
+        module=f"modeling_{model_type}",
         vocab_size=size_in(base, "vocab_size") + view.record["added_row"],
         unskill=view.record,
     )
     none_of(differences("config.json", expected, config))
-    path = view.folder / GENERATION
     there = (view.folder / BASE_FOLDER / GENERATION).is_file()
-    if there != path.is_file():
+    if there != (view.folder / GENERATION).is_file():
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
     if there:
-        own = without_paths(read_json(view.base_file(GENERATION), view.name, "base of"))
-        none_of(differences(GENERATION, own, read_json(path, view.name, "CHECKPOINT")))
+        own = without_paths(view.read_base(GENERATION))
+        none_of(differences(GENERATION, own, view.read(GENERATION)))
     return "as the base's, with what the export adds"
+
+
+def class_name(place: Any) -> str:
+    """The class of an entry of auto_map, such as "module.Class"."""
+    return str(place).rpartition(".")[2]
 
 
 def differences(where: str, expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
@@ -129,6 +123,6 @@ def differences(where: str, expected: dict[str, Any], found: dict[str, Any]) -> 
         if key not in found:
             yield f"{where} lacks the base's {key}"
         elif key not in expected:
-            yield f"{where} has {key}, which the base has not"
+            yield f"{where} has {key}, which the base does not have"
         elif expected[key] != found[key]:
             yield f"{where}: {key} is not the base's"

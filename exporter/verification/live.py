@@ -1,9 +1,9 @@
-"""The loaded checkpoint, for the checks of what it does, and ways to run it otherwise than it is."""
+"""The loaded checkpoint, for the checks of what it does, and ways to run it with other interventions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
-from exporter.models.tokens import eos_ids
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
 from exporter.verification.view import View
@@ -25,14 +23,14 @@ FEW = 4
 
 @dataclass(frozen=True)
 class Live:
-    """A checkpoint on the disk and in memory."""
+    """A checkpoint on disk and in memory."""
 
     view: View
     loaded: LoadedModel
 
     @classmethod
     def load(cls, view: View, dtype: str, device: str = "cpu") -> Live:
-        """With the checkpoint's own code. Raises BadInput where they do not load."""
+        """With the checkpoint's own code. Raises BadInput where it does not load."""
         return cls(view, load_checkpoint(str(view.folder), dtype, device))
 
     @property
@@ -41,7 +39,7 @@ class Live:
 
     @cached_property
     def formatter(self) -> Formatter:
-        """As prompts were formatted for the hypercubes; where there are none, bare."""
+        """Formats prompts as for the hypercubes; where there are none, as they are."""
         return self.loaded.formatter(self.loaded.template or "{prompt}", skip_long=True)
 
     @cached_property
@@ -63,25 +61,17 @@ class Live:
         return found
 
     def answer(self, ids: Sequence[int], new_tokens: int, as_exported: bool = False) -> list[int]:
-        """Ids that follow a prompt, greedily, up to the first end.
+        """Ids that follow a prompt, greedily, up to the first EOS.
 
-        By nothing of generation_config.json (a min_new_tokens there forbids what ends a refusal); with `as_exported`
-        by what transformers takes from it, as in the answers that the export measured.
+        generation_config.json is ignored (a min_new_tokens there forbids the EOS after a refusal); with `as_exported`
+        transformers completes the settings from it, as for the answers that the export measured.
         """
+        model, greedy = self.loaded.model, self.loaded.greedy(new_tokens)
         given = torch.tensor([ids], device=self.loaded.device)
-        greedy = GenerationConfig(
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            eos_token_id=eos_ids(self.loaded.model, self.loaded.name),
-            pad_token_id=self.loaded.pad_id,
-        )
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if not as_exported:  # what a configuration leaves open is taken from the model's own
-                stack.enter_context(mock.patch.object(self.loaded.model, "generation_config", greedy))
-            output = self.loaded.model.generate(
-                input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy
-            )
+        # generate() completes the settings it is given from the model's own.
+        own = nullcontext() if as_exported else mock.patch.object(model, "generation_config", greedy)
+        with torch.inference_mode(), own:
+            output = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy)
         found: list[int] = output[0, len(ids) :].tolist()
         return found
 

@@ -1,4 +1,4 @@
-"""An ONNX folder: its files as written, of this checkpoint, and computing what the checkpoint computes."""
+"""An ONNX folder: its files unaltered, made of this checkpoint, and computing what the checkpoint computes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from custom_modeling.loading import record_sha256
 from exporter.checkpoint.layout import MARKER
 from exporter.common.errors import RunFailed
 from exporter.common.extras import missing
-from exporter.common.files import human_size, read_json
+from exporter.common.files import read_json
+from exporter.common.text import counted
 from exporter.onnx.settings import GRAPH
-from exporter.verification.checks import NotMade, Wrong, counted, none_of
-from exporter.verification.files import altered, is_harmless
+from exporter.verification.checks import NotMade, Wrong, needed, none_of
+from exporter.verification.files import altered, is_harmless, unaltered
 from exporter.verification.live import Live
 from exporter.verification.view import View, all_files, all_sha256
 
@@ -28,23 +29,18 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 def known_marker(folder: Path) -> dict[str, Any]:
     """The same for checks that need it. Raises NotMade where it cannot be used."""
-    try:
+    with needed(f"{MARKER} cannot be used"):
         return read_marker(folder)
-    except (Wrong, OSError, ValueError) as error:
-        raise NotMade(f"{MARKER} cannot be used") from error
 
 
 def check_folder(folder: Path) -> str:
     """Every file of self_check.json there and unaltered, and no other that something would load."""
     hashes = read_marker(folder)["files"]
     files = all_files(folder)
-    problems = list(altered(folder, all_sha256(files), hashes))
-    for name in files:
-        if name not in hashes and name != MARKER and not is_harmless(name, files[name]):
-            problems.append(f"{name} is not among the folder's files")
-    none_of(problems)
-    size = sum((folder / name).stat().st_size for name in hashes)
-    return f"{counted(len(hashes), 'file')} as written ({human_size(size)})"
+    others = [name for name in files if name not in (*hashes, MARKER) and not is_harmless(name, files[name])]
+    problems = [f"{name} is not among the folder's files" for name in others]
+    none_of([*altered(folder, all_sha256(files), hashes), *problems])
+    return unaltered(folder, hashes)
 
 
 def check_origin(view: View, folder: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class VerifySettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raises BadInput for settings that nothing can be done with."""
+        """Raises BadInput for settings that contradict each other or name a folder that is not there."""
         if self.forget and not self.model:
             raise BadInput("--forget: its prompts are asked of the model, which --without-model leaves out")
         if self.onnx is not None and not os.path.isdir(self.onnx):
@@ -55,69 +54,66 @@ class VerifySettings:
 
 
 def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
-    """Check a checkpoint; see `Check` for what comes of each check.
+    """Check a checkpoint; see `Check` for the result of each check.
 
-    Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where CHECKPOINT is
-    nothing that unskill wrote, for prompts that are not of its export, and for a device that is not there.
+    Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where unskill did not
+    write CHECKPOINT, for prompts that the export did not read, and for a device that is not there.
     """
     if settings.model:
         check_device(settings.device)
     notify(f"reading {settings.checkpoint} ...")
     view = View.of(settings.checkpoint)
-    checks = of_files(view)
-    given = None
-    if settings.model:
-        sound = all(check.ok is not False for check in checks)
-        if sound and settings.forget:
-            given = read_prompts(view, settings.forget)
-        live, loading = load(view, settings, notify) if sound else (None, [])
-        why = loading[0].detail if loading and not live else "a check above failed, and the code is not run"
-        checks += [*loading, *of_model(live, given, why)]
-    else:
-        live, why = None, "left out (--without-model)"
-        checks += of_model(None, None, why)
+    checks = [make(name, check, view) for name, check in OF_FILES.items()]
+    given, live, why = None, None, "left out (--without-model)"
+    if settings.model and failed(checks):
+        why = "a check above failed, and the code is not run"
+    elif settings.model:
+        given = read_prompts(view, settings.forget) if settings.forget else None
+        notify(f"loading {view.name} ...")
+        loaded: list[Live] = []
+        checks.append(make("loading", load, view, settings.device, loaded))
+        live, why = (loaded[0], "") if loaded else (None, checks[-1].detail)
+    of_model: dict[str, Callable[[Live], str]] = {
+        "everyday scores": behaviour.check_scores,
+        "everyday answered": behaviour.check_answered,
+        "logits": behaviour.check_identity,
+        "neurons": behaviour.check_neurons,
+        "refused": lambda live: behaviour.check_refused(live, given),
+    }
+    checks += [make(name, check, live) if live else Check(name, None, why) for name, check in of_model.items()]
     if settings.onnx_folder is not None:
         checks += of_onnx(view, live, settings.onnx_folder, why)
-    return {
-        "checkpoint": view.name,
-        "ok": all(check.ok is not False for check in checks),
-        "checks": [check.as_json() for check in checks],
-    }
+    return {"checkpoint": view.name, "ok": not failed(checks), "checks": [asdict(check) for check in checks]}
 
 
-def of_files(view: View) -> list[Check]:
-    """Checks for which no code of the checkpoint is run and no weights are loaded."""
-    chosen: dict[str, Callable[[View], str]] = {
-        "files": files.check_files,
-        "base weights": files.check_base_weights,
-        "other files": files.check_others,
-        "config.json": config.check_config,
-        "config against base": config.check_base_config,
-        "code": code.check_code,
-        "code written again": code.check_code_again,
-        "index and headers": weights.check_index,
-        "tensors": weights.check_tensors,
-        "interventions": interventions.check_interventions,
-        "statistics": interventions.check_statistics,
-        "refusal row": interventions.check_refusal_row,
-        "refusal token": tokenizer.check_refusal_token,
-        "tokenizer against base": tokenizer.check_base_tokenizer,
-    }
-    return [make(name, partial(check, view)) for name, check in chosen.items()]
+OF_FILES: dict[str, Callable[[View], str]] = {
+    "files": files.check_files,
+    "base weights": files.check_base_weights,
+    "other files": files.check_others,
+    "config.json": config.check_config,
+    "config against base": config.check_base_config,
+    "code": code.check_code,
+    "code written again": code.check_code_again,
+    "index and headers": weights.check_index,
+    "tensors": weights.check_tensors,
+    "interventions": interventions.check_interventions,
+    "statistics": interventions.check_statistics,
+    "refusal row": interventions.check_refusal_row,
+    "refusal token": tokenizer.check_refusal_token,
+    "tokenizer against base": tokenizer.check_base_tokenizer,
+}
+"""Checks that run no code of the checkpoint and load no weights."""
 
 
-def load(view: View, settings: VerifySettings, notify: Notify) -> tuple[Live | None, list[Check]]:
-    """The live checkpoint, and whether it loads."""
-    notify(f"loading {view.name} ...")
-    found: list[Live] = []
+def failed(checks: Sequence[Check]) -> bool:
+    return any(check.ok is False for check in checks)
 
-    def check() -> str:
-        dtype = view.record["dtype"]
-        found.append(Live.load(view, dtype, settings.device))
-        return f"loads in {dtype}"
 
-    done = make("loading", check)
-    return (found[0] if found else None), [done]
+def load(view: View, device: str, loaded: list[Live]) -> str:
+    """Append the live checkpoint to `loaded`."""
+    dtype = view.record["dtype"]
+    loaded.append(Live.load(view, dtype, device))
+    return f"loads in {dtype}"
 
 
 def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
@@ -131,29 +127,14 @@ def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
         ) from error
 
 
-def of_model(live: Live | None, given: Given | None, why: str) -> list[Check]:
-    """What the model does; without one, why not."""
-    chosen: dict[str, Callable[[Live], str]] = {
-        "everyday scores": behaviour.check_scores,
-        "everyday answered": behaviour.check_answered,
-        "logits": behaviour.check_identity,
-        "neurons": behaviour.check_neurons,
-        "refused": lambda live: behaviour.check_refused(live, given),
-    }
-    if live is None:
-        return [Check(name, None, why) for name in chosen]
-    return [make(name, partial(check, live)) for name, check in chosen.items()]
-
-
 def of_onnx(view: View, live: Live | None, folder: Path, why: str) -> list[Check]:
+    """why: reason for having no live checkpoint."""
     checks = [
-        make("onnx: files", lambda: onnx.check_folder(folder)),
-        make("onnx: origin", lambda: onnx.check_origin(view, folder)),
-        make("onnx: stored check", lambda: onnx.check_stored(folder)),
+        make("onnx: files", onnx.check_folder, folder),
+        make("onnx: origin", onnx.check_origin, view, folder),
+        make("onnx: stored check", onnx.check_stored, folder),
     ]
     name = "onnx: checked again"
-    if live is None:
-        return [*checks, Check(name, None, why)]
-    if any(check.ok is False for check in checks):
-        return [*checks, Check(name, None, "a check above failed")]
-    return [*checks, make(name, lambda: onnx.check_again(live, folder))]
+    if live is None or failed(checks):
+        return [*checks, Check(name, None, why or "a check above failed")]
+    return [*checks, make(name, onnx.check_again, live, folder)]

@@ -5,45 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from custom_modeling.buffers import is_unskill
-from exporter.checkpoint.shards import Header, read_header
-from exporter.common.files import human_size, read_json
+from exporter.checkpoint.shards import merged_index
+from exporter.common.files import human_size
+from exporter.common.text import counted
 from exporter.models.files import INDEX
-from exporter.verification.checks import counted, none_of
+from exporter.verification.checks import Wrong, none_of
 from exporter.verification.view import View
 
 
 def check_index(view: View) -> str:
     """Every header whole; every tensor in one file, the one that the index names; the index's total right."""
-    index = read_json(view.folder / INDEX, view.name, "CHECKPOINT")
-    weight_map: dict[str, str] = index["weight_map"]
-    headers: dict[str, Header] = {}
-    for name in sorted(set(weight_map.values())):
-        if not (view.folder / name).is_file():
-            none_of([f"{INDEX} names {name}, which is not there"])
-        headers[name] = read_header(view.folder / name)
-    none_of(disagreements(weight_map, headers))
-    total = sum(info.end - info.begin for header in headers.values() for info in header.tensors.values())
-    if (stated := index["metadata"]["total_size"]) != total:
-        none_of([f"{INDEX}: total_size is {stated}, the tensors have {total} bytes"])
-    return f"{counted(len(weight_map), 'tensor')} in {counted(len(headers), 'file')} ({human_size(total)})"
+    index = view.read(INDEX)
+    files = sorted(set(index["weight_map"].values()))
+    none_of(f"{INDEX} names {name}, which is not there" for name in files if not (view.folder / name).is_file())
+    found = merged_index([view.folder / name for name in files])
+    none_of(disagreements(index["weight_map"], found["weight_map"]))
+    stated, total = (each["metadata"]["total_size"] for each in (index, found))
+    if stated != total:
+        raise Wrong(f"{INDEX}: total_size is {stated}, the tensors have {total} bytes")
+    return f"{counted(len(found['weight_map']), 'tensor')} in {counted(len(files), 'file')} ({human_size(total)})"
 
 
-def disagreements(weight_map: dict[str, str], headers: dict[str, Header]) -> Iterator[str]:
-    """What index and headers say differently."""
-    places: dict[str, list[str]] = {}
-    for file, header in headers.items():
-        for name in header.tensors:
-            places.setdefault(name, []).append(file)
-    for name, files in places.items():
-        if len(files) > 1:
-            yield f"{name} is in two files, {files[0]} and {files[1]}"
-        elif name not in weight_map:
-            yield f"{files[0]} has {name}, which {INDEX} does not name"
-        elif weight_map[name] != files[0]:
-            yield f"{name} is in {files[0]}, {INDEX} says {weight_map[name]}"
-    for name, file in weight_map.items():
-        if name not in places:
-            yield f"{INDEX} names {name}, which is not in {file}"
+def disagreements(stated: dict[str, str], found: dict[str, str]) -> Iterator[str]:
+    """Where the files that the index states for tensors are not those found to have them."""
+    for name in sorted(stated.keys() | found.keys()):
+        if name not in stated:
+            yield f"{found[name]} has {name}, which {INDEX} does not name"
+        elif name not in found:
+            yield f"{INDEX} names {name}, which is not in {stated[name]}"
+        elif stated[name] != found[name]:
+            yield f"{name} is in {found[name]}, {INDEX} says {stated[name]}"
 
 
 def check_tensors(view: View) -> str:

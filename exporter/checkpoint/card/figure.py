@@ -36,7 +36,3 @@ class Figure:
 def figure_id(skill: int, kind: str) -> str:
     """Skills by number: their names may hold anything."""
     return f"skill-{skill}-{re.sub('[^a-z]+', '-', kind)}"
-
-
-def prompts(count: int, what: str = "prompt") -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

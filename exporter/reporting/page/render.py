@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from importlib import resources
 from typing import Any
 
@@ -21,9 +20,8 @@ BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 def figures_of(numbers: dict[str, Any]) -> list[Figure]:
     """Every figure of a report, in the order of the page."""
-    found = [numbers["matrix"]] if numbers["matrix"] else []
-    found += [figure for skill in numbers["skills"] for figure in skill["figures"]]
-    return [Figure(**figure) for figure in found]
+    found = [numbers["matrix"], *(figure for skill in numbers["skills"] for figure in skill["figures"])]
+    return [Figure(**figure) for figure in found if figure]
 
 
 def render_png(figure: Figure) -> bytes:
@@ -32,16 +30,15 @@ def render_png(figure: Figure) -> bytes:
 
 
 def render_page(numbers: dict[str, Any]) -> str:
-    """report.html. Its scripts are named by their sha256 in its Content-Security-Policy, so that no prompt is one."""
+    """report.html. Its Content-Security-Policy lists its scripts by sha256, so that no prompt can run as one."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
     folder = resources.files("exporter.reporting.page")
     scripts = [script(vl_convert.javascript_bundle(BUNDLE)), script(folder.joinpath("report.js").read_text("utf-8"))]
-    specifications = {figure.id: chart(figure) for figure in figures_of(numbers)}
     template = environment.from_string(folder.joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         report=numbers,
-        specifications=specifications,
+        specifications={figure.id: chart(figure) for figure in figures_of(numbers)},
         themes=THEMES,
         style=Markup(folder.joinpath("report.css").read_text("utf-8")),
         scripts=[Markup(each) for each in scripts],
@@ -50,13 +47,9 @@ def render_page(numbers: dict[str, Any]) -> str:
 
 
 def script(code: str) -> str:
-    """JavaScript as it may stand in a script element."""
+    """JavaScript, escaped for a script element."""
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def sha256(code: str) -> str:
-    return base64.b64encode(hashlib.sha256(code.encode("utf-8")).digest()).decode("ascii")
-
-
-def render_json(numbers: dict[str, Any]) -> str:
-    return json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

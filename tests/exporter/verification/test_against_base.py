@@ -22,7 +22,7 @@ from tests.tiny import export_base, tiny_model
     [
         (config(set_(rms_norm_eps=0.1)), "config against base", "config.json: rms_norm_eps is not the base's"),
         (config(set_(torch_dtype="float16")), "config against base", "torch_dtype is not the base's"),
-        (config(set_(name_or_path="x")), "config against base", "has name_or_path, which the base has not"),
+        (config(set_(name_or_path="x")), "config against base", "has name_or_path, which the base does not have"),
         (lambda folder: edit(folder / "generation_config.json", set_(top_k=3)), "config against base", "top_k"),
         (tokenizer(swap_tokens), "tokenizer against base", "differently from MODEL's"),
         (change_template, "tokenizer against base", "chat template renders differently"),
