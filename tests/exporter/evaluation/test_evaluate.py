@@ -330,4 +330,4 @@ def test_the_command_prints_a_table_or_json(
     refused = summary["tasks"][0]["edited"]["refused"]["all"]
     assert f"{refused['hits']}/{refused['total']}" in table.stdout
     assert f"{summary['tasks'][1]['edited']['perplexity']:.3f}" in table.stdout
-    assert "at most 200 items a source" in table.stdout
+    assert "at most 200 items per source" in table.stdout
