@@ -90,6 +90,7 @@ def test_every_command_is_here() -> None:
         assert "--json" in flags and isinstance(command, click.Command), name
 
 
+@pytest.mark.slow
 def test_examples_run(folder: Path) -> None:
     run_all(COMMANDS)
     assert (folder / "OUT" / "config.json").read_text() == (folder / "AGAIN" / "config.json").read_text()

@@ -71,18 +71,21 @@ def test_neurons(family: str, method: str, tiny: Callable[..., Exported]) -> Non
     passes(tiny(family, method), NEURONS[method])
 
 
+@pytest.mark.slow
 def test_pruned(tiny: Callable[..., Exported]) -> None:
     passes(tiny("llama", "sp"), NEURONS["sp"])
 
 
 @pytest.mark.parametrize("method", ["na", "na+ksd"])
 @pytest.mark.parametrize("variant", ["biases", "bfloat16", "padding rows"])
+@pytest.mark.slow
 def test_neurons_variant(variant: str, method: str, tmp_path: Path) -> None:
     exported = tiny_export(tmp_path, "llama", method=method, **VARIANTS[variant])
     passes(exported, [*NEURONS[method], "identity_bfloat16_eager", "tokenizer", "saved_again"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_variant(variant: str, tmp_path: Path) -> None:
     exported = tiny_export(tmp_path, "llama", **VARIANTS[variant])
     settings = json.loads((exported.checkpoint / "config.json").read_text())["unskill"]

@@ -96,6 +96,7 @@ def test_report(name: str, tmp_path: Path) -> None:
 
 
 @checkpoints
+@pytest.mark.slow
 def test_onnx_graph_is_the_same(name: str, tmp_path: Path) -> None:
     out = tmp_path / "graph"
     ran("onnx", FOLDER / name, out, "--forget", FORGET_SOURCE, "--quiet")

@@ -18,6 +18,8 @@ from exporter.checkpoint.shards import read_header
 from exporter.cli.main import cli
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts
 
+pytestmark = pytest.mark.slow
+
 THIRD = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
 PROMPTS = ("Answer in one line, please.", "You are a pirate.\nSay 'arr'.")
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.exporter.reporting.conftest import HOSTILE, Several
 
+pytestmark = pytest.mark.slow
+
 Reported = Callable[..., tuple[Path, dict[str, Any]]]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DARK = "--blink-settings=preferredColorScheme=0"

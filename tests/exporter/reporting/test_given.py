@@ -40,6 +40,7 @@ def test_prompts_are_shown_where_their_sources_are_given(several: Several, repor
     assert FORGET[0][10:] not in page and str(several.third.parent) not in page
 
 
+@pytest.mark.slow
 def test_a_source_is_read_as_the_export_read_it(tiny: Callable[..., Exported], reported: Reported) -> None:
     """The export had column=prompt; the report need not be told, even where another column comes first."""
     exported = tiny("llama")
@@ -78,6 +79,7 @@ def test_altered_sources(several: Several, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_files_of_one_name_in_several_skills(tmp_path: Path) -> None:
     """Each with a column of its own: what one skill read out of it is told from what another did."""
     base = tiny_model(tmp_path / "base", chat=False)
@@ -103,6 +105,7 @@ def test_files_of_one_name_in_several_skills(tmp_path: Path) -> None:
             assert row["text"] == (forget if row["side"] == "forget" else harmless)[row["row"] - 1]
 
 
+@pytest.mark.slow
 def test_answers_before_and_after(several: Several, reported: Reported) -> None:
     out, numbers = reported(several.checkpoint, base=str(several.base), **several.sources)
     tokenizer = AutoTokenizer.from_pretrained(several.base)
@@ -157,6 +160,7 @@ def test_pre_activations_against_their_gaussians(several: Several, reported: Rep
         assert row["high"] >= row["distance"]
 
 
+@pytest.mark.slow
 def test_without_the_base_the_page_says_what_to_give(several: Several, reported: Reported) -> None:
     page = (reported(several.checkpoint)[0] / "report.html").read_text()
     assert page.count("is not among the numbers of a checkpoint: --base MODEL") == 1
@@ -164,6 +168,7 @@ def test_without_the_base_the_page_says_what_to_give(several: Several, reported:
     assert "is not among the numbers" not in (given / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_with_models_too(several: Several, reported: Reported) -> None:
     one, two = (
         reported(several.checkpoint, fresh=fresh, base=str(several.base), **several.sources)[0]
@@ -173,6 +178,7 @@ def test_the_same_bytes_with_models_too(several: Several, reported: Reported) ->
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_base(several: Several, tmp_path: Path) -> None:
     other = tiny_model(tmp_path / "other", chat=False, hidden_size=48)
     for base, message in (

@@ -235,6 +235,7 @@ def test_warnings_of_the_export(several: Several, reported: Reported) -> None:
     assert all(f'<p class="warn">{line}.</p>' in page for line in numbers["warnings"])
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bytes(several: Several, reported: Reported) -> None:
     one, two = (reported(several.checkpoint, fresh=fresh)[0] for fresh in (False, True))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
@@ -255,6 +256,7 @@ def test_every_figure_says_what_and_how_many(several: Several, reported: Reporte
         assert "{" not in each["caption"]
 
 
+@pytest.mark.slow
 def test_the_command(several: Several, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "checkpoint"
     shutil.copytree(several.checkpoint, copy)

@@ -42,6 +42,7 @@ def test_what_the_model_tells(whole: Path, loading: FreshLoading) -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_byte(copied: Path, data: st.DataObject) -> None:
     files = sorted(path for path in copied.rglob("*") if path.is_file() and path.stat().st_size)
     path = data.draw(st.sampled_from(files), label="file")

@@ -64,6 +64,7 @@ def test_as_the_authors_code_has_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma3_text", "cohere2", "qwen2"])
+@pytest.mark.slow
 def test_families(family: str, tiny: Callable[..., Exported]) -> None:
     found = results(tiny(family).checkpoint)
     assert False not in found.values() and found["logits"] and found["refused"] and found["code written again"]
@@ -74,6 +75,7 @@ def test_families(family: str, tiny: Callable[..., Exported]) -> None:
     [{"padding_rows": 7}, {"tie_word_embeddings": True}, {"dtype": torch.bfloat16}, {"shard_size": "60KB"}],
     ids=lambda changes: next(iter(changes)),
 )
+@pytest.mark.slow
 def test_variants(changes: dict[str, Any], tmp_path: Path) -> None:
     exported = tiny_export(tmp_path, **changes)
     found = checks(exported.checkpoint)
@@ -81,6 +83,7 @@ def test_variants(changes: dict[str, Any], tmp_path: Path) -> None:
     assert all(found[name]["ok"] for name in ("logits", "config against base", "tokenizer against base"))
 
 
+@pytest.mark.slow
 def test_weights_that_the_base_brings_and_does_not_use(tmp_path: Path, loading: FreshLoading) -> None:
     """They are copied, on record, and no reason not to load."""
     base = tiny_model(tmp_path / "base", chat=False)

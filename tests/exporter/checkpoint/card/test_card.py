@@ -138,6 +138,7 @@ NAME = st.lists(st.sampled_from(MARKUP), min_size=1, max_size=6).map("".join).fi
 @settings(deadline=None, max_examples=60)
 @given(name=NAME, forget=NAME, retain=NAME, base=NAME, refusal=NAME)
 @example(name="# x", forget="|", retain="---", base="1. a", refusal="](x)")
+@pytest.mark.slow
 def test_names_are_shown_and_do_nothing(name, forget, retain, base, refusal, render: Callable[..., str]) -> None:
     if forget == retain:
         forget += "2"

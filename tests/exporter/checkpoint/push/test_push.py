@@ -104,6 +104,7 @@ def test_public_only_after_the_commit(out: Path, site: Site) -> None:
 
 
 @pytest.mark.parametrize("private", [True, False])
+@pytest.mark.slow
 def test_repo_that_exists_keeps_its_visibility(private: bool, out: Path, site: Site) -> None:
     repo = site.hub.create("me/model", private=private)
     done = site.push(out, "me/model")
@@ -231,6 +232,7 @@ def test_wrong_usage(arguments: list[str], said: str, out: Path, site: Site) -> 
         (TOKEN, {"HF_ENDPOINT": "127.0.0.1"}, "HF_ENDPOINT is set to '127.0.0.1', which is not an address"),
     ],
 )
+@pytest.mark.slow
 def test_no_token_to_push_with(token: str | None, variables: dict[str, str], said: str, out: Path, site: Site) -> None:
     done = site.push(out, "me/model", token=token, variables=variables)
     assert (done.code, site.hub.requests) == (2, []) and said in done.last
@@ -274,12 +276,14 @@ def test_identity_of_a_ci_that_the_hub_does_not_take(out: Path, site: Site) -> N
     assert {each.path for each in site.hub.requests} <= {"/oauth/token"} and not site.hub.repos
 
 
+@pytest.mark.slow
 def test_export_with_a_bad_name_does_not_begin(site: Site) -> None:
     arguments = ["no-such-model", site.folder / "new", "--forget", "none.jsonl"]
     assert "is not the name of a repo" in site.unskill("export", *arguments, "--push", "a/b/c").last
     assert "--public" in site.unskill("export", *arguments, "--public").last
 
 
+@pytest.mark.slow
 def test_folders_that_are_no_checkpoint(out: Path, site: Site) -> None:
     plain, graph = site.folder / "plain", site.folder / "graph"
     shutil.copytree(out, graph)
@@ -303,6 +307,7 @@ def test_folder_that_verify_rejects(change: str, flags: tuple[str, ...], out: Pa
     assert site.hub.requests == []
 
 
+@pytest.mark.slow
 def test_folder_that_the_real_verify_rejects(out: Path, site: Site) -> None:
     name = spoil(out, "altered")
     done = site.push(out, "me/model", real=True)
@@ -310,6 +315,7 @@ def test_folder_that_the_real_verify_rejects(out: Path, site: Site) -> None:
     assert site.hub.requests == []
 
 
+@pytest.mark.slow
 def test_an_onnx_folder_beside_it_is_not_looked_at(out: Path, site: Site) -> None:
     """It is not pushed, and may be of an older export."""
     out.with_name("checkpoint-onnx").mkdir()

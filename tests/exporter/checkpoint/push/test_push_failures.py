@@ -51,6 +51,7 @@ FAULTS: dict[str, tuple[tuple[str, str], dict[str, Any], str]] = {
     "cut at create": (CREATE, {"cut_after": 0}, "failed (Server disconnected"),
     "cut in an upload": (STORAGE, {"cut_after": 1000}, "the connection to http://127.0.0.1"),
 }
+USUAL = ("401 at create", "503 at batch", "cut in an upload")
 
 
 def is_clear(done: Done, site: Site) -> None:
@@ -73,7 +74,9 @@ def is_pushed(site: Site) -> None:
     assert len(stored(site.hub)) == len(set(stored(site.hub))) == sum(each.lfs for each in head.files.values()) >= 3
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if each in USUAL else pytest.mark.slow) for each in FAULTS]
+)
 def test_fault(name: str, out: Path, site: Site) -> None:
     (method, pattern), how, said = FAULTS[name]
     if pattern == INFO[1]:

@@ -142,6 +142,7 @@ def test_a_chat_from_the_first_prompt_to_ctrl_d(terminal: type[Terminal], checkp
     assert chat.code() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_the_prompt_leaves_with_130(terminal: type[Terminal], checkpoint: Path) -> None:
     chat = terminal(checkpoint, "--compare", "--max-new-tokens", 12)
     chat.until(READY)

@@ -106,6 +106,7 @@ def widened(checkpoint: Path, factor: float) -> LoadedModel:
     return loaded
 
 
+@pytest.mark.slow
 def test_what_is_said_to_be_blocked_is_where_R_stands(edited: LoadedModel, checkpoint: Path) -> None:
     """In all answers, those too that are blocked in their middle."""
     at = set()
