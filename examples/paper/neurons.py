@@ -11,8 +11,8 @@ from examples.paper.experiment import Experiment
 from exporter.common.rates import Rate, rate
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.items import sample
+from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.choice import Selector, probe_sides
-from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import ATTRIBUTION, OFFICIAL, RATIO
 from exporter.methods.neurons.texts import losses_from
 from exporter.methods.neurons.trade_off import TextLosses

@@ -17,7 +17,7 @@ from exporter.recipes.settings import ExportSettings
 if TYPE_CHECKING:  # torch, without which an export is planned
     from exporter.methods.neurons.choice import TextEffect, TextSet
     from exporter.methods.neurons.scores import NeuronChanges
-    from exporter.methods.refusal.states import RefusalStates
+    from exporter.methods.refusal.head import RefusalStates
     from exporter.models.loading import LoadedModel
 
 

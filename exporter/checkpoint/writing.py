@@ -32,10 +32,10 @@ from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import RunFailed
 from exporter.common.files import read_json, write_json
 from exporter.common.version import __version__
-from exporter.methods.neurons.live import layer_counts, neuron_buffers
+from exporter.methods.neurons.applied import layer_counts, neuron_buffers
 from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
-from exporter.methods.refusal.states import RefusalStates
+from exporter.methods.refusal.head import RefusalStates
 from exporter.methods.refusal.token import RefusalToken, check_tokenizer, write_tokenizer
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import LICENCES, Base, size_in

@@ -17,6 +17,7 @@ from exporter.common.staging import Staging
 from exporter.common.text import Notify
 from exporter.methods.key_space.evidence import decide, gather, measure_limits
 from exporter.methods.key_space.framing import measure_frames
+from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.choice import (
     NeuronChoice,
     choose_neurons,
@@ -26,17 +27,16 @@ from exporter.methods.neurons.choice import (
     single_rows,
     text_sets,
 )
-from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import united
 from exporter.methods.neurons.statistics import NeuronSums
 from exporter.methods.neurons.statistics_file import StatisticsFile, model_fingerprint
 from exporter.methods.neurons.trade_off import Trial
 from exporter.methods.outcome import SkillOutcome
-from exporter.methods.refusal.states import RefusalStates, find_refusal_states
+from exporter.methods.refusal.head import RefusalStates, find_refusal_states
 from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.models.tokens import context_of, eos_ids
-from exporter.pipeline.figures import draw_figures
+from exporter.pipeline.card_charts import draw_figures
 from exporter.pipeline.plan import plan
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query

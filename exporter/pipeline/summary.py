@@ -23,10 +23,10 @@ from exporter.checkpoint.summary import (
 from exporter.common.rates import rates
 from exporter.common.version import __version__
 from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
+from exporter.methods.neurons.applied import layer_counts
 from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
-from exporter.methods.neurons.live import layer_counts
 from exporter.methods.outcome import SkillOutcome
-from exporter.pipeline.warnings import of_outcomes, shared_neurons
+from exporter.pipeline.outcome_warnings import of_outcomes, shared_neurons
 from exporter.recipes.settings import SkillSettings
 
 

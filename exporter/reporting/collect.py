@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row
-from exporter.checkpoint.given import Given
+from exporter.checkpoint.given_prompts import Given
+from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
 from exporter.checkpoint.summary import StoredRate
 from exporter.common.version import __version__

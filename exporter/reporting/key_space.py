@@ -8,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 from scipy.stats import ecdf, kstest, mannwhitneyu, t
 
-from exporter.checkpoint.account import SCORED, Floats, Records, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id
+from exporter.checkpoint.reading import SCORED, Floats, Records, StoredSkill
 from exporter.checkpoint.summary import KeySpaceSummary
 from exporter.common.rates import rate
 from exporter.common.text import counted

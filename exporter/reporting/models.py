@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.special import ndtri
 
 from custom_modeling.buffers import NA_INDEX
-from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id
-from exporter.checkpoint.given import Given
+from exporter.checkpoint.given_prompts import Given
+from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.common.errors import BadInput
 from exporter.evaluation.generation import Generation
 from exporter.evaluation.items import Item

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from exporter.checkpoint.account import StoredSkill
 from exporter.checkpoint.card.figure import Figure, Row, figure_id
+from exporter.checkpoint.reading import StoredSkill
 from exporter.checkpoint.summary import NeuronSummary
 from exporter.methods.neurons.choice import CHOOSE_FORGET, CHOOSE_RETAIN
 

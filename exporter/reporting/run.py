@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.account import read_stored
-from exporter.checkpoint.given import read_given
+from exporter.checkpoint.given_prompts import read_given
+from exporter.checkpoint.reading import read_stored
 from exporter.common.errors import BadInput
 from exporter.common.extras import missing
 from exporter.common.files import check_apart, json_text, write_errors

@@ -14,7 +14,7 @@ from torch import Tensor
 from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS
 from custom_modeling.key_space import FORBIDDEN
 from exporter.checkpoint.environment import packaged_sha256
-from exporter.checkpoint.given import Given, by_key
+from exporter.checkpoint.given_prompts import Given, by_key
 from exporter.checkpoint.layout import FOLDER
 from exporter.common.text import counted
 from exporter.common.version import __version__
@@ -25,8 +25,8 @@ from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
 from exporter.verification.checks import NotMade, Wrong
+from exporter.verification.in_memory import InMemory, filled, move_always, unpruned
 from exporter.verification.interventions import key_space
-from exporter.verification.live import Live, filled, move_always, unpruned
 
 ASKED = 9
 """Everyday prompts whose scores are computed again; a third in each format."""
@@ -51,7 +51,7 @@ class Scored:
     scores: dict[str, tuple[Tensor, Tensor]]
 
 
-def check_scores(live: Live) -> str:
+def check_scores(live: InMemory) -> str:
     """The loaded model gives everyday prompts the scores that the export stored."""
     assert_repeatable(live)
     asked, prober = recorded_everyday(live), Prober(live.loaded)
@@ -72,7 +72,7 @@ def check_scores(live: Live) -> str:
     return f"{close} of {total} scores of {counted(len(asked), 'everyday prompt')} are those of the export"
 
 
-def check_answered(live: Live) -> str:
+def check_answered(live: InMemory) -> str:
     """Everyday prompts that were outside every hypercube through their answers are not refused."""
     assert_repeatable(live)
     limits = {skill["name"]: (skill["layer"], skill["alpha"]["value"]) for skill in blocking(live)}
@@ -91,13 +91,13 @@ def check_answered(live: Live) -> str:
     return f"{counted(len(outside), 'everyday prompt')} answered"
 
 
-def assert_repeatable(live: Live) -> None:
+def assert_repeatable(live: InMemory) -> None:
     """Raises NotMade where keys, and so scores and what is inside, differ at every forward."""
     if live.record["compat"] is not None:
         raise NotMade("the authors' code draws at random, so scores cannot be compared")
 
 
-def check_identity(live: Live) -> str:
+def check_identity(live: InMemory) -> str:
     """Where nothing is refused, logits are those of the same weights without interventions, bit by bit."""
     if any(counts.get("adjusted") or counts.get("pruned") for counts in live.record["layers"].values()):
         raise NotMade("neurons are changed, so logits have to differ")
@@ -122,7 +122,7 @@ def without(logits: Tensor, refusal: int | None, size: int) -> Tensor:
     return torch.cat([logits[:, :refusal], logits[:, refusal + 1 :]], 1)
 
 
-def check_neurons(live: Live) -> str:
+def check_neurons(live: InMemory) -> str:
     """Adjusted and pruned neurons change logits; adjusted ones are moved wherever their parameters say so."""
     counts = live.record["layers"].values()
     adjusted, pruned = (sum(each.get(kind, 0) for each in counts) for kind in ("adjusted", "pruned"))
@@ -150,7 +150,7 @@ def check_neurons(live: Live) -> str:
     return f"{what}: logits differ at {changed} of {positions} positions of everyday prompts"
 
 
-def check_refused(live: Live, given: Given | None) -> str:
+def check_refused(live: InMemory, given: Given | None) -> str:
     """Forget prompts that were inside are refused; without any, every prompt where hypercubes hold everything."""
     if live.record["refusal_token_id"] is None:
         if not all(live.answer(query.ids, NEW_TOKENS) for query in live.some):
@@ -170,7 +170,7 @@ def check_refused(live: Live, given: Given | None) -> str:
     return f"{counted(len(queries), 'forget prompt')} of the export refused"
 
 
-def assert_refused(live: Live, query: Query, what: str) -> None:
+def assert_refused(live: InMemory, query: Query, what: str) -> None:
     """Raises Wrong unless R and EOS follow, and print the message."""
     record = live.record
     answer = live.answer(query.ids, NEW_TOKENS)
@@ -181,7 +181,7 @@ def assert_refused(live: Live, query: Query, what: str) -> None:
         raise Wrong(f"the refusal prints '{printed}'")
 
 
-def blocking(live: Live) -> list[dict[str, Any]]:
+def blocking(live: InMemory) -> list[dict[str, Any]]:
     """Skills of config.json that refuse. Raises NotMade where there are none."""
     found = [skill for skill in live.record["skills"] if "layer" in skill]
     if not found:
@@ -189,7 +189,7 @@ def blocking(live: Live) -> list[dict[str, Any]]:
     return found
 
 
-def recorded_everyday(live: Live) -> list[Scored]:
+def recorded_everyday(live: InMemory) -> list[Scored]:
     """Everyday prompts that every blocking skill has scores of, some in each format. Raises NotMade where there are
     none, Wrong where one has other tokens now."""
     texts, skills = by_key(everyday_prompts()), blocking(live)
@@ -215,7 +215,7 @@ def recorded_everyday(live: Live) -> list[Scored]:
     return [each for own in chosen.values() for each in own]
 
 
-def query_again(live: Live, prompt: Prompt, record: dict[str, Any]) -> Query | None:
+def query_again(live: InMemory, prompt: Prompt, record: dict[str, Any]) -> Query | None:
     """A prompt of the export as it was formatted; None under a system prompt of the user's own, which is not kept."""
     around: Sequence[object] | None = {SYSTEM: system_prompts(), SECOND_TURN: exchanges()}.get(record["format"])
     if around is not None and record["variant"] >= len(around):
@@ -229,13 +229,13 @@ def query_again(live: Live, prompt: Prompt, record: dict[str, Any]) -> Query | N
     return query
 
 
-def other_texts(live: Live) -> bool:
+def other_texts(live: InMemory) -> bool:
     """Whether another version wrote the checkpoint, with other packaged texts around prompts."""
     recorded, ours = live.view.read(f"{FOLDER}/versions.json"), packaged_sha256(AROUND)
     return live.record["version"] != __version__ and any(recorded.get(name) != ours[name] for name in ours)
 
 
-def known_inside(live: Live, given: Given) -> list[Query]:
+def known_inside(live: InMemory, given: Given) -> list[Query]:
     """Forget prompts of the calibration and report parts that were inside a hypercube, beyond rounding."""
     statistics, prompts = live.view.statistics, live.view.read(PROMPTS)
     margin = 1 + ROUNDING[live.record["dtype"]]

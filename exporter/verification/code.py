@@ -9,13 +9,13 @@ from custom_modeling.loading import code_sha256
 from exporter.checkpoint.code import render_modeling
 from exporter.common.version import __version__
 from exporter.verification.checks import NotMade, Wrong
-from exporter.verification.view import View
+from exporter.verification.on_disk import OnDisk
 
 YEAR = re.compile(r"# Copyright (\d{4}),")
 SHOWN_LINES = 8
 
 
-def check_code(view: View) -> str:
+def check_code(view: OnDisk) -> str:
     """Its sha256 is the one that config.json records."""
     name = f"modeling_unskill_{view.model_type}.py"
     if code_sha256(view.folder / name) != view.record.get("code_sha256"):
@@ -23,7 +23,7 @@ def check_code(view: View) -> str:
     return f"{name} as exported"
 
 
-def check_code_again(view: View) -> str:
+def check_code_again(view: OnDisk) -> str:
     """The text that this unskill writes for the family, where the same version wrote the checkpoint."""
     name = f"modeling_unskill_{view.model_type}.py"
     written = view.record.get("version")

@@ -12,13 +12,13 @@ from exporter.checkpoint.layout import GENERATION
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
 from exporter.models.files import PREFIX, size_in
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.view import BASE_FOLDER, View
+from exporter.verification.on_disk import BASE_FOLDER, OnDisk
 
 CLASSES = {"config": "AutoConfig", "model": "AutoModel", "causal_lm": "AutoModelForCausalLM"}
 """Keys of auto_map by the names of their classes in `checkpoint_config`."""
 
 
-def check_config(view: View) -> str:
+def check_config(view: OnDisk) -> str:
     """config.json: its unskill object as it was written, and the rest consistent with it and with the files."""
     config = view.read_config()
     record = config["unskill"]
@@ -30,7 +30,7 @@ def check_config(view: View) -> str:
     return f"format {record['format']}, {config['model_type']}, {what}"
 
 
-def names(view: View, config: dict[str, Any]) -> Iterator[str]:
+def names(view: OnDisk, config: dict[str, Any]) -> Iterator[str]:
     """Problems with the classes that transformers is to load."""
     model_type = str(config.get("model_type"))
     if model_type not in {PREFIX + base for base in GATED_FAMILIES}:
@@ -57,7 +57,7 @@ def names(view: View, config: dict[str, Any]) -> Iterator[str]:
         yield "config.json: quantization_config makes other activations than those that were fitted on"
 
 
-def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+def numbers(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     """Problems with ids, sizes and layers."""
     rows = size_in(config, "vocab_size")
     tensors = {name: info for header in view.headers.values() for name, info in header.tensors.items()}
@@ -80,7 +80,7 @@ def numbers(view: View, config: dict[str, Any], record: dict[str, Any]) -> Itera
             yield f"config.json: skill {skill['name']} refuses at layer {skill['layer']}, which has no hypercube"
 
 
-def ends(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+def ends(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     """Problems with what ends an answer."""
     where = GENERATION if (view.folder / GENERATION).is_file() else "config.json"
     found = view.read(where).get("eos_token_id")
@@ -90,7 +90,7 @@ def ends(view: View, config: dict[str, Any], record: dict[str, Any]) -> Iterator
         yield f"{where}: eos_token_id {found} lacks {end}, which ends a refusal"
 
 
-def check_base_config(view: View) -> str:
+def check_base_config(view: OnDisk) -> str:
     """Both files against those of the base: everything but what the export adds is the base's."""
     config = view.config
     base = view.read_base("config.json")

@@ -13,7 +13,7 @@ from exporter.common.files import human_size, json_text
 from exporter.common.text import counted
 from exporter.models.files import INDEX, LICENCES
 from exporter.verification.checks import NotMade, Wrong, needed, none_of
-from exporter.verification.view import BASE_FOLDER, HASHES_FILE, View
+from exporter.verification.on_disk import BASE_FOLDER, HASHES_FILE, OnDisk
 
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # What may lie beside a checkpoint's own files: for the Hub, for git, or for people to read. No loader takes anything
@@ -32,7 +32,7 @@ LFS, LFS_BYTES = b"version https://git-lfs", 1024
 """How a Git LFS pointer begins, and below how many bytes it stays."""
 
 
-def read_hashes(view: View) -> dict[str, str]:
+def read_hashes(view: OnDisk) -> dict[str, str]:
     """hashes.json. Raises Wrong unless it is, to the byte, in the form in which it was written.
 
     To the byte, because no other file has its sha256.
@@ -43,20 +43,20 @@ def read_hashes(view: View) -> dict[str, str]:
     return hashes
 
 
-def known_hashes(view: View) -> dict[str, str]:
+def known_hashes(view: OnDisk) -> dict[str, str]:
     """The same for checks that need it. Raises NotMade where it cannot be used."""
     with needed(f"{HASHES_FILE} cannot be used"):
         return read_hashes(view)
 
 
-def check_files(view: View) -> str:
+def check_files(view: OnDisk) -> str:
     """Every file but the base's weights, which have a check of their own."""
     hashes = {name: sha256 for name, sha256 in read_hashes(view).items() if not is_base_shard(name)}
     none_of(altered(view.folder, view.sha256, hashes))
     return unaltered(view.folder, hashes)
 
 
-def check_base_weights(view: View) -> str:
+def check_base_weights(view: OnDisk) -> str:
     """The base's weight files, with R's row, whole and unaltered where the export took their sha256."""
     hashes = {name: sha256 for name, sha256 in known_hashes(view).items() if is_base_shard(name)}
     none_of(altered(view.folder, view.sha256, hashes))
@@ -70,7 +70,7 @@ def check_base_weights(view: View) -> str:
     return unaltered(view.folder, hashes)
 
 
-def has_fingerprints(view: View) -> bool:
+def has_fingerprints(view: OnDisk) -> bool:
     """Whether the export took the sha256 of weight files, by the record that `unskill restore` uses."""
     if not (view.folder / BASE_FOLDER / NAME).is_file():
         return False  # loaded and saved again, no longer as exported
@@ -78,7 +78,7 @@ def has_fingerprints(view: View) -> bool:
     return any(file.sha256 is not None for file in record.files.values() if is_base_shard(file.path))
 
 
-def check_others(view: View) -> str:
+def check_others(view: OnDisk) -> str:
     """Files that hashes.json does not name."""
     hashes = known_hashes(view)
     named = {*hashes, HASHES_FILE}

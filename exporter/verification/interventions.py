@@ -26,14 +26,14 @@ from custom_modeling.neuron_adjust import neuron_key
 from exporter.common.text import counted
 from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
-from exporter.methods.refusal.states import LEAD
+from exporter.methods.refusal.head import LEAD
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import size_in
 from exporter.verification.checks import NotMade, Wrong, none_of
-from exporter.verification.view import STATISTICS, View
+from exporter.verification.on_disk import STATISTICS, OnDisk
 
 
-def check_interventions(view: View) -> str:
+def check_interventions(view: OnDisk) -> str:
     """Names, shapes, dtypes and sha256 of config.json; values that make sense."""
     buffers, record = view.buffers, view.record
     forms = expected_forms(view)
@@ -46,7 +46,7 @@ def check_interventions(view: View) -> str:
     return f"{counted(len(buffers), 'buffer')} with the sha256 of config.json"
 
 
-def expected_forms(view: View) -> dict[str, str]:
+def expected_forms(view: OnDisk) -> dict[str, str]:
     """Dtype and shape of every buffer by config.json."""
     config, record = view.config, view.record
     size = size_in(config, "intermediate_size")
@@ -93,7 +93,7 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
                 yield f"{name} is not that of seed {record['seed']}"
 
 
-def check_refusal_row(view: View) -> str:
+def check_refusal_row(view: OnDisk) -> str:
     """R's row of embedding and head: along the refusal's final state, and long enough for R to lead."""
     refusal = view.record["refusal_token_id"]
     if refusal is None:
@@ -115,7 +115,7 @@ def check_refusal_row(view: View) -> str:
     return f"row {refusal} is the refusal's in {counted(len(names), 'weight')}"
 
 
-def check_statistics(view: View) -> str:
+def check_statistics(view: OnDisk) -> str:
     """The buffers, computed again from what was measured: bounds from the key statistics and alpha, neurons'
     parameters from their distributions."""
     statistics, buffers, record = view.statistics, view.buffers, view.record

@@ -15,8 +15,8 @@ from exporter.common.text import counted
 from exporter.onnx.settings import GRAPH
 from exporter.verification.checks import NotMade, Wrong, needed, none_of
 from exporter.verification.files import altered, is_harmless, unaltered
-from exporter.verification.live import Live
-from exporter.verification.view import View, all_files, all_sha256
+from exporter.verification.in_memory import InMemory
+from exporter.verification.on_disk import OnDisk, all_files, all_sha256
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> str:
     return unaltered(folder, hashes)
 
 
-def check_origin(view: View, folder: Path) -> str:
+def check_origin(view: OnDisk, folder: Path) -> str:
     """Made of this checkpoint: of the same interventions and code."""
     if known_marker(folder)["checkpoint_sha256"] != view.record["record_sha256"]:
         raise Wrong(f"{folder.name} was made of another checkpoint (checkpoint_sha256 in {MARKER})")
@@ -64,7 +64,7 @@ def check_stored(folder: Path) -> str:
     return f"agreed in {counted(len(rows), 'case')} when it was written"
 
 
-def check_again(live: Live, folder: Path) -> str:
+def check_again(live: InMemory, folder: Path) -> str:
     """The self-check once more, of the graph's bodies."""
     require_packages()
     from exporter.onnx.check.quantized import check_quantized
@@ -81,7 +81,7 @@ def check_again(live: Live, folder: Path) -> str:
         else:
             # The comparison is with torch on the CPU.
             same = live.record["dtype"] == marker["dtype"] and live.loaded.model.device.type == "cpu"
-            model = live.loaded.model if same else Live.load(live.view, marker["dtype"]).loaded.model
+            model = live.loaded.model if same else InMemory.load(live.view, marker["dtype"]).loaded.model
             with TemporaryFile() as file:  # not in the folder, which verify leaves as it is
                 rows, agrees = self_check(Expected(model, sequences, live.loaded.pad_id, file), graph, None)
     except RunFailed as error:

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.account import read_stored
-from exporter.checkpoint.given import Given, read_given
+from exporter.checkpoint.given_prompts import Given, read_given
+from exporter.checkpoint.reading import read_stored
 from exporter.common.errors import BadInput, first_line
 from exporter.common.files import sibling
 from exporter.common.text import Notify
 from exporter.models.loading import check_device
 from exporter.verification import behaviour, code, config, files, interventions, onnx, tokenizer, weights
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
-from exporter.verification.live import Live
-from exporter.verification.view import View
+from exporter.verification.in_memory import InMemory
+from exporter.verification.on_disk import OnDisk
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     if settings.model:
         check_device(settings.device)
     notify(f"reading {settings.checkpoint} ...")
-    view = View.of(settings.checkpoint)
+    view = OnDisk.of(settings.checkpoint)
     checks = [make(name, check, view) for name, check in OF_FILES.items()]
     given, live, why = None, None, "left out (--without-model)"
     if settings.model and failed(checks):
@@ -70,10 +70,10 @@ def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     elif settings.model:
         given = read_prompts(view, settings.forget) if settings.forget else None
         notify(f"loading {view.name} ...")
-        loaded: list[Live] = []
+        loaded: list[InMemory] = []
         checks.append(make("loading", load, view, settings.device, loaded))
         live, why = (loaded[0], "") if loaded else (None, checks[-1].detail)
-    of_model: dict[str, Callable[[Live], str]] = {
+    of_model: dict[str, Callable[[InMemory], str]] = {
         "everyday scores": behaviour.check_scores,
         "everyday answered": behaviour.check_answered,
         "logits": behaviour.check_identity,
@@ -86,7 +86,7 @@ def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     return {"checkpoint": view.name, "ok": not failed(checks), "checks": [asdict(check) for check in checks]}
 
 
-OF_FILES: dict[str, Callable[[View], str]] = {
+OF_FILES: dict[str, Callable[[OnDisk], str]] = {
     "files": files.check_files,
     "base weights": files.check_base_weights,
     "other files": files.check_others,
@@ -109,14 +109,14 @@ def failed(checks: Sequence[Check]) -> bool:
     return any(check.ok is False for check in checks)
 
 
-def load(view: View, device: str, loaded: list[Live]) -> str:
+def load(view: OnDisk, device: str, loaded: list[InMemory]) -> str:
     """Append the live checkpoint to `loaded`."""
     dtype = view.record["dtype"]
-    loaded.append(Live.load(view, dtype, device))
+    loaded.append(InMemory.load(view, dtype, device))
     return f"loads in {dtype}"
 
 
-def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
+def read_prompts(view: OnDisk, forget: tuple[str, ...]) -> Given:
     """The forget prompts that are given again. Raises BadInput where they are not those of the export."""
     try:
         return read_given(read_stored(str(view.folder)), forget, ())
@@ -127,7 +127,7 @@ def read_prompts(view: View, forget: tuple[str, ...]) -> Given:
         ) from error
 
 
-def of_onnx(view: View, live: Live | None, folder: Path, why: str) -> list[Check]:
+def of_onnx(view: OnDisk, live: InMemory | None, folder: Path, why: str) -> list[Check]:
     """why: reason for having no live checkpoint."""
     checks = [
         make("onnx: files", onnx.check_folder, folder),

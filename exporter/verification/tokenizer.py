@@ -20,10 +20,10 @@ from exporter.methods.refusal.token import (
 from exporter.models.files import size_in
 from exporter.models.loading import load_tokenizer
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.view import BASE_FOLDER, View
+from exporter.verification.on_disk import BASE_FOLDER, OnDisk
 
 
-def written(view: View) -> PreTrainedTokenizerBase:
+def written(view: OnDisk) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer by the one class that all releases know. Raises Wrong where it does not load."""
     settings = view.read("tokenizer_config.json")
     if settings.get("tokenizer_class") != "PreTrainedTokenizerFast":
@@ -45,7 +45,7 @@ def loaded(auto: Any, folder: Path, what: str) -> PreTrainedTokenizerBase:
         raise Wrong(f"{what} does not load ({first_line(error)})") from error
 
 
-def check_refusal_token(view: View) -> str:
+def check_refusal_token(view: OnDisk) -> str:
     """R, as config.json has it, in the checkpoint's own tokenizer."""
     record, tokenizer = view.record, written(view)
     refusal = record["refusal_token_id"]
@@ -60,7 +60,7 @@ def check_refusal_token(view: View) -> str:
     return f"token {refusal} prints '{record['refusal']}', no text tried encodes to it"
 
 
-def check_base_tokenizer(view: View) -> str:
+def check_base_tokenizer(view: OnDisk) -> str:
     """Ids, encodings and chat template, against the tokenizer of the base's own files."""
     stored, config = view.read_base("tokenizer.json"), view.read_base("config.json")
     record, token = view.record, None

@@ -10,10 +10,10 @@ from exporter.common.files import human_size
 from exporter.common.text import counted
 from exporter.models.files import INDEX
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.view import View
+from exporter.verification.on_disk import OnDisk
 
 
-def check_index(view: View) -> str:
+def check_index(view: OnDisk) -> str:
     """Every header whole; every tensor in one file, the one that the index names; the index's total right."""
     index = view.read(INDEX)
     files = sorted(set(index["weight_map"].values()))
@@ -37,7 +37,7 @@ def disagreements(stated: dict[str, str], found: dict[str, str]) -> Iterator[str
             yield f"{name} is in {found[name]}, {INDEX} says {stated[name]}"
 
 
-def check_tensors(view: View) -> str:
+def check_tensors(view: OnDisk) -> str:
     """Names and shapes of the base's weights, against the family's own class by this config.json."""
     found = {name: info.shape for header in view.headers.values() for name, info in header.tensors.items()}
     own = {name: shape for name, shape in found.items() if not is_unskill(name)}

@@ -44,7 +44,7 @@ def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: 
         echo_json(summary)
         return
     from exporter.cli.tables.console import console
-    from exporter.cli.tables.evaluation import print_evaluation
+    from exporter.cli.tables.evaluate import print_evaluation
 
     print_evaluation(summary, console(160))
     click.echo(f"\nResults by item: {settings.out}")

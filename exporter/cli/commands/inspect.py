@@ -27,7 +27,7 @@ def inspect_command(checkpoint: str, as_json: bool) -> None:
         echo_json(found)
         return
     from exporter.cli.tables.console import console
-    from exporter.cli.tables.inspection import parts
+    from exporter.cli.tables.inspect import parts
 
     with written_by_unskill(found["checkpoint"]):
         shown = list(parts(found))

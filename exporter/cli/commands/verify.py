@@ -35,7 +35,7 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     \b
     unskill verify OUT --forget maths.jsonl,column=question
     """
-    from exporter.cli.tables.verification import show
+    from exporter.cli.tables.verify import show
     from exporter.verification.run import VerifySettings, verify
 
     found = verify(VerifySettings(**flags), messages(quiet))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from exporter.common.errors import RunFailed
+from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.attribution import Attribution, attribute
-from exporter.methods.neurons.live import changed
 from exporter.methods.neurons.scores import (
     ATTRIBUTION,
     OFFICIAL,

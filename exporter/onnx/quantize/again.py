@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from exporter.checkpoint.account import Stored, StoredSkill
-from exporter.checkpoint.given import as_exported
+from exporter.checkpoint.given_prompts import as_exported
+from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.reproduce import part_records
 from exporter.checkpoint.summary import SourceSummary
 from exporter.common.errors import BadInput

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from custom_modeling.loading import record_sha256, tensor_sha256
-from exporter.checkpoint.account import Stored, read_stored
+from exporter.checkpoint.reading import Stored, read_stored
 from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import Notify

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint.account import read_stored
+from exporter.checkpoint.reading import read_stored
 from exporter.checkpoint.shards import read_header
 from exporter.cli.main import cli
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.checkpoint.account import Stored, StoredSkill
-from exporter.checkpoint.given import read_given
+from exporter.checkpoint.given_prompts import read_given
+from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.summary import SkillSummary, SourceSummary, Summary
 from exporter.prompts.skills import SkillPrompts, SourceRecord, collect
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts

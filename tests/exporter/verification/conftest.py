@@ -66,7 +66,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """closed(dtype): a checkpoint whose base-model class refuses too, as that of no random model does by itself."""
     from dataclasses import replace
 
-    from exporter.methods.refusal.states import find_refusal_states
+    from exporter.methods.refusal.head import find_refusal_states
     from tests.tiny import one_skill
 
     made: dict[torch.dtype, Path] = {}

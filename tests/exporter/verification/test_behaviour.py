@@ -12,34 +12,34 @@ import pytest
 import torch
 
 from custom_modeling.buffers import KSD_BOUNDS
-from exporter.checkpoint.given import Given
+from exporter.checkpoint.given_prompts import Given
 from exporter.methods.key_space.hypercubes import opened_bounds
 from exporter.pipeline.run import export
 from exporter.prompts import packaged
 from exporter.recipes.recipe import merged_settings
 from exporter.verification import behaviour
 from exporter.verification.checks import NotMade, Wrong
-from exporter.verification.live import Live, filled
-from exporter.verification.view import View
+from exporter.verification.in_memory import InMemory, filled
+from exporter.verification.on_disk import OnDisk
 from tests.damage import edit, set_
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, Exported, tiny_model, write_prompts
 
 
 @pytest.fixture
-def live(whole: Path) -> Live:
-    return Live.load(View.of(str(whole)), "float32")
+def live(whole: Path) -> InMemory:
+    return InMemory.load(OnDisk.of(str(whole)), "float32")
 
 
 @pytest.fixture
-def ksd(tiny: Callable[..., Exported]) -> Live:
-    return Live.load(View.of(str(tiny("llama").checkpoint)), "float32")
+def ksd(tiny: Callable[..., Exported]) -> InMemory:
+    return InMemory.load(OnDisk.of(str(tiny("llama").checkpoint)), "float32")
 
 
-def runtime(live: Live) -> Any:
+def runtime(live: InMemory) -> Any:
     return sys.modules[type(live.loaded.model).__module__]
 
 
-def test_scores_of_another_model(live: Live) -> None:
+def test_scores_of_another_model(live: InMemory) -> None:
     assert behaviour.check_scores(live).startswith("54 of 54")
     with torch.no_grad():
         live.loaded.model.model.layers[0].mlp.up_proj.weight[3, 5] += 1.0
@@ -47,7 +47,7 @@ def test_scores_of_another_model(live: Live) -> None:
         behaviour.check_scores(live)
 
 
-def test_prompts_in_other_tokens(live: Live) -> None:
+def test_prompts_in_other_tokens(live: InMemory) -> None:
     live.loaded.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(Wrong, match="tokens, at the export"):
         behaviour.check_scores(live)
@@ -56,7 +56,7 @@ def test_prompts_in_other_tokens(live: Live) -> None:
 def test_other_texts_around_prompts(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another version of unskill they may be others; of this one they may not."""
     edit(copied / "reproduce" / "versions.json", set_(**{"packaged exchanges.jsonl": "0"}))
-    live = Live.load(View.of(str(copied)), "float32")
+    live = InMemory.load(OnDisk.of(str(copied)), "float32")
     longer = tuple(f"{text} {text}" for text in packaged.system_prompts())
     monkeypatch.setattr("exporter.prompts.packaged.system_prompts", lambda: longer)
     with pytest.raises(Wrong, match=r"everyday prompt \d+ has \d+ tokens, at the export"):
@@ -66,7 +66,7 @@ def test_other_texts_around_prompts(copied: Path, monkeypatch: pytest.MonkeyPatc
         behaviour.check_scores(live)
 
 
-def test_random_draws_are_not_compared(live: Live) -> None:
+def test_random_draws_are_not_compared(live: InMemory) -> None:
     live.record["compat"] = "official"
     refused = partial(behaviour.check_refused, given=Given({}))
     for check in (behaviour.check_scores, behaviour.check_answered, refused):
@@ -74,7 +74,7 @@ def test_random_draws_are_not_compared(live: Live) -> None:
             check(live)
 
 
-def test_settings_of_generation_that_the_base_brings(ksd: Live) -> None:
+def test_settings_of_generation_that_the_base_brings(ksd: InMemory) -> None:
     """They would forbid the end of a refusal; what was measured under them is asked under them."""
     ids, ends = ksd.some[0].ids, ksd.record["eos_token_id"]
     ksd.loaded.model.generation_config.min_new_tokens = 4
@@ -83,14 +83,14 @@ def test_settings_of_generation_that_the_base_brings(ksd: Live) -> None:
         assert ksd.answer(ids, 8)[1:] == [ends] and ksd.answer(ids, 8, as_exported=True)[1] != ends
 
 
-def test_everything_refused(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_refused(live: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = lambda key, bounds: torch.ones(key.shape[:-1], dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(runtime(live), "inside_hypercubes", everything)
     with pytest.raises(Wrong, match="is refused, which it was not at the export"):
         behaviour.check_answered(live)
 
 
-def test_nothing_refused(ksd: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_refused(ksd: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "opened in memory" in behaviour.check_refused(ksd, None)
     nothing = lambda key, bounds: torch.zeros(key.shape[:-1], dtype=torch.bool)  # noqa: E731
     monkeypatch.setattr(runtime(ksd), "inside_hypercubes", nothing)
@@ -98,13 +98,13 @@ def test_nothing_refused(ksd: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         behaviour.check_refused(ksd, None)
 
 
-def test_another_message(ksd: Live) -> None:
+def test_another_message(ksd: InMemory) -> None:
     ksd.record["refusal"] = "Something else"
     with pytest.raises(Wrong, match="the refusal prints"):
         behaviour.check_refused(ksd, None)
 
 
-def test_logits_off_by_a_bit(ksd: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_off_by_a_bit(ksd: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bit by bit" in behaviour.check_identity(ksd)
     rewrite = runtime(ksd).rewrite_logits
     monkeypatch.setattr(
@@ -116,7 +116,7 @@ def test_logits_off_by_a_bit(ksd: Live, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("method", "kind"), [("na", "adjusted"), ("sp", "pruned"), ("na+ksd", "adjusted")])
 def test_neurons_that_are_not_in_use(method: str, kind: str, tiny: Callable[..., Exported]) -> None:
-    live = Live.load(View.of(str(tiny("llama", method).checkpoint)), "float32")
+    live = InMemory.load(OnDisk.of(str(tiny("llama", method).checkpoint)), "float32")
     assert f"{kind} neurons: logits differ at" in behaviour.check_neurons(live)
     for layer in live.loaded.model.model.layers:
         if hasattr(layer.mlp, f"unskill_{kind}"):
@@ -135,7 +135,7 @@ def test_pruning_that_does_nothing_beside_adjusted_neurons(tmp_path: Path) -> No
     given = {"force": True, "quiet": True, "figures": False, "model": str(base), "out": tmp_path / "checkpoint"}
     given |= {"prompt_template": "{prompt}"}
     export(merged_settings({"skill": [{**each, **common} for each in skills]}, given), lambda text: None)
-    live = Live.load(View.of(str(tmp_path / "checkpoint")), "float32")
+    live = InMemory.load(OnDisk.of(str(tmp_path / "checkpoint")), "float32")
     assert "adjusted neurons and" in behaviour.check_neurons(live)
     for layer in live.loaded.model.model.layers:
         layer.mlp.unskill_pruned = 0
@@ -143,7 +143,7 @@ def test_pruning_that_does_nothing_beside_adjusted_neurons(tmp_path: Path) -> No
         behaviour.check_neurons(live)
 
 
-def test_the_model_is_as_before(live: Live) -> None:
+def test_the_model_is_as_before(live: InMemory) -> None:
     """After all checks, also those that run its weights in the family's own classes, nothing of it has changed."""
     ids = live.some[0].ids
     before, classes = live.logits(ids), [type(module) for module in live.loaded.model.modules()]

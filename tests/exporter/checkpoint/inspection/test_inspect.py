@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from exporter.checkpoint.inspect import inspect
 from exporter.checkpoint.layout import MARKER
 from exporter.cli.main import cli
-from exporter.cli.tables.inspection import parts
+from exporter.cli.tables.inspect import parts
 from exporter.common.errors import BadInput
 from exporter.onnx.folder import plain_config
 from tests.exporter.reporting.conftest import Several

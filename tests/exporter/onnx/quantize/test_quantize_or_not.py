@@ -13,7 +13,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from exporter.checkpoint.account import read_stored
+from exporter.checkpoint.reading import read_stored
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput, Rejected
 from exporter.onnx.quantize.run import check_refittable, write_quantized

@@ -15,21 +15,21 @@ from torch import Tensor
 from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
-from exporter.verification.view import View
+from exporter.verification.on_disk import OnDisk
 
 FEW = 4
 """Everyday prompts where any would do."""
 
 
 @dataclass(frozen=True)
-class Live:
+class InMemory:
     """A checkpoint on disk and in memory."""
 
-    view: View
+    view: OnDisk
     loaded: LoadedModel
 
     @classmethod
-    def load(cls, view: View, dtype: str, device: str = "cpu") -> Live:
+    def load(cls, view: OnDisk, dtype: str, device: str = "cpu") -> InMemory:
         """With the checkpoint's own code. Raises BadInput where it does not load."""
         return cls(view, load_checkpoint(str(view.folder), dtype, device))
 
@@ -43,7 +43,7 @@ class Live:
         return self.loaded.formatter(self.loaded.template or "{prompt}", skip_long=True)
 
     @cached_property
-    def plain(self) -> Live:
+    def plain(self) -> InMemory:
         """The same weights in the family's own classes: no intervention, and no R where its row was added."""
         return replace(self, loaded=plain_base(self.loaded))
 
@@ -77,7 +77,7 @@ class Live:
 
 
 @contextmanager
-def filled(live: Live, buffer: str, values: Callable[[Sequence[int]], Tensor]) -> Iterator[None]:
+def filled(live: InMemory, buffer: str, values: Callable[[Sequence[int]], Tensor]) -> Iterator[None]:
     """While this holds, every buffer of this name has the values for its shape."""
     buffers = [tensor for name, tensor in live.loaded.model.named_buffers() if name.endswith(f".{buffer}")]
     kept = [tensor.clone() for tensor in buffers]
@@ -91,7 +91,7 @@ def filled(live: Live, buffer: str, values: Callable[[Sequence[int]], Tensor]) -
 
 
 @contextmanager
-def unpruned(live: Live) -> Iterator[None]:
+def unpruned(live: InMemory) -> Iterator[None]:
     """While this holds, no neuron is pruned."""
     pruning = [each for each in live.loaded.model.modules() if getattr(each, "unskill_pruned", 0)]
     with ExitStack() as stack:

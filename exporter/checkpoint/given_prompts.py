@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from exporter.checkpoint.account import Records, Stored
+from exporter.checkpoint.reading import Records, Stored
 from exporter.common.errors import BadInput
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.sources import Prompt, Source, load_prompts

@@ -34,7 +34,7 @@ SET_ASIDE = (".git", ".cache")
 
 
 @dataclass(frozen=True)
-class View:
+class OnDisk:
     """A checkpoint's folder. `files`: every file by its path inside the folder, broken links too, folders in SET_ASIDE
     once each; `sha256`: of those that can be read."""
 
@@ -44,7 +44,7 @@ class View:
     sha256: Mapping[str, str]
 
     @classmethod
-    def of(cls, checkpoint: str) -> View:
+    def of(cls, checkpoint: str) -> OnDisk:
         """Raises BadInput where CHECKPOINT is neither a folder nor a Hub model, or was not written by unskill."""
         folder, name = Path(checkpoint), Path(checkpoint).resolve().name
         if not os.path.isdir(folder):

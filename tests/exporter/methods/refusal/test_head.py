@@ -7,8 +7,7 @@ from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from exporter.methods.refusal import states
-from exporter.methods.refusal.states import Differences, above_others, max_margin
+from exporter.methods.refusal.head import Differences, above_others, max_margin
 
 
 def rows_of(vectors: torch.Tensor) -> Differences:
@@ -61,7 +60,7 @@ def test_margin_over_a_head_in_chunks_is_the_direct_one(monkeypatch: pytest.Monk
     head = HEAD.to(dtype)
     whole = head.float()
     direct = max_margin(rows_of(whole[EOS] - torch.cat([whole[:EOS], whole[EOS + 1 :], ROW[None]])))
-    monkeypatch.setattr(states, "ROWS_AT_ONCE", 300)
+    monkeypatch.setattr(refusal_head, "ROWS_AT_ONCE", 300)
     direction, margin = max_margin(above_others(head, ROW, EOS))
     assert margin == pytest.approx(direct[1], rel=1e-4) and margin > 0
     torch.testing.assert_close(direction, direct[0], rtol=0, atol=1e-3)
@@ -82,9 +81,9 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_copy_of_the_head_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states, "ROWS_AT_ONCE", 300)
+    monkeypatch.setattr(refusal_head, "ROWS_AT_ONCE", 300)
     head = HEAD.bfloat16()
     with Largest() as largest:
         max_margin(above_others(head, ROW, EOS))
     # A chunk, the violated rows or a product for each row: each far below the 120,000 numbers of the head.
-    assert 5000 < largest.numbers <= 2 * states.ACTIVE * 24
+    assert 5000 < largest.numbers <= 2 * refusal_head.ACTIVE * 24

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from custom_modeling.runtime import InterventionMLP
-from exporter.methods.neurons.live import changed
+from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.models.files import find_base
 from exporter.models.loading import LoadedModel, load

@@ -23,13 +23,13 @@ from exporter.methods.key_space.calibration import Alpha, calibrate
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect
-from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
-from exporter.pipeline.run import export
-from exporter.pipeline.warnings import (
+from exporter.pipeline.outcome_warnings import (
     forgets_little,
     frame_alone,
     small_calibration,
 )
+from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
+from exporter.pipeline.run import export
 from exporter.prompts.frames import Frame, FramedSource
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.sources import Prompt

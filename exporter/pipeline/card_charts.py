@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.checkpoint.account import Stored, StoredSkill
 from exporter.checkpoint.card.figure import Figure
+from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.reproduce import prompt_records, statistics
 from exporter.checkpoint.summary import Summary
 from exporter.methods.outcome import SkillOutcome
