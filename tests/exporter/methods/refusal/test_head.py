@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from exporter.methods.refusal import head as refusal_head
 from exporter.methods.refusal.head import Differences, above_others, max_margin
 
 
