@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from exporter.checkpoint.layout import FOLDER, HASHES
+from exporter.checkpoint.layout import HASHES, REPRODUCE
 from exporter.checkpoint.reproduce import file_sha256
 from exporter.common.files import write_json
 from exporter.verification.run import VerifySettings, verify
@@ -84,7 +84,7 @@ def of(function: Callable[..., Any], place: Callable[[Path], Path], *arguments: 
 
 
 def in_reproduce(name: str) -> Callable[[Path], Path]:
-    return lambda folder: folder / FOLDER / name
+    return lambda folder: folder / REPRODUCE / name
 
 
 KSD, NA = has("ksd_bounds"), has("na_params")
@@ -178,8 +178,8 @@ CORRUPTIONS = (
     Corruption("model_max_length edited", t.tokenizer_config(d.set_(model_max_length=8)), False, READ),
     Corruption("chat template edited", t.change_template, False, READ),
     Corruption("generation_config.json: another EOS", t.other_end, True, CONFIG, has_end),
-    Corruption("hashes.json edited", lambda f: d.edit(f / FOLDER / HASHES, d.set_(**{CONFIG: "0" * 64})), False, None),
-    Corruption("hashes.json dropped", of(Path.unlink, in_reproduce(HASHES)), False, None),
+    Corruption("hashes.json edited", lambda f: d.edit(f / HASHES, d.set_(**{CONFIG: "0" * 64})), False, None),
+    Corruption("hashes.json dropped", of(Path.unlink, lambda folder: folder / HASHES), False, None),
     Corruption("statistics altered", of(d.flip_near_end, in_reproduce("statistics.safetensors")), False, None),
     Corruption("prompts.json emptied", of(d.put, in_reproduce("prompts.json"), b"{}\n"), False, None),
     Corruption("README.md edited", lambda f: d.put(f / "README.md", b"# Another model\n"), False, None),
@@ -202,7 +202,7 @@ def damaged(checkpoint: Path, corruption: Corruption, folder: Path) -> Path:
 
 def remake_hashes(folder: Path) -> None:
     """hashes.json as an export would write it of these files."""
-    path = folder / FOLDER / HASHES
+    path = folder / HASHES
     files = [each for each in folder.rglob("*") if each.is_file() and each != path]
     write_json(path, dict(sorted((each.relative_to(folder).as_posix(), file_sha256(each)) for each in files)))
 

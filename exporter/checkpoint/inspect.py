@@ -10,9 +10,7 @@ from typing import Any
 
 from huggingface_hub import errors
 
-from exporter.checkpoint.base.record import FOLDER as BASE_FOLDER
-from exporter.checkpoint.base.record import NAME as BASE_RECORD
-from exporter.checkpoint.layout import MARKER
+from exporter.checkpoint.layout import BASE_RECORD, HASHES, MARKER, REPRODUCE, SUMMARY, VERSIONS
 from exporter.checkpoint.sentences import rate_rows, warning_lines
 from exporter.checkpoint.summary import MeasuredRates, Summary
 from exporter.common.errors import BadInput
@@ -20,9 +18,8 @@ from exporter.common.files import read_json, sibling
 from exporter.common.hub import silent_library
 from exporter.models.files import INDEX, PREFIX, check_checkpoint, find_checkpoint, size_in
 
-SUMMARY, VERSIONS, HASHES = (f"reproduce/{name}.json" for name in ("summary", "versions", "hashes"))
 # All that is read, by name, so that neither weights nor a tokenizer of 30 MB is downloaded.
-SMALL = ("config.json", INDEX, MARKER, SUMMARY, VERSIONS, HASHES, f"{BASE_FOLDER}/{BASE_RECORD}")
+SMALL = ("config.json", INDEX, MARKER, SUMMARY, VERSIONS, HASHES, BASE_RECORD)
 
 
 @contextmanager
@@ -93,7 +90,7 @@ def inspect(checkpoint: str) -> dict[str, Any]:
             # Files that index or hashes.json name.
             "missing": [] if sizes is None else sorted({*files_of.values(), *stored.get(HASHES, {})} - sizes.keys()),
             "reproduce": summary is not None,
-            "base_kept": (folder / BASE_FOLDER / BASE_RECORD).is_file(),
+            "base_kept": (folder / BASE_RECORD).is_file(),
             "graph": graph,
             "onnx": _onnx_beside(folder, unskill) if revision is None and graph is None else None,
         }
@@ -155,7 +152,7 @@ def _sizes(sizes: Mapping[str, int], files_of: Mapping[str, str]) -> dict[str, i
     files_of: the file of each tensor."""
     base = {file for tensor, file in files_of.items() if ".unskill_" not in tensor}
     own = set(files_of.values()) - base
-    top = {name: size for name, size in sizes.items() if not name.startswith("reproduce/")}
+    top = {name: size for name, size in sizes.items() if not name.startswith(f"{REPRODUCE}/")}
     weights = sum(size for name, size in top.items() if name.endswith((".safetensors", ".onnx", ".onnx_data")))
     return {
         "total": sum(sizes.values()),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from exporter.checkpoint.layout import HASHES, PROMPTS, RECIPE, REPRODUCE, STATISTICS, SUMMARY
 from exporter.checkpoint.shards import file_sha256
 from exporter.checkpoint.summary import SkillSummary, Summary
 from exporter.common.errors import BadInput
@@ -20,8 +21,7 @@ from exporter.models.files import find_checkpoint
 from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
 
 # By name: a pattern would also match what is kept of the base, with a tokenizer of up to 30 MB.
-FILES = ("config.json", *(f"reproduce/{name}.json" for name in ("hashes", "summary", "prompts")))
-FILES += ("reproduce/recipe.toml", "reproduce/statistics.safetensors")
+FILES = ("config.json", HASHES, SUMMARY, PROMPTS, RECIPE, STATISTICS)
 Floats = NDArray[np.float64]
 Records = list[dict[str, Any]]
 
@@ -61,18 +61,16 @@ class Stored:
 def read_stored(checkpoint: str) -> Stored:
     """Raises BadInput where unskill did not write CHECKPOINT, or a file of `reproduce/` is missing or altered."""
     folder, name, _, config = find_checkpoint(checkpoint, FILES)
-    reproduce = folder / "reproduce"
-    if not reproduce.is_dir():
-        raise BadInput(f"CHECKPOINT {name} has no reproduce/, which holds the numbers of a report")
-    hashes = read_json(reproduce / "hashes.json", name, "CHECKPOINT")
-    content, prompts = (read_json(reproduce / f"{file}.json", name, "CHECKPOINT") for file in ("summary", "prompts"))
-    if not (reproduce / "recipe.toml").is_file():
+    if not (folder / REPRODUCE).is_dir():
+        raise BadInput(f"CHECKPOINT {name} has no {REPRODUCE}/, which holds the numbers of a report")
+    hashes, content, prompts = (read_json(folder / file, name, "CHECKPOINT") for file in (HASHES, SUMMARY, PROMPTS))
+    if not (folder / RECIPE).is_file():
         raise BadInput(f"CHECKPOINT {name} has no recipe.toml: an older unskill made it, export it again")
-    for file in ("summary.json", "prompts.json", "recipe.toml"):  # unaltered, so their contents need no more checks
-        if file_sha256(reproduce / file) != hashes.get(f"reproduce/{file}"):
-            raise BadInput(f"CHECKPOINT {name}: reproduce/{file} is not as the export wrote it (hashes.json)")
+    for file in (SUMMARY, PROMPTS, RECIPE):  # unaltered, so their contents need no more checks
+        if file_sha256(folder / file) != hashes.get(file):
+            raise BadInput(f"CHECKPOINT {name}: {file} is not as the export wrote it (hashes.json)")
     summary = Summary.from_json(content)
-    path = reproduce / "statistics.safetensors"
+    path = folder / STATISTICS
     if not path.is_file():
         raise BadInput(f"CHECKPOINT {name} has no {path.name}")
     try:
@@ -85,7 +83,7 @@ def read_stored(checkpoint: str) -> Stored:
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         skills.append(StoredSkill(each.name, each, prompts[each.name], own))
         _check(skills[-1], f"CHECKPOINT {name}: {path.name}")
-    return Stored(name, config["unskill"], _settings(reproduce / "recipe.toml", summary), summary, tuple(skills))
+    return Stored(name, config["unskill"], _settings(folder / RECIPE, summary), summary, tuple(skills))
 
 
 def _settings(path: Path, summary: Summary) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from exporter.checkpoint.environment import environment
 from exporter.checkpoint.findings import Findings, Plan
-from exporter.checkpoint.layout import FOLDER, HASHES, RECIPE
+from exporter.checkpoint.layout import HASHES, PROMPTS, RECIPE, REPRODUCE, STATISTICS, SUMMARY, VERSIONS
 from exporter.checkpoint.recipe import recipe_toml
 from exporter.checkpoint.shards import file_sha256
 from exporter.checkpoint.summary import Summary
@@ -27,21 +27,20 @@ def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summa
     hashes: sha256 by file name of the base's weight files, if fingerprints were taken while they were copied.
     """
     settings, outcomes = plan.settings, findings.outcomes
-    target = folder / FOLDER
-    target.mkdir(exist_ok=True)  # what is kept of the base lies in it already
+    (folder / REPRODUCE).mkdir(exist_ok=True)  # what is kept of the base lies in it already
     versions = environment(settings) | {"batches_halved": findings.halved}
     recipe = recipe_toml(settings, plan.skills, plan.base, versions["threads"])
-    (target / RECIPE).write_text(recipe, encoding="utf-8")
-    write_json(target / "versions.json", versions)
-    write_json(target / "summary.json", summary.to_json())
-    write_json(target / "prompts.json", {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
+    (folder / RECIPE).write_text(recipe, encoding="utf-8")
+    write_json(folder / VERSIONS, versions)
+    write_json(folder / SUMMARY, summary.to_json())
+    write_json(folder / PROMPTS, {outcome.skill.name: prompt_records(outcome) for outcome in outcomes})
     tensors = {
         f"{outcome.skill.name}.{name}": tensor.contiguous()
         for outcome in outcomes
         for name, tensor in statistics(outcome).items()
     }
-    write_tensors(target / "statistics.safetensors", tensors)
-    write_json(target / HASHES, all_hashes(folder, hashes))
+    write_tensors(folder / STATISTICS, tensors)
+    write_json(folder / HASHES, all_hashes(folder, hashes))
 
 
 def all_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS
 from custom_modeling.key_space import FORBIDDEN
 from exporter.checkpoint.environment import packaged_sha256
 from exporter.checkpoint.given_prompts import Given, by_key
-from exporter.checkpoint.layout import FOLDER
+from exporter.checkpoint.layout import PROMPTS, VERSIONS
 from exporter.common.text import counted
 from exporter.common.version import __version__
 from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
@@ -34,7 +34,6 @@ ANSWERED, NEW_TOKENS = 3, 8
 """How many of them are answered, and in how many tokens."""
 REFUSED = 8
 """Forget prompts of each skill that are asked."""
-PROMPTS = f"{FOLDER}/prompts.json"
 AROUND = ("system_prompts.jsonl", "exchanges.jsonl")
 """The packaged texts that stand around prompts."""
 # Relative differences of a score by rounding, in batches of other sizes, and the least share of scores within them.
@@ -231,7 +230,7 @@ def query_again(live: InMemory, prompt: Prompt, record: dict[str, Any]) -> Query
 
 def other_texts(live: InMemory) -> bool:
     """Whether another version wrote the checkpoint, with other packaged texts around prompts."""
-    recorded, ours = live.view.read(f"{FOLDER}/versions.json"), packaged_sha256(AROUND)
+    recorded, ours = live.view.read(VERSIONS), packaged_sha256(AROUND)
     return live.record["version"] != __version__ and any(recorded.get(name) != ours[name] for name in ours)
 
 

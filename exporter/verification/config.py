@@ -8,11 +8,11 @@ from typing import Any
 
 from custom_modeling.loading import record_sha256
 from exporter.checkpoint.config import checkpoint_config, without_paths
-from exporter.checkpoint.layout import GENERATION
+from exporter.checkpoint.layout import BASE_FOLDER, GENERATION
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
 from exporter.models.files import PREFIX, size_in
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.on_disk import BASE_FOLDER, OnDisk
+from exporter.verification.on_disk import OnDisk
 
 CLASSES = {"config": "AutoConfig", "model": "AutoModel", "causal_lm": "AutoModelForCausalLM"}
 """Keys of auto_map by the names of their classes in `checkpoint_config`."""

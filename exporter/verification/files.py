@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from exporter.checkpoint.base.record import NAME, read_record
-from exporter.checkpoint.layout import FOLDER
+from exporter.checkpoint.base.record import read_record
+from exporter.checkpoint.layout import BASE_RECORD, HASHES, REPRODUCE
 from exporter.common.files import human_size, json_text
 from exporter.common.text import counted
 from exporter.models.files import INDEX, LICENCES
 from exporter.verification.checks import NotMade, Wrong, needed, none_of
-from exporter.verification.on_disk import BASE_FOLDER, HASHES_FILE, OnDisk
+from exporter.verification.on_disk import OnDisk
 
 SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 # What may lie beside a checkpoint's own files: for the Hub, for git, or for people to read. No loader takes anything
@@ -26,7 +26,7 @@ CODE = ("modeling_unskill_*.py",)
 EXPORTED = (
     *("config.json", "generation_config.json", *CODE, INDEX, "model-*.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
-    *("additional_chat_templates/*.jinja", "README.md", "figures/*", f"{FOLDER}/*", *LICENCES),
+    *("additional_chat_templates/*.jinja", "README.md", "figures/*", f"{REPRODUCE}/*", *LICENCES),
 )
 LFS, LFS_BYTES = b"version https://git-lfs", 1024
 """How a Git LFS pointer begins, and below how many bytes it stays."""
@@ -37,15 +37,15 @@ def read_hashes(view: OnDisk) -> dict[str, str]:
 
     To the byte, because no other file has its sha256.
     """
-    hashes: dict[str, str] = view.read(HASHES_FILE)
-    if (view.folder / HASHES_FILE).read_bytes() != json_text(hashes).encode():
-        raise Wrong(f"{HASHES_FILE} is not in the form in which it was written")
+    hashes: dict[str, str] = view.read(HASHES)
+    if (view.folder / HASHES).read_bytes() != json_text(hashes).encode():
+        raise Wrong(f"{HASHES} is not in the form in which it was written")
     return hashes
 
 
 def known_hashes(view: OnDisk) -> dict[str, str]:
     """The same for checks that need it. Raises NotMade where it cannot be used."""
-    with needed(f"{HASHES_FILE} cannot be used"):
+    with needed(f"{HASHES} cannot be used"):
         return read_hashes(view)
 
 
@@ -62,17 +62,17 @@ def check_base_weights(view: OnDisk) -> str:
     none_of(altered(view.folder, view.sha256, hashes))
     others = sorted({name for name in view.index.values() if is_base_shard(name)} - hashes.keys())
     if others and has_fingerprints(view):
-        raise Wrong(f"{HASHES_FILE} lacks {others[0]}, though the export took its sha256")
+        raise Wrong(f"{HASHES} lacks {others[0]}, though the export took its sha256")
     if others:
         raise NotMade(f"no sha256 of {others[0]} is recorded: exported with --no-fingerprints")
     if not hashes:
-        raise Wrong(f"{HASHES_FILE} names no weight file of the base")
+        raise Wrong(f"{HASHES} names no weight file of the base")
     return unaltered(view.folder, hashes)
 
 
 def has_fingerprints(view: OnDisk) -> bool:
     """Whether the export took the sha256 of weight files, by the record that `unskill restore` uses."""
-    if not (view.folder / BASE_FOLDER / NAME).is_file():
+    if not (view.folder / BASE_RECORD).is_file():
         return False  # loaded and saved again, no longer as exported
     record = read_record(view.folder, view.name)
     return any(file.sha256 is not None for file in record.files.values() if is_base_shard(file.path))
@@ -81,7 +81,7 @@ def has_fingerprints(view: OnDisk) -> bool:
 def check_others(view: OnDisk) -> str:
     """Files that hashes.json does not name."""
     hashes = known_hashes(view)
-    named = {*hashes, HASHES_FILE}
+    named = {*hashes, HASHES}
     if not any(is_base_shard(name) for name in hashes):  # exported with --no-fingerprints
         named |= {name for name in view.index.values() if is_base_shard(name)}
     none_of(f"no export writes {name}" for name in hashes if not matches(name, EXPORTED))

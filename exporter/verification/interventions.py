@@ -23,6 +23,7 @@ from custom_modeling.buffers import (
 )
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.neuron_adjust import neuron_key
+from exporter.checkpoint.layout import STATISTICS
 from exporter.common.text import counted
 from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
@@ -30,7 +31,7 @@ from exporter.methods.refusal.head import LEAD
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import size_in
 from exporter.verification.checks import NotMade, Wrong, none_of
-from exporter.verification.on_disk import STATISTICS, OnDisk
+from exporter.verification.on_disk import OnDisk
 
 
 def check_interventions(view: OnDisk) -> str:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from custom_modeling.buffers import is_unskill
 from custom_modeling.loading import UNSKILL_FORMAT
-from exporter.checkpoint.layout import FOLDER, HASHES
+from exporter.checkpoint.layout import BASE_FOLDER, HASHES, STATISTICS
 from exporter.checkpoint.shards import Header, file_sha256, read_header
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
@@ -26,9 +26,6 @@ from exporter.models.files import INDEX, PREFIX
 from exporter.models.loading import empty_model
 from exporter.verification.checks import NotMade, Wrong, needed
 
-HASHES_FILE = f"{FOLDER}/{HASHES}"
-STATISTICS = f"{FOLDER}/statistics.safetensors"
-BASE_FOLDER = f"{FOLDER}/base"
 # Folders of tools: nothing that loads a checkpoint looks into them.
 SET_ASIDE = (".git", ".cache")
 
@@ -50,8 +47,8 @@ class OnDisk:
         if not os.path.isdir(folder):
             folder, name = download(checkpoint, "CHECKPOINT", ["*"])[0], checkpoint
         files = all_files(folder)
-        if HASHES_FILE not in files and not any(path.startswith("modeling_unskill_") for path in files):
-            raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: no {HASHES_FILE}, no modeling_unskill_*")
+        if HASHES not in files and not any(path.startswith("modeling_unskill_") for path in files):
+            raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: no {HASHES}, no modeling_unskill_*")
         return cls(folder, name, files, all_sha256(files))
 
     def read(self, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from exporter.checkpoint.layout import BASE_FOLDER
 from exporter.common.errors import first_line
 from exporter.methods.refusal.token import (
     KEPT_SETTINGS,
@@ -20,7 +21,7 @@ from exporter.methods.refusal.token import (
 from exporter.models.files import size_in
 from exporter.models.loading import load_tokenizer
 from exporter.verification.checks import Wrong, none_of
-from exporter.verification.on_disk import BASE_FOLDER, OnDisk
+from exporter.verification.on_disk import OnDisk
 
 
 def written(view: OnDisk) -> PreTrainedTokenizerBase:

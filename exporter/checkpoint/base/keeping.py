@@ -15,7 +15,8 @@ from pathlib import Path
 
 from exporter.checkpoint.base.local_paths import of_base
 from exporter.checkpoint.base.original import read_start, replaced_rows
-from exporter.checkpoint.base.record import FOLDER, FORMAT, NAME, BaseFile, Blanked, LeftOut, Record
+from exporter.checkpoint.base.record import FORMAT, BaseFile, Blanked, LeftOut, Record
+from exporter.checkpoint.layout import BASE_FOLDER, BASE_RECORD
 from exporter.checkpoint.shards import RowPatch, file_sha256
 from exporter.common.files import human_size, write_json
 from exporter.models.files import LICENCES, SMALL_FILES, Base
@@ -46,7 +47,7 @@ def keep_base(folder: Path, base: Base, shards: Sequence[CopiedShard], fingerpri
 
     fingerprints: also read every patched weight file once more for its sha256.
     """
-    (folder / FOLDER).mkdir(parents=True)
+    (folder / BASE_FOLDER).mkdir(parents=True)
     files = {shard.source: _keep_shard(folder, base, shard, fingerprints) for shard in shards}
     left_out = []
     for name, path in _entries(base):
@@ -56,7 +57,7 @@ def keep_base(folder: Path, base: Base, shards: Sequence[CopiedShard], fingerpri
         else:
             files[name] = kept
     record = Record(format=FORMAT, model=base.name, revision=base.revision, files=files, left_out=tuple(left_out))
-    write_json(folder / FOLDER / NAME, record.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    write_json(folder / BASE_RECORD, record.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def kept_size(base: Base) -> int:
@@ -104,7 +105,7 @@ def _keep(folder: Path, name: str, path: Path, base: Base) -> BaseFile | LeftOut
     there = folder / name
     if _is_any(path, LICENCES) and there.is_file() and there.read_bytes() == cleaned:
         return BaseFile(sha256=sha256, size=len(content), origin="checkpoint", path=name)
-    kept = BaseFile(sha256=sha256, size=len(cleaned), origin="kept", path=f"{FOLDER}/{RENAMED.get(name, name)}")
+    kept = BaseFile(sha256=sha256, size=len(cleaned), origin="kept", path=f"{BASE_FOLDER}/{RENAMED.get(name, name)}")
     (folder / kept.path).parent.mkdir(exist_ok=True)
     (folder / kept.path).write_bytes(cleaned)
     if not count:
@@ -119,7 +120,7 @@ def _keep_shard(folder: Path, base: Base, shard: CopiedShard, fingerprints: bool
     size = source.stat().st_size
     if not shard.patches:
         return BaseFile(sha256=shard.sha256, size=size, origin="checkpoint", path=shard.target)
-    header, rows_path = f"{FOLDER}/{shard.target}.header", f"{FOLDER}/{shard.target}.rows"
+    header, rows_path = f"{BASE_FOLDER}/{shard.target}.header", f"{BASE_FOLDER}/{shard.target}.rows"
     (folder / header).write_bytes(read_start(source))
     if rows := replaced_rows(source, shard.patches):
         (folder / rows_path).write_bytes(b"".join(row.values for row in rows))

@@ -7,13 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, model_validator
 
+from exporter.checkpoint.layout import BASE_RECORD
 from exporter.checkpoint.summary import Part
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 
 FORMAT = 1
-FOLDER = "reproduce/base"
-NAME = "files.json"
 
 
 def _inside(value: str) -> str:
@@ -41,8 +40,8 @@ class BaseFile(Part):
     Attributes:
         sha256: Of the bytes that come back; None for weights of an export with --no-fingerprints.
         size: Their number.
-        origin: "kept": from FOLDER; "checkpoint": a file of the checkpoint with the same bytes; "shard": a weight file
-            that R was written into.
+        origin: "kept": from BASE_FOLDER; "checkpoint": a file of the checkpoint with the same bytes; "shard": a
+            weight file that R was written into.
         path: Of the file that it comes from; all paths are inside the checkpoint.
         header: Of a shard: the file with the original header's bytes.
         rows_path: The file with the rows that R replaced, None where R was appended.
@@ -88,17 +87,17 @@ class Record(Part):
 
 def read_record(folder: Path, checkpoint: str) -> Record:
     """The record of a checkpoint. Raises BadInput where there is none, or it is damaged or of another format."""
-    if not (folder / FOLDER / NAME).is_file():
+    if not (folder / BASE_RECORD).is_file():
         raise BadInput(
-            f"CHECKPOINT {checkpoint} has no {FOLDER}/{NAME}, which says how to give its base back: it is an ONNX "
+            f"CHECKPOINT {checkpoint} has no {BASE_RECORD}, which says how to give its base back: it is an ONNX "
             "folder, was saved anew since its export, or was written by an unskill that did not keep the base's files"
         )
-    content = read_json(folder / FOLDER / NAME, checkpoint, "CHECKPOINT")
+    content = read_json(folder / BASE_RECORD, checkpoint, "CHECKPOINT")
     if content.get("format") != FORMAT:
         raise BadInput(
-            f"CHECKPOINT {checkpoint}: {NAME} has format {content.get('format')!r}, this unskill reads {FORMAT}"
+            f"CHECKPOINT {checkpoint}: {BASE_RECORD} has format {content.get('format')!r}, this unskill reads {FORMAT}"
         )
     try:
         return Record.from_json(content)
     except ValueError as error:
-        raise BadInput(f"CHECKPOINT {checkpoint}: {FOLDER}/{NAME} is damaged ({error!r})") from error
+        raise BadInput(f"CHECKPOINT {checkpoint}: {BASE_RECORD} is damaged ({error!r})") from error

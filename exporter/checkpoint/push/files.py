@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from exporter.checkpoint.card.text import CARD, named_card
-from exporter.checkpoint.layout import FOLDER, HASHES
+from exporter.checkpoint.layout import HASHES
 from exporter.common.errors import BadInput
 from exporter.common.files import json_text, read_json
 from exporter.models.files import check_checkpoint
@@ -31,7 +31,7 @@ class Upload:
 def uploads(out: Path) -> list[Upload]:
     """The files of the checkpoint OUT to upload, sorted. Raises BadInput where OUT is not a checkpoint of unskill."""
     check_folder(out)
-    hashes = out / FOLDER / HASHES
+    hashes = out / HASHES
     recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # verify says what is missing
     found = []
     for source in sorted(out.rglob("*")):
@@ -48,9 +48,8 @@ def named(files: Sequence[Upload], out: Path, repo: str) -> list[Upload]:
     OUT must be as its export wrote it.
     """
     card = named_card((out / CARD).read_text(encoding="utf-8"), repo).encode()
-    recorded = f"{FOLDER}/{HASHES}"
-    hashes = read_json(out / recorded, out.name, "OUT") | {CARD: hashlib.sha256(card).hexdigest()}
-    contents = {CARD: card, recorded: json_text(hashes).encode()}
+    hashes = read_json(out / HASHES, out.name, "OUT") | {CARD: hashlib.sha256(card).hexdigest()}
+    contents = {CARD: card, HASHES: json_text(hashes).encode()}
     other = {path: Upload(path, content, len(content)) for path, content in contents.items()}
     return [other.get(each.path, each) for each in files]
 
