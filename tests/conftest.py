@@ -18,7 +18,7 @@ sys.path.append(str(TESTS / "checks"))
 
 from exporter.models.loading import make_first_calls  # noqa: E402
 from exporter.pipeline.run import export  # noqa: E402
-from tests.real import GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
+from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
 from tests.tiny import (  # noqa: E402
     ALPHA,
     FORGET,
@@ -126,7 +126,7 @@ def real_export(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporte
     """SmolLM2 without the maths problems of reasoning-gym; its folder also holds summary.json and held-out prompts."""
     for wheel in WHEELS:
         made(wheel, "make test")
-    return export_real(real, tmp_path_factory.mktemp("real"))
+    return export_real(real, tmp_path_factory.mktemp("real"), 90, 12, *FEW_PROMPTS)
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def gemma_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Gemma-3-270m likewise."""
     for wheel in WHEELS:
         made(wheel, "make test")
-    return export_real(made(GEMMA, "make gemma"), tmp_path_factory.mktemp("gemma"), GEMMA_TEMPLATE)
+    return export_real(made(GEMMA, "make gemma"), tmp_path_factory.mktemp("gemma"), 150, 40, template=GEMMA_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

