@@ -233,7 +233,7 @@ def test_missing_and_other_files(copied: Callable[[], tuple[Path, Path]], tmp_pa
 def test_folder_that_is_there(copied: Callable[[], tuple[Path, Path]], tmp_path: Path) -> None:
     base, checkpoint = copied()
     for inside in (checkpoint, checkpoint / "back", tmp_path):
-        with pytest.raises(BadInput, match="apart"):
+        with pytest.raises(BadInput, match="must be separate folders"):
             back(checkpoint, inside, overwrite=True)
     out = tmp_path / "back"
     out.mkdir()
