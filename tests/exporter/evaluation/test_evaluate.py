@@ -212,6 +212,7 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
     assert len(calls) == done  # all of it was there
 
 
+@pytest.mark.slow
 def test_the_authors_code_has_one_row_at_a_time_and_the_same_draws(
     sources: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:

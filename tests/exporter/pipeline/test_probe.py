@@ -58,6 +58,7 @@ def test_an_export_with_the_file_is_the_one_without(base: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", ["na+ksd", "sp"])
+@pytest.mark.slow
 def test_the_file_serves_the_other_methods_too(method: str, base: Path, tmp_path: Path) -> None:
     probe(settings(base, tmp_path / "s.safetensors"), quiet)
     changes = {"score": None} if method == "sp" else {"layer": 1, "prompt_template": "{prompt}"}

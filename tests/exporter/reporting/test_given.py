@@ -132,6 +132,7 @@ def test_answers_before_and_after(several: Several, reported: Reported) -> None:
     assert "Answers before and after" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_pre_activations_against_their_gaussians(several: Several, reported: Reported) -> None:
     _, numbers = reported(several.checkpoint, base=str(several.base), **several.sources)
     figure, stored = figures(numbers)["pre-activations"], statistics(several.checkpoint, "sums")

@@ -51,6 +51,7 @@ def series(figure: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [row for row in figure["rows"] if row["series"] == name]
 
 
+@pytest.mark.slow
 def test_share_inside_over_alpha_is_the_distribution_of_the_scores(
     tiny: Callable[..., Exported], reported: Reported
 ) -> None:
@@ -138,6 +139,7 @@ def test_prompts_nearest_to_the_boundary(tiny: Callable[..., Exported], reported
         assert row["sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_what_was_tried_for_the_neurons(several: Several, reported: Reported) -> None:
     _, numbers = reported(several.checkpoint)
     neurons = summary_of(several.checkpoint)["skills"][0]["neurons"]
@@ -325,6 +327,7 @@ def test_damaged_checkpoints(several: Several, tmp_path: Path, damage: Callable[
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_to_be_replaced(several: Several, tmp_path: Path) -> None:
     folder = damaged(several, tmp_path)
     for out in (folder, tmp_path, folder / "report"):

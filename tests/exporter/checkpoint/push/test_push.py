@@ -251,6 +251,7 @@ def test_no_token_to_push_with(token: str | None, variables: dict[str, str], sai
         ("stored_tokens/folder", b""),
     ],
 )
+@pytest.mark.slow
 def test_token_files_of_another_form(name: str, content: bytes, out: Path, site: Site) -> None:
     """Nothing of them is shown, as `Site.run` sees to; that of the stored ones alone is no reason not to push."""
     path = site.home / name

@@ -109,6 +109,7 @@ UNKNOWN = "it is not known whether the commit was made; go on with: unskill push
         (YAML, {"status": 503, **HTML}, f"did not answer with JSON.*{UNKNOWN}"),
     ],
 )
+@pytest.mark.slow
 def test_answers_of_another_form(
     place: tuple[str, str], how: dict[str, Any], said: str, out: Path, site: Site
 ) -> None:
@@ -178,6 +179,7 @@ def test_public_fails_after_the_commit(out: Path, site: Site) -> None:
 
 
 @pytest.mark.parametrize("how", [{"cut_after": 100}, {"lost": True}, {"status": 500}])
+@pytest.mark.slow
 def test_answer_to_the_commit_is_lost(how: dict[str, Any], out: Path, site: Site) -> None:
     """Whether before or after it was made: nobody can tell from here."""
     site.hub.fail(*COMMIT, **how)
@@ -196,7 +198,7 @@ def test_gitignore_by_which_files_would_stay_behind(out: Path, site: Site) -> No
     repo.add("main", "by hand", head, {**head.files, ".gitignore": site.hub.objects.add(b"*.safetensors")})
     done = site.push(out, "me/model")
     assert done.code == 2 and len(repo.history()) == 3
-    assert "me/model has .gitignore, by which the Hub leaves files out of a commit" in done.last
+    assert "me/model has .gitignore, by which the Hub silently leaves files out of a commit" in done.last
 
 
 def test_somebody_commits_in_between(out: Path, site: Site) -> None:
@@ -236,6 +238,7 @@ def test_with_xet(out: Path, site: Site) -> None:
     assert site.hub.count("GET", "/xet-write-token/") > 0 and len(site.hub.repos["me/model"].history()) == 1
 
 
+@pytest.mark.slow
 def test_tokens_that_must_not(out: Path, site: Site) -> None:
     assert "the Hub does not accept the token (401" in site.push(out, "me/model", token="hf_MARKERofNobody").last
     assert "the token may not write to me/model (403" in site.push(out, "me/model", token=READ_TOKEN).last

@@ -66,6 +66,7 @@ def captured(module: Any, before: bool = False) -> Iterator[list[torch.Tensor]]:
     handle.remove()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_stored_statistics(edited: LoadedModel, checkpoint: Path) -> None:
     side = side_of(edited)
     stored = load_file(checkpoint / "reproduce" / "statistics.safetensors")
