@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tests.exporter.pipeline.test_warnings import SKILL
+from tests.exporter.pipeline.test_outcome_warnings import SKILL
 
 from exporter.checkpoint.summary import SharedLayer, SharedSummary
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
