@@ -54,7 +54,8 @@ def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
             return status
         print(f"Exported in {time.monotonic() - started:.0f} s.")
 
-    packaged = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "exporter" / "prompts" / "data").iterdir())
+    data = ROOT / "exporter" / "prompts" / "data"
+    packaged = "".join(file.read_text(encoding="utf-8") for file in data.rglob("*.jsonl"))
     assert not any(json.dumps(prompt, ensure_ascii=False)[1:-1] in packaged for prompt in EVERYDAY)
     prompts = [*maths(reasoning_gym, seed=2024, count=3), *EVERYDAY]
     before, after = ask_in_fresh_process(base, prompts), ask_in_fresh_process(OUT, prompts)

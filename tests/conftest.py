@@ -126,7 +126,7 @@ def real_export(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporte
     """SmolLM2 without the maths problems of reasoning-gym; its folder also holds summary.json and held-out prompts."""
     for wheel in WHEELS:
         made(wheel, "make test")
-    return export_real(real, tmp_path_factory.mktemp("real"), 90, 12, *FEW_PROMPTS)
+    return export_real(real, tmp_path_factory.mktemp("real"), 60, 12, *FEW_PROMPTS)
 
 
 @pytest.fixture(scope="session")

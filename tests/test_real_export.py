@@ -16,7 +16,11 @@ from tests.tiny import Exported
 
 pytestmark = pytest.mark.real
 
-# Minutes on a model of this size: `make test-all` runs them on it too (test_matrix.py).
+LOAD_CHECKS = (
+    "loads,tokenizer,tokenizer_without_trust,without_trust,buffer_altered,buffer_missing,record_edited,greedy,"
+    "padded_batch,identity_float32_sdpa,base_model_class,saved_again"
+)
+# Minutes each on a model of this size: `make evidence` runs them on it too (test_matrix.py).
 SLOW_CHECKS = (
     "identity_bfloat16_eager,identity_bfloat16_sdpa,float16,gradients,without_cache,processors,generate_batch,"
     "compiled_forward,saved_in_other_dtype"
@@ -50,6 +54,11 @@ def test_other_prompts_are_answered_as_by_the_base(real_export: Exported) -> Non
         assert after == before, text
 
 
+def test_load_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
+    assert len(check(real_export, threads=None, only=LOAD_CHECKS)) == LOAD_CHECKS.count(",") + 1
+
+
+@pytest.mark.slow
 def test_checks(real_export: Exported, check: Callable[..., dict[str, str]]) -> None:
     check(real_export, threads=None, skip=SLOW_CHECKS)
 

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tests.exporter.pipeline.test_outcome_warnings import SKILL
 
 from exporter.checkpoint.summary import SharedLayer, SharedSummary
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.outcome_warnings import many_shared, shared_neurons
 from exporter.recipes.settings import SkillSettings
+from tests.exporter.pipeline.test_outcome_warnings import SKILL
 
 
 def outcome(name: str, changes: NeuronChanges, layers: int = 4, width: int = 100) -> SkillOutcome:
