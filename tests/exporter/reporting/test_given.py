@@ -17,8 +17,8 @@ from exporter.common.errors import BadInput
 from exporter.pipeline.run import export
 from exporter.recipes.recipe import merged_settings
 from exporter.reporting.run import ReportSettings, report
-from tests.exporter.reporting.conftest import HOSTILE, THIRD, Several
 from tests.exporter.reporting.test_report import figures, statistics
+from tests.several import HOSTILE, THIRD, Several
 from tests.tiny import FORGET, RETAIN, Exported, one_thread, tiny_model, write_prompts
 
 Reported = Callable[..., tuple[Path, dict[str, Any]]]

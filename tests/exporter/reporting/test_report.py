@@ -27,7 +27,7 @@ from exporter.recipes.recipe import merged_settings
 from exporter.reporting.charts import CHARTS
 from exporter.reporting.key_space import expected_median, gaussian_share
 from exporter.reporting.run import ReportSettings, report
-from tests.exporter.reporting.conftest import Several
+from tests.several import Several
 from tests.tiny import FORGET, RETAIN, Exported, one_thread, tiny_model, write_prompts
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -25,7 +25,7 @@ from exporter.cli.main import cli
 from exporter.cli.tables.inspect import parts
 from exporter.common.errors import BadInput
 from exporter.onnx.folder import plain_config
-from tests.exporter.reporting.conftest import Several
+from tests.several import Several
 from tests.tiny import Exported, edit_json
 
 ROOT = Path(__file__).parents[4]
