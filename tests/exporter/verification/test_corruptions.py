@@ -17,6 +17,7 @@ HERE = [corruption for corruption in CORRUPTIONS if corruption.needs not in (has
 
 
 @pytest.mark.parametrize("corruption", HERE, ids=lambda corruption: corruption.name)
+@pytest.mark.slow
 def test_corruption(corruption: Corruption, whole: Path, loading: FreshLoading) -> None:
     assert corruption.needs(whole)
     found = try_one(whole, corruption, loading, model=False)
