@@ -76,7 +76,7 @@ def test_the_comparison_is_with_torch_on_the_cpu(pair: Path) -> None:
         live = mock.Mock(some=[], record={"dtype": "float32"})
         live.loaded.model.device.type = device
         with (
-            mock.patch("exporter.verification.onnx.Live.load") as load,
+            mock.patch("exporter.verification.onnx.InMemory.load") as load,
             mock.patch("exporter.onnx.check.self_check.Expected", side_effect=StopIteration),
             pytest.raises(StopIteration),
         ):
