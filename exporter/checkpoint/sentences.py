@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.checkpoint.summary import AlphaSummary, MeasuredRates, NeuronSummary, Summary
+from exporter.common.text import counted
 
 
 def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> str:
@@ -31,10 +32,11 @@ def warning_lines(summary: Summary) -> list[str]:
 def neurons_line(found: NeuronSummary, method: str) -> str:
     """What was done to one skill's neurons, and how it changes the perplexity of texts of the report part."""
     name = "Selective Pruning" if method == "sp" else "Neuron Adjust"
-    text = f"{name} of {found.neurons} neurons: the top {found.beta:g} % by {found.score}. "
+    text = f"{name} of {counted(found.neurons, 'neuron')}: the top {found.beta:g} % by {found.score}. "
     if not found.borne:
         text += (
-            f"NOT WITHIN BUDGET: retain or everyday texts lose more than --max-retain-loss {found.max_retain_loss}. "
+            "NOT WITHIN BUDGET: no tried share of neurons raises the forget loss and keeps the rise of the retain "
+            f"loss within --max-retain-loss {found.max_retain_loss}. "
         )
     ratios = [f"{name} x{each.perplexity_ratio:.3f}" for name, each in found.texts.items()]
     return text + f"Perplexity of held-out texts against the base model: {', '.join(ratios)}."

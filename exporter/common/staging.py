@@ -78,6 +78,9 @@ def check_target(
     """
     target = out.resolve()
     parent = target.parent
+    longest = 255 - len("..unskill-") - 8  # bytes of a name that a staging folder's name is made of
+    if len(os.fsencode(target.name)) > longest:
+        raise BadInput(f"{out.name[:40]}...: the name of OUT is too long, choose one of at most {longest} bytes")
     if os.path.lexists(target):
         if not overwrite:
             raise BadInput(f"{out} exists: choose another folder or give --overwrite")

@@ -101,7 +101,10 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         yield "neurons", f"the top {neurons['beta']:g} % by {neurons['score']}{count}"
         if not neurons["borne"]:
             limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
-            yield "NOT WITHIN BUDGET", f"retain or everyday texts lose more than --max-retain-loss{limit}"
+            yield (
+                "NOT WITHIN BUDGET",
+                f"no tried share of neurons raises the forget loss within --max-retain-loss{limit}",
+            )
     if key_space:
         fault = None if key_space["separates"] else key_space["fault"] or "it exceeds the limits of the export"
         alpha = AlphaSummary.model_validate(key_space["alpha"])

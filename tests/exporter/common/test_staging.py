@@ -230,6 +230,16 @@ def test_check_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_target(out, True, 0)
 
 
+def test_a_name_that_the_staging_folder_cannot_have(tmp_path: Path) -> None:
+    longest = tmp_path / ("n" * 235 + "é")
+    check_target(longest, overwrite=False, needed_bytes=0)
+    with Staging(longest) as staging:
+        staging.commit()
+    assert longest.is_dir()
+    with pytest.raises(BadInput, match="the name of OUT is too long, choose one of at most 237 bytes"):
+        check_target(tmp_path / ("n" * 238), overwrite=False, needed_bytes=0)
+
+
 def test_write_errors(tmp_path: Path) -> None:
     full = pytest.raises(RunFailed, match=r"^disk full while writing x \(.+\): needs 2\.5 GB, [0-9.]+ .B free$")
     with full, write_errors(tmp_path / "x", 2_500_000_000):
