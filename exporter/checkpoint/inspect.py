@@ -122,7 +122,8 @@ def _skill(record: Mapping[str, Any], summary: Summary | None) -> dict[str, Any]
     neurons, key_space = None, None
     if "score" in record:
         more = known.neurons.model_dump() if known and known.neurons else {}
-        neurons = {"score": record["score"], "beta": record["beta"], "borne": record["borne"]}
+        # "borne" is the name of it in config.json, format 1.
+        neurons = {"score": record["score"], "beta": record["beta"], "within_budget": record["borne"]}
         neurons |= {name: more.get(name) for name in ("neurons", "layers", "texts", "max_retain_loss")}
     if "alpha" in record:
         stored = known.key_space if known else None

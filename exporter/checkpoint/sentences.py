@@ -33,7 +33,7 @@ def neurons_line(found: NeuronSummary, method: str) -> str:
     """What was done to one skill's neurons, and how it changes the perplexity of texts of the report part."""
     name = "Selective Pruning" if method == "sp" else "Neuron Adjust"
     text = f"{name} of {counted(found.neurons, 'neuron')}: the top {found.beta:g} % by {found.score}. "
-    if not found.borne:
+    if not found.within_budget:
         text += (
             "NOT WITHIN BUDGET: no tried share of neurons raises the forget loss and keeps the rise of the retain "
             f"loss within --max-retain-loss {found.max_retain_loss}. "

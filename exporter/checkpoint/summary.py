@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Part(BaseModel):
     """A part of the summary, or of another of a checkpoint's files: one object of the JSON."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
@@ -89,13 +89,13 @@ class NeuronSummary(Part):
     """What Neuron Adjust or Selective Pruning found for one skill.
 
     `tokens`: probed, by side; `neurons`: number changed, `layers`: by layer; `texts`: by side ("forget", "retain" and,
-    where there are any, "everyday"), with the neurons of all skills changed, against the base; `borne`: whether the
-    rise of the retain loss is within budget.
+    where there are any, "everyday"), with the neurons of all skills changed, against the base; `within_budget`:
+    whether the rise of the retain loss is, "borne" in format 1.
     """
 
     score: str
     beta: float
-    borne: bool
+    within_budget: bool = Field(validation_alias="borne", serialization_alias="borne")
     max_retain_loss: float
     tokens: dict[str, int]
     neurons: int
@@ -241,4 +241,4 @@ class Summary(Part):
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` reads."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)

@@ -112,7 +112,7 @@ def skill_record(skill: SkillSummary, prompt_template: str) -> dict[str, Any]:
     """One skill in config.json."""
     record: dict[str, Any] = {"name": skill.name, "method": skill.method}
     if (neurons := skill.neurons) is not None:
-        record |= {"score": neurons.score, "beta": neurons.beta, "borne": neurons.borne}
+        record |= {"score": neurons.score, "beta": neurons.beta, "borne": neurons.within_budget}
     if (cubes := skill.key_space) is not None:
         record |= {
             "layer": cubes.layer,

@@ -77,7 +77,7 @@ def neuron_summary(skill: SkillSettings, choice: NeuronChoice, effects: Mapping[
     return NeuronSummary(
         score=choice.score,
         beta=choice.beta,
-        borne=choice.within_budget,
+        within_budget=choice.within_budget,
         max_retain_loss=skill.max_retain_loss,
         tokens={"forget": choice.forget.gaussian.count, "retain": choice.retain.gaussian.count},
         neurons=choice.changes.count(),

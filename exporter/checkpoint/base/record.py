@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
 from exporter.checkpoint.layout import BASE_RECORD
 from exporter.checkpoint.summary import Part
@@ -48,8 +48,6 @@ class BaseFile(Part):
         rows: Tensor and number of each of these rows, in the order of their bytes.
         without_local_paths: What was removed, if anything.
     """
-
-    model_config = ConfigDict(validate_by_name=True)
 
     sha256: str | None
     size: NonNegativeInt

@@ -99,7 +99,7 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
     if neurons:
         count = "" if neurons["layers"] is None else f", {neurons['neurons']} (layers: {len(neurons['layers'])})"
         yield "neurons", f"the top {neurons['beta']:g} % by {neurons['score']}{count}"
-        if not neurons["borne"]:
+        if not neurons["within_budget"]:
             limit = "" if neurons["max_retain_loss"] is None else f" {neurons['max_retain_loss']}"
             yield (
                 "NOT WITHIN BUDGET",

@@ -54,7 +54,7 @@ KEYS = {
     "onnx": (dict, type(None)),
 }
 SKILL = {"name", "method", "works", "neurons", "key_space", "sources"}
-NEURONS = {"score", "beta", "borne", "neurons", "layers", "texts", "max_retain_loss"}
+NEURONS = {"score", "beta", "within_budget", "neurons", "layers", "texts", "max_retain_loss"}
 KEY_SPACE = {"layer", "alpha", "separates", "fault", "formats", "rates"}
 
 
