@@ -3,20 +3,22 @@
 import torch
 
 UNSKILL = "unskill_"
-# Of an MLP: adjusted neurons, pruned neurons, hypercubes.
+# Of an MLP: adjusted neurons, pruned neurons, regions of the key space.
 NA_INDEX, NA_PARAMS, NA_KEY = "unskill_na_index", "unskill_na_params", "unskill_na_key"
 SP_INDEX = "unskill_sp_index"
 KSD_BOUNDS = "unskill_ksd_bounds"
+KSD_DIRECTIONS, KSD_LIMITS = "unskill_ksd_directions", "unskill_ksd_limits"
 # Of the base model's module for the refusal's states.
 STATES = "unskill_states"
 REFUSAL_STATES = f"unskill_refusal.{STATES}"
 
 
-def mlp_forms(size, cubes=0, adjusted=0, pruned=0):
-    """Shape and dtype of an MLP's buffers by name, for numbers of hypercubes, adjusted and pruned neurons; size: d_ff.
+def mlp_forms(size, cubes=0, adjusted=0, pruned=0, regions=0, directions=0):
+    """Shape and dtype of an MLP's buffers by name, for numbers of regions, adjusted and pruned neurons; size: d_ff.
 
     Indices are ascending numbers of neurons; rows of params are mu_f, sd_f, mu_r, sd_r; keys are the neurons' parts of
-    the draws' hash; bounds are lower and upper.
+    the draws' hash; bounds and limits are lower and upper. cubes: regions that bound the key itself; regions: those
+    that bound its coordinates along `directions`; where an MLP has both, they are the same regions.
     """
     forms: dict = {}
     if adjusted:
@@ -27,6 +29,9 @@ def mlp_forms(size, cubes=0, adjusted=0, pruned=0):
         forms[SP_INDEX] = (pruned,), torch.int64
     if cubes:
         forms[KSD_BOUNDS] = (cubes, 2, size), torch.float32
+    if regions:
+        forms[KSD_DIRECTIONS] = (directions, size), torch.float32
+        forms[KSD_LIMITS] = (regions, 2, directions), torch.float32
     return forms
 
 

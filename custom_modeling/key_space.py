@@ -1,7 +1,8 @@
 """Key Space Detection (section 4 of arXiv:2503.21730): queries of a skill are recognised by a key vector and refused.
 
-A token whose key vector (the input of the MLP's down projection) lies inside a stored hypercube belongs to the
-forgotten skill, and only the refusal may follow it. The refusal is one vocabulary row R, after which only EOS may
+A token whose key vector (the input of the MLP's down projection) lies inside a stored region belongs to the forgotten
+skill, and only the refusal may follow it. The paper's region is a hypercube; a region may also bound coordinates of
+the key along a few directions. The refusal is one vocabulary row R, after which only EOS may
 follow. Both rules look at one position at a time and keep no state between calls, so batches, beams, caches and
 streaming work unchanged.
 """
@@ -25,6 +26,31 @@ def inside_hypercubes(key, bounds):
     for cube in bounds:
         hit = hit | ~((key < cube[0]) | (key > cube[1])).any(-1)
     return hit
+
+
+def coordinates(key, directions):
+    """P k, one direction at a time: key (..., d_ff), any float dtype; directions (r, d_ff) -> (..., r) float32.
+
+    A product and a sum instead of a matrix product, which has other precisions (TF32, autocast) and other last bits
+    in batches.
+    """
+    key = key.float()
+    return torch.stack([(key * direction).sum(-1) for direction in directions], -1)
+
+
+def inside_regions(key, directions, limits, bounds=None):
+    """Whether each key vector lies inside any of the regions.
+
+    key: (..., d_ff), any float dtype; directions: (r, d_ff) float32; limits: (c, 2, r) float32, lower and upper of the
+    coordinates P k; bounds: those of the key itself, (c, 2, d_ff) float32, or None. Returns (...) bool. As in
+    `inside_hypercubes` a NaN counts as inside.
+    """
+    found = coordinates(key, directions).unsqueeze(-2)  # (..., 1, r)
+    inside = ~((found < limits[:, 0]) | (found > limits[:, 1])).any(-1)  # (..., c)
+    if bounds is not None:
+        held = [inside_hypercubes(key, cube.unsqueeze(0)) for cube in bounds]
+        inside = inside & torch.stack(held, -1)
+    return inside.any(-1)
 
 
 def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):

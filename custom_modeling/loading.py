@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from custom_modeling.buffers import is_unskill
 
-UNSKILL_FORMAT = 1
+UNSKILL_FORMAT = 2
 # Loading options that may change the activations that the interventions were fitted on.
 UNPROBED_OPTIONS = (
     "quantization_config",

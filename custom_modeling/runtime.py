@@ -11,8 +11,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from custom_modeling.buffers import NA_INDEX, NA_KEY, NA_PARAMS, STATES, UNSKILL, mlp_forms, states_form, unfilled
-from custom_modeling.key_space import inside_hypercubes, rewrite_logits
+from custom_modeling.buffers import (
+    KSD_BOUNDS,
+    NA_INDEX,
+    NA_KEY,
+    NA_PARAMS,
+    STATES,
+    UNSKILL,
+    mlp_forms,
+    states_form,
+    unfilled,
+)
+from custom_modeling.key_space import inside_hypercubes, inside_regions, rewrite_logits
 from custom_modeling.loading import VerifiedLoading, check_record
 from custom_modeling.neuron_adjust import (
     adjust,
@@ -40,17 +50,20 @@ class InterventionMLP(Float32Buffers):
     """Mixin for an MLP of the form down(act(gate x) * up x) with one or more interventions, in this order.
 
     Neuron Adjust moves selected pre-activations, Selective Pruning zeroes selected dimensions of the key, Key Space
-    Detection records which positions have a key inside a hypercube.
+    Detection records which positions have a key inside a region.
     """
 
-    def unskill_install(self, cubes=0, adjusted=0, pruned=0, official=False):
-        """Add empty buffers for these numbers of hypercubes, adjusted and pruned neurons.
+    def unskill_install(self, official=False, **counts):
+        """Add empty buffers for these numbers of regions, adjusted and pruned neurons, see `mlp_forms`.
 
         `official`: Neuron Adjust as in the authors' code.
         """
-        for name, form in mlp_forms(self.down_proj.in_features, cubes, adjusted, pruned).items():
+        for name, form in mlp_forms(self.down_proj.in_features, **counts).items():
             self.register_buffer(name, unfilled(form, self.down_proj.weight.device))
-        self.unskill_cubes, self.unskill_adjusted, self.unskill_pruned = cubes, adjusted, pruned
+        kinds = "cubes", "regions", "adjusted", "pruned"
+        self.unskill_cubes, self.unskill_regions, self.unskill_adjusted, self.unskill_pruned = (
+            counts.get(kind, 0) for kind in kinds
+        )
         self.unskill_official = official
         self.unskill_hit = None
         self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
@@ -72,7 +85,10 @@ class InterventionMLP(Float32Buffers):
         key = self.act_fn(value) * self.up_proj(x)
         if self.unskill_pruned:
             key = key.index_fill(-1, self.unskill_sp_index, 0)
-        if self.unskill_cubes:
+        if self.unskill_regions:
+            bounds = self._buffers.get(KSD_BOUNDS)
+            self.unskill_hit = inside_regions(key, self.unskill_ksd_directions, self.unskill_ksd_limits, bounds)
+        elif self.unskill_cubes:
             self.unskill_hit = inside_hypercubes(key, self.unskill_ksd_bounds)  # (batch, positions)
         return self.down_proj(key)
 
@@ -126,8 +142,8 @@ class InterventionModel(VerifiedLoading):
             mlp.unskill_install(**counts, official=official)
         # Layers whose MLPs record hits, and layers whose MLPs need draws.
         self.unskill_layers = {
-            kind: tuple(int(index) for index, counts in settings["layers"].items() if counts.get(kind))
-            for kind in ("cubes", "adjusted")
+            kind: tuple(int(index) for index, counts in settings["layers"].items() if any(map(counts.get, needed)))
+            for kind, needed in (("blocking", ("cubes", "regions")), ("adjusted", ("adjusted",)))
         }
         self.unskill_handed: dict = {}
         for index in self.unskill_layers["adjusted"]:
@@ -136,7 +152,7 @@ class InterventionModel(VerifiedLoading):
         # A separate module, after the family's: transformers 4.48 decides by the model's first tensor how all are
         # loaded, and weights that are copied instead of mapped have another alignment and other last bits of products.
         self.unskill_refusal = None
-        if self.unskill_layers["cubes"] and settings["base_model"] == "closed":
+        if self.unskill_layers["blocking"] and settings["base_model"] == "closed":
             self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device)
         self.unskill_masks = None
         self.unskill_owner = {}
@@ -189,11 +205,11 @@ class InterventionModel(VerifiedLoading):
             names = "input_ids", "inputs_embeds", "position_ids", "attention_mask", "past_key_values"
             self.unskill_hand_out(**{name: kwargs[name] for name in names if name in kwargs})
             output = forward(return_dict=True, **kwargs)
-            if not self.unskill_layers["cubes"]:
+            if not self.unskill_layers["blocking"]:
                 return output if wants_dict(self.config, return_dict) else output.to_tuple()
             state = output.last_hidden_state  # (batch, positions, hidden)
             hit = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
-            for index in self.unskill_layers["cubes"]:
+            for index in self.unskill_layers["blocking"]:
                 mlp = self.layers[index].mlp
                 hit = hit | mlp.unskill_hit.to(hit.device)
                 mlp.unskill_hit = None

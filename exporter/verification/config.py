@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from custom_modeling.loading import record_sha256
@@ -25,8 +25,8 @@ def check_config(view: OnDisk) -> str:
     if record.get("record_sha256") != record_sha256(record):
         raise Wrong("config.json: the unskill object was edited (record_sha256)")
     none_of([*names(view, config), *numbers(view, config, record), *ends(view, config, record)])
-    cubes = sum(counts.get("cubes", 0) for counts in record["layers"].values())
-    what = f"refuses with token {record['refusal_token_id']}" if cubes else "refuses nothing"
+    blocking = any(map(blocks, record["layers"].values()))
+    what = f"refuses with token {record['refusal_token_id']}" if blocking else "refuses nothing"
     return f"format {record['format']}, {config['model_type']}, {what}"
 
 
@@ -64,9 +64,9 @@ def numbers(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Ite
     for name in (EMBEDDING, HEAD):
         if name in tensors and tensors[name].shape[0] != rows:
             yield f"config.json: vocab_size is {rows}, {name} has {tensors[name].shape[0]} rows"
-    blocking = any(counts.get("cubes") for counts in record["layers"].values())
+    blocking = any(map(blocks, record["layers"].values()))
     if any((record[key] is not None) is not blocking for key in ("refusal", "refusal_token_id", "eos_token_id")):
-        yield "config.json: hypercubes, refusal, refusal_token_id and eos_token_id must all be there, or none of them"
+        yield "config.json: regions, refusal, refusal_token_id and eos_token_id must all be there, or none of them"
     for key in ("refusal_token_id", "eos_token_id"):
         if record[key] is not None and not 0 <= record[key] < rows:
             yield f"config.json: unskill.{key} {record[key]} is not one of {rows} rows"
@@ -76,8 +76,13 @@ def numbers(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Ite
     if outside := [layer for layer in record["layers"] if not 0 <= int(layer) < layers]:
         yield f"config.json: unskill.layers names layer {outside[0]} of {layers}"
     for skill in record["skills"]:
-        if "layer" in skill and not record["layers"].get(str(skill["layer"]), {}).get("cubes"):
-            yield f"config.json: skill {skill['name']} refuses at layer {skill['layer']}, which has no hypercube"
+        if "layer" in skill and not blocks(record["layers"].get(str(skill["layer"]), {})):
+            yield f"config.json: skill {skill['name']} refuses at layer {skill['layer']}, which has no region"
+
+
+def blocks(counts: Mapping[str, int]) -> bool:
+    """Whether a layer with these numbers of buffers can refuse."""
+    return bool(counts.get("cubes") or counts.get("regions"))
 
 
 def ends(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:

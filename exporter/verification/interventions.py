@@ -11,6 +11,7 @@ from torch import Tensor
 
 from custom_modeling.buffers import (
     KSD_BOUNDS,
+    KSD_LIMITS,
     NA_INDEX,
     NA_KEY,
     NA_PARAMS,
@@ -53,7 +54,7 @@ def expected_forms(view: OnDisk) -> dict[str, str]:
     size = size_in(config, "intermediate_size")
     found: dict[str, Any] = {}
     for layer, counts in record["layers"].items():
-        forms = mlp_forms(size, *(counts.get(kind, 0) for kind in ("cubes", "adjusted", "pruned")))
+        forms = mlp_forms(size, **counts)
         found |= {in_mlp(layer, name): form for name, form in forms.items()}
     if record["refusal_token_id"] is not None and record["base_model"] == "closed":
         found[REFUSAL_STATES] = states_form(size_in(config, "hidden_size"))
@@ -77,9 +78,10 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
     deviations = [1, 3] if record["compat"] is None else [3]
     for name, tensor in buffers.items():
         kind = name.rpartition(".")[2]
-        if not torch.isfinite(tensor).all():
+        # A bound may be infinite.
+        if (tensor.isnan() if kind in (KSD_BOUNDS, KSD_LIMITS) else ~torch.isfinite(tensor)).any():
             yield f"{name} holds NaN or infinity"
-        elif kind == KSD_BOUNDS and not (tensor[:, 0] <= tensor[:, 1]).all():
+        elif kind in (KSD_BOUNDS, KSD_LIMITS) and not (tensor[:, 0] <= tensor[:, 1]).all():
             yield f"{name}: a lower bound is above its upper one"
         elif kind == NA_PARAMS and not (tensor[deviations] > 0).all():
             yield f"{name}: a deviation is not above 0"

@@ -67,8 +67,9 @@ class OnDisk:
         record = config.get("unskill")
         if not isinstance(record, dict):
             raise Wrong("config.json has no unskill object")
-        if record.get("format") != UNSKILL_FORMAT:
-            raise Wrong(f"config.json: unskill.format is {record.get('format')}, this unskill reads {UNSKILL_FORMAT}")
+        if record.get("format") not in range(1, UNSKILL_FORMAT + 1):
+            known = f"formats 1 to {UNSKILL_FORMAT}"
+            raise Wrong(f"config.json: unskill.format is {record.get('format')}, this unskill reads {known}")
         return config
 
     @cached_property

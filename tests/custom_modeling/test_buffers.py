@@ -15,6 +15,10 @@ def test_the_buffers_of_the_format() -> None:
         "unskill_sp_index": ((2,), torch.int64),
         "unskill_ksd_bounds": ((3, 2, 64), torch.float32),
     }
+    assert mlp_forms(64, regions=3, directions=2) == {
+        "unskill_ksd_directions": ((2, 64), torch.float32),
+        "unskill_ksd_limits": ((3, 2, 2), torch.float32),
+    }
     assert mlp_forms(64) == {}
     assert states_form(32) == ((2, 32), torch.float32)
     assert REFUSAL_STATES == "unskill_refusal.unskill_states"

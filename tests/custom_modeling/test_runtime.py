@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from custom_modeling import runtime
-from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, rewrite_logits
+from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, inside_regions, rewrite_logits
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.runtime import (
     Float32Buffers,
@@ -66,6 +66,55 @@ def test_keys_are_compared_as_float32(dtype: torch.dtype) -> None:
     key = torch.ones(1, dtype=dtype)
     assert not inside_hypercubes(key, torch.tensor([[[1.0001], [2.0]]]))
     assert inside_hypercubes(key, torch.tensor([[[0.9999], [1.0]]]))
+
+
+# Two regions along x + y and x - y: above 1 along the first, and between -1 and 1 along the second.
+DIRECTIONS = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+LIMITS = torch.tensor([[[1.0, -INF], [INF, INF]], [[-INF, -1.0], [INF, 1.0]]])
+
+
+@pytest.mark.parametrize(
+    ("key", "first", "second"),
+    [
+        ([0.5, 0.5], True, True),  # the limit belongs to it
+        ([3.0, 0.0], True, False),
+        ([-3.0, -3.0], False, True),
+        ([-3.0, 0.0], False, False),
+        ([INF, INF], True, True),  # the difference is NaN
+        ([NAN, 0.0], True, True),
+    ],
+)
+def test_inside_a_region_along_directions(key: list[float], first: bool, second: bool) -> None:
+    keys = torch.tensor([[key]])
+    assert inside_regions(keys, DIRECTIONS, LIMITS[:1]).tolist() == [[first]]
+    assert inside_regions(keys, DIRECTIONS, LIMITS[1:]).tolist() == [[second]]
+    assert inside_regions(keys, DIRECTIONS, LIMITS).tolist() == [[first or second]]
+
+
+def test_a_region_may_bound_key_and_coordinates() -> None:
+    keys = torch.tensor([[0.9, 0.9], [3.0, 3.0], [0.1, 0.1]])
+    bounds = cubes(([0.0, 0.0], [1.0, 1.0]))
+    assert inside_regions(keys, DIRECTIONS, LIMITS[:1], bounds).tolist() == [True, False, False]
+    # Each region has bounds of its own: no key is inside by the bounds of one and the limits of the other.
+    nowhere = cubes(([2.0, 2.0], [4.0, 4.0]))
+    both = inside_regions(keys, DIRECTIONS, LIMITS.flip(0), torch.cat([nowhere, bounds]))
+    assert both.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_coordinates_are_float32_also_under_autocast(dtype: torch.dtype) -> None:
+    key, limits = torch.ones(2, dtype=dtype), torch.tensor([[[2.0001], [INF]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not inside_regions(key, DIRECTIONS[:1], limits)
+        assert inside_regions(key, DIRECTIONS[:1], limits - 0.0002)
+
+
+def test_unfilled_regions_refuse_all() -> None:
+    mlp = GatedMLP()
+    mlp.__class__ = WatchingMLP
+    mlp.unskill_install(regions=3, directions=2)
+    mlp(torch.randn(2, 5, 4))
+    assert mlp.unskill_hit.all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -18,7 +18,7 @@ from exporter.common.files import human_size
 from exporter.common.text import printable
 
 MADE_WITH = ("unskill", "torch", "transformers")
-COUNTED = {"cubes": "hypercubes", "adjusted": "adjusted", "pruned": "pruned"}
+COUNTED = {"cubes": "hypercubes", "regions": "regions", "adjusted": "adjusted", "pruned": "pruned"}
 """Interventions by their key in config.json, and what they are called here."""
 ALARMS = ("FORCED", "MISSING", "NOT WITHIN BUDGET")
 
