@@ -134,6 +134,8 @@ def _skill(record: Mapping[str, Any], summary: Summary | None) -> dict[str, Any]
             "alpha": record["alpha"],
             "separates": record["separates"],
             "fault": stored.fault if stored else None,
+            "region": record.get("region", "hypercube"),
+            "discriminant": stored.discriminant.model_dump() if stored and stored.discriminant else None,
             "formats": record["formats"],
             "rates": rate_rows(MeasuredRates.model_validate(rates)),
         }

@@ -102,7 +102,7 @@ def _check(skill: StoredSkill, where: str) -> None:
     """Raises BadInput where a statistic that figures need is missing, not finite, or of other prompts or layers."""
     wanted: dict[str, tuple[int | None, ...]] = {}
     found = skill.summary.key_space
-    if found is not None:
+    if found is not None and found.discriminant is None:  # no figures are made of regions along discriminants
         layers = len(found.layers)
         wanted |= {name: (len(skill.prompts[part]), layers) for name, part in SCORED.items()}
         wanted |= {f"ksd.{name}.deviation": (layers, None) for name in found.hypercubes}

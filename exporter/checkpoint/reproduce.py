@@ -19,6 +19,7 @@ from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
 from exporter.prompts.skills import SkillPlan
+from exporter.prompts.turns import CALIBRATE, FIT, REPORT
 
 
 def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:
@@ -52,8 +53,9 @@ def all_hashes(folder: Path, known: Mapping[str, str]) -> dict[str, str]:
 
 
 def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
-    """What was found for one skill, by names as in `reproduce/statistics.safetensors`, all float64."""
-    tensors: dict[str, Tensor] = {} if outcome.evidence is None else outcome.evidence.tensors()
+    """What was found for one skill, by names as in `reproduce/statistics.safetensors`."""
+    key_space = outcome.detection or outcome.evidence
+    tensors: dict[str, Tensor] = {} if key_space is None else key_space.tensors()
     if outcome.neurons is not None:
         for side, found in (("forget", outcome.neurons.forget), ("retain", outcome.neurons.retain)):
             tensors |= {
@@ -66,6 +68,13 @@ def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
 
 def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
     """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
+    if outcome.detection is not None:
+        parts = outcome.detection.parts
+        return {
+            f"{name}.{side}": records(getattr(getattr(parts, name), side))
+            for name in (FIT, CALIBRATE, REPORT)
+            for side in ("asked", "answered", "after")
+        } | text_records(outcome.plan)
     evidence = outcome.evidence
     if evidence is None:
         return part_records(outcome.plan, outcome.plan.forget.fit)
@@ -90,10 +99,17 @@ def part_records(
         "retain.report": plan.retain.report,
         **(unseen or {}),
     }
-    if plan.texts is not None:
-        for side in ("forget", "retain", "everyday"):
-            parts |= {f"texts.{side}.{name}": part for name, part in getattr(plan.texts, side).items()}
-    return {name: records(part) for name, part in parts.items()}
+    return {name: records(part) for name, part in parts.items()} | text_records(plan)
+
+
+def text_records(plan: SkillPlan) -> dict[str, list[dict[str, Any]]]:
+    """Whole texts by part, where neurons are changed."""
+    if plan.texts is None:
+        return {}
+    sides = ("forget", "retain", "everyday")
+    return {
+        f"texts.{side}.{name}": records(part) for side in sides for name, part in getattr(plan.texts, side).items()
+    }
 
 
 def records(queries: Sequence[Query]) -> list[dict[str, Any]]:

@@ -4,22 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.checkpoint.summary import AlphaSummary, MeasuredRates, NeuronSummary, Summary
+from exporter.checkpoint.summary import (
+    AlphaSummary,
+    DiscriminantSummary,
+    MeasuredRates,
+    NeuronSummary,
+    Summary,
+)
 from exporter.common.text import counted
 
 
-def promise(layer: int, alpha: AlphaSummary, fault: str | None, dtype: str) -> str:
-    """What one skill's hypercubes promise. fault: why they do not separate, None where they do; dtype: of the model
-    that they were fitted on."""
-    text = f"Key Space Detection at layer {layer}, alpha {alpha.value:.3f}. "
+def promise(
+    layer: int, alpha: AlphaSummary, fault: str | None, dtype: str, regions: DiscriminantSummary | None = None
+) -> str:
+    """What one skill's regions promise. fault: why they do not separate, None where they do; dtype: of the model that
+    they were fitted on; regions: of regions along discriminants, whose threshold alpha is."""
+    size = "alpha" if regions is None else "threshold"
+    text = f"Key Space Detection at layer {layer}, {size} {alpha.value:.3f}. "
     if fault is not None:
         text += f"NOT SEPARATED: {fault}. "
     if alpha.promise is None:
-        return text + "Alpha was given, so nothing is promised about further prompts."
+        return text + f"{size.capitalize()} was given, so nothing is promised about further prompts."
+    if regions is not None:
+        return text + promise_of_regions(regions, dtype)
     return text + (
         f"With {alpha.confidence:.0%} confidence in the draw of the {alpha.calibrated_on} calibration prompts, "
         f"at least {alpha.promise:.1%} of further prompts from the same source and formats are blocked "
         f"({dtype}). No promise for other wordings."
+    )
+
+
+def promise_of_regions(found: DiscriminantSummary, dtype: str) -> str:
+    worst = min(found.left_out.blocked, key=found.left_out.blocked.__getitem__)
+    text = (
+        f"With 90 % confidence each, in the draw of the calibration prompts and in {dtype}: at least "
+        f"{found.blocked.bound:.1%} of further forget prompts from the same sources are blocked ({found.blocked.hits} "
+        f"of {found.blocked.total}), and at most {found.false_blocks.bound:.1%} of further prompts that are to be "
+        f"answered, in any kind of turn and anywhere in {found.answer_tokens} tokens of their answer "
+        f"({found.false_blocks.hits} of {found.false_blocks.total})"
+    )
+    if (near := found.near_misses).total:
+        text += f", and {near.bound:.1%} of near misses ({near.hits} of {near.total})"
+    least = f", least of all {worst} with {found.left_out.blocked[worst]:.1%}" if worst else ""
+    return text + (
+        f". Where a whole form of the forget prompts is left out of the fit, {found.left_out.mean:.1%} of it are "
+        f"blocked on average{least}."
     )
 
 

@@ -160,8 +160,47 @@ class MeasuredRates(Part):
     limits: dict[str, StoredRate] = {}
 
 
+class PromiseSummary(Part):
+    """See `exporter.methods.key_space.budget.Promise`."""
+
+    hits: int
+    total: int
+    bound: float
+
+
+class LayerTrialSummary(Part):
+    """See `exporter.methods.key_space.region_fit.LayerTrial`; `blocked`: by the form left out, `mean`: over forms."""
+
+    layer: int
+    shrinkage: float
+    blocked: dict[str, float]
+    mean: float
+    margin: float
+
+
+class DiscriminantSummary(Part):
+    """What regions along discriminants have beyond hypercubes.
+
+    `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
+    blocked, at least; harmless prompts and near misses blocked in any kind of turn, at most. Of the report part:
+    `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`.
+    """
+
+    places: tuple[str, ...]
+    left_out: LayerTrialSummary
+    trials: tuple[LayerTrialSummary, ...]
+    blocked: PromiseSummary
+    false_blocks: PromiseSummary
+    near_misses: PromiseSummary
+    forms: SourceRates
+    near_miss_forms: SourceRates
+    answers: StoredRate
+    answer_tokens: int
+
+
 class KeySpaceSummary(MeasuredRates):
-    """What Key Space Detection found for one skill. `hypercubes`: their formats; `fault`: why it does not separate."""
+    """What Key Space Detection found for one skill. `hypercubes`: their formats, or the places of regions along
+    discriminants, for which alpha is the threshold; `fault`: why it does not separate."""
 
     hypercubes: tuple[str, ...]
     layer: int
@@ -173,6 +212,12 @@ class KeySpaceSummary(MeasuredRates):
     everyday_kinds_over_answers: dict[str, StoredRate]
     frames: tuple[FrameSummary, ...]
     layers: tuple[LayerSummary, ...]
+    discriminant: DiscriminantSummary | None = None
+
+    @property
+    def region(self) -> str:
+        """As in `--region`."""
+        return "hypercube" if self.discriminant is None else "discriminant"
 
 
 class SkillSummary(Part):

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from custom_modeling.buffers import KSD_BOUNDS, REFUSAL_STATES, in_mlp
+from custom_modeling.buffers import (
+    KSD_BOUNDS,
+    KSD_DIRECTIONS,
+    KSD_LIMITS,
+    NA_INDEX,
+    REFUSAL_STATES,
+    SP_INDEX,
+    in_mlp,
+    layer_of,
+)
 from custom_modeling.loading import UNSKILL_FORMAT, code_sha256, record_sha256, tensor_sha256
 from exporter.checkpoint.base.keeping import CopiedShard, keep_base
 from exporter.checkpoint.base.local_paths import of_base
@@ -32,7 +40,8 @@ from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import RunFailed
 from exporter.common.files import read_json, write_json
 from exporter.common.version import __version__
-from exporter.methods.neurons.applied import layer_counts, neuron_buffers
+from exporter.methods.key_space.regions import joined
+from exporter.methods.neurons.applied import neuron_buffers
 from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates
@@ -71,7 +80,7 @@ def write_checkpoint(
         # Without hypercubes there is nothing that only a head could refuse.
         "base_model": "closed" if states is None or states.closed else "raises",
         "dtype": summary.dtype,
-        "layers": layer_settings(outcomes, changes),
+        "layers": layer_settings(buffers),
         "skills": [skill_record(skill, settings.prompt_template) for skill in summary.skills],
         "unused_weights": unused_weights(loaded),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
@@ -118,6 +127,7 @@ def skill_record(skill: SkillSummary, prompt_template: str) -> dict[str, Any]:
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),
             "separates": cubes.separates,
+            "region": cubes.region,
             "formats": list(cubes.hypercubes),
             "prompt_template": prompt_template,
             **cubes.model_dump(include={"blocked", "false_blocks_over_answers"}),
@@ -125,14 +135,24 @@ def skill_record(skill: SkillSummary, prompt_template: str) -> dict[str, Any]:
     return record
 
 
-def layer_settings(outcomes: Sequence[SkillOutcome], changes: NeuronChanges) -> dict[str, dict[str, int]]:
-    """Numbers of hypercubes, adjusted and pruned neurons of each MLP with interventions, by layer."""
-    layers = layer_counts(changes)
-    for outcome in outcomes:
-        if outcome.evidence is not None and outcome.decision is not None:
-            counts = layers.setdefault(str(outcome.decision.layer), {})
-            counts["cubes"] = counts.get("cubes", 0) + len(outcome.evidence.keys.gaussians)
-    return dict(sorted(layers.items(), key=lambda item: int(item[0])))
+COUNTS = {
+    KSD_BOUNDS: "cubes",
+    KSD_LIMITS: "regions",
+    KSD_DIRECTIONS: "directions",
+    NA_INDEX: "adjusted",
+    SP_INDEX: "pruned",
+}
+"""What the length of a buffer is in config.json, see `custom_modeling.buffers.mlp_forms`."""
+
+
+def layer_settings(buffers: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    """Numbers of regions, adjusted and pruned neurons of each MLP with interventions, by layer in ascending order."""
+    layers: dict[int, dict[str, int]] = {}
+    for name, tensor in buffers.items():
+        kind = COUNTS.get(name.rpartition(".")[2])
+        if kind is not None:
+            layers.setdefault(layer_of(name), {})[kind] = len(tensor)
+    return {str(layer): layers[layer] for layer in sorted(layers)}
 
 
 def intervention_buffers(
@@ -141,19 +161,22 @@ def intervention_buffers(
     changes: NeuronChanges,
     states: RefusalStates | None,
 ) -> dict[str, Tensor]:
-    """The buffers by their names inside the base model: those of neurons (see `neuron_buffers`), bounds (c, 2, d_ff)
-    of all skills' hypercubes in a layer and, if the base-model class is closed, states (2, hidden)."""
+    """The buffers by their names inside the base model: those of neurons (see `neuron_buffers`), of all regions in a
+    layer (see `joined`) and, if the base-model class is closed, states (2, hidden)."""
     buffers = neuron_buffers(changes, settings.seed, settings.compat)
-    cubes: dict[str, list[Tensor]] = {}
+    regions: dict[int, list[dict[str, Tensor]]] = {}
     for outcome in outcomes:
+        if (found := outcome.detection) is not None:
+            regions.setdefault(found.regions.layer, []).append(found.regions.buffers(found.threshold))
         if outcome.evidence is not None and outcome.decision is not None:
             layer, alpha = outcome.decision.layer, outcome.decision.alpha.value
-            cubes.setdefault(in_mlp(layer, KSD_BOUNDS), []).append(outcome.evidence.keys.bounds(layer, alpha))
-    buffers |= {name: torch.cat(bounds) for name, bounds in cubes.items()}
+            regions.setdefault(layer, []).append({KSD_BOUNDS: outcome.evidence.keys.bounds(layer, alpha)})
+    for layer, parts in regions.items():
+        buffers |= {in_mlp(layer, name): tensor for name, tensor in joined(parts).items()}
     if states is not None and states.closed:
         buffers[REFUSAL_STATES] = states.states
     for name, tensor in buffers.items():
-        if not torch.isfinite(tensor).all():
+        if tensor.isnan().any() or (tensor.isinf().any() and not name.endswith((KSD_BOUNDS, KSD_LIMITS))):
             raise RunFailed(f"{name} holds NaN or infinity; try another --dtype")
     return buffers
 

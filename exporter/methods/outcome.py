@@ -11,6 +11,7 @@ from exporter.recipes.settings import SkillSettings
 
 if TYPE_CHECKING:  # torch, which planning an export does without
     from exporter.common.rates import Rate
+    from exporter.methods.key_space.detection import Detection
     from exporter.methods.key_space.evidence import Decision, Evidence
     from exporter.methods.key_space.framing import FrameCheck
     from exporter.methods.neurons.choice import NeuronChoice
@@ -18,7 +19,8 @@ if TYPE_CHECKING:  # torch, which planning an export does without
 
 @dataclass(frozen=True)
 class SkillOutcome:
-    """The result for one skill. `neurons`: of Neuron Adjust or pruning; the others: of Key Space Detection."""
+    """The result for one skill. `neurons`: of Neuron Adjust or pruning; `detection`: of Key Space Detection by regions
+    along discriminants; the others: by hypercubes."""
 
     plan: SkillPlan
     neurons: NeuronChoice | None = None
@@ -26,6 +28,7 @@ class SkillOutcome:
     decision: Decision | None = None
     limits: Mapping[str, Rate] = field(default_factory=dict)
     frames: Sequence[FrameCheck] = ()
+    detection: Detection | None = None
 
     @property
     def skill(self) -> SkillSettings:
@@ -35,4 +38,10 @@ class SkillOutcome:
     def works(self) -> bool:
         """Whether harmless prompts and texts are left alone within the requested limits."""
         neurons = self.neurons is None or self.neurons.within_budget
-        return neurons and (self.decision is None or self.decision.separates)
+        return neurons and self.fault is None
+
+    @property
+    def fault(self) -> str | None:
+        """Why Key Space Detection does not separate the skill; None where it does, or is not used."""
+        found = self.detection or self.decision
+        return found.fault if found is not None else None

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 import torch
@@ -106,17 +107,51 @@ class Prober(KeyProber):
     def layers(self) -> int:
         return len(self.loaded.model.base_model.layers)
 
-    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
-        def run(rows: list[int]) -> Batch:
+    def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
+        """See `KeyProber`. layer: the only one whose keys are wanted, (n, 1, d_ff); later ones are not computed.
+
+        A query that begins another one is read from the other's forward.
+        """
+        groups = list(begun_by(queries).items())
+        longest = [queries[row] for row, _ in groups]
+
+        def run(places: list[int]) -> Batch:
             seen: list[Tensor] = []
-            taps = key_hooks(
-                self.loaded.model, lambda _, key: seen.append(key[:, -1].float()), stop_after=self.layers - 1
-            )
+            width = max(len(longest[place].ids) for place in places)
+            found = [
+                (line, width - len(longest[place].ids) + len(queries[row].ids) - 1, row)
+                for line, place in enumerate(places)
+                for row in groups[place][1]
+            ]
+            lines, columns, rows = (list(each) for each in zip(*found, strict=True))
+
+            def receive(at: int, key: Tensor) -> None:
+                if layer is None or at == layer:
+                    seen.append(key[lines, columns].float())
+
+            taps = key_hooks(self.loaded.model, receive, stop_after=self.layers - 1 if layer is None else layer)
             with suppress(LastLayerReached), taps:
-                self.forward([queries[row] for row in rows])
+                self.forward([longest[place] for place in places])
             return rows, torch.stack(seen, 1).cpu()
 
-        yield from self.batches(queries, run, what)
+        yield from self.batches(longest, run, what)
+
+    def answers(self, queries: Sequence[Query], new_tokens: int, what: str) -> list[tuple[int, ...]]:
+        """The model's own greedy answers as token ids, without the end token."""
+        found: list[tuple[int, ...]] = [()] * len(queries)
+        greedy = self.loaded.greedy(new_tokens)
+        ends = greedy.eos_token_id
+
+        def run(rows: list[int]) -> None:
+            inputs = self.pad([queries[row] for row in rows])
+            with torch.inference_mode():
+                output = self.loaded.model.generate(**inputs, generation_config=greedy)
+            for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                found[row] = tuple(takewhile(lambda token: token not in ends, ids))
+
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+            pass
+        return found
 
     def final_states(self, queries: Sequence[Query], what: str) -> Tensor:
         """Final hidden states of every position, BOS and pads included: (positions, hidden) float32."""
@@ -172,6 +207,19 @@ class Prober(KeyProber):
         with torch.inference_mode():
             found: Tensor = self.loaded.model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
         return found
+
+
+def begun_by(queries: Sequence[Query]) -> dict[int, list[int]]:
+    """Rows of queries by the row of a query that all of them begin; the others' keys are among its own."""
+    order = sorted(range(len(queries)), key=lambda row: queries[row].ids)
+    found: dict[int, list[int]] = {}
+    own = None
+    for row in reversed(order):  # those that begin with a query follow it
+        ids = queries[row].ids
+        if own is None or queries[own].ids[: len(ids)] != ids:
+            own = row
+        found.setdefault(own, []).append(row)
+    return found
 
 
 def check_finite(scores: Tensor, what: str) -> Tensor:

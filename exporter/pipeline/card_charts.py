@@ -29,7 +29,7 @@ def draw_figures(folder: Path, outcomes: Sequence[SkillOutcome], summary: Summar
     matrix = matrix_figure(Stored("", {}, {}, summary, tuple(skills)))
     figures = [matrix] if matrix else []
     for number, skill in enumerate(skills, start=1):
-        if skill.summary.key_space is not None:
+        if skill.summary.key_space is not None and skill.summary.key_space.discriminant is None:
             figures += key_space_figures(skill, number, names)
         # One trial alone is no curve.
         if skill.summary.neurons is not None and len(skill.summary.neurons.trials) > 1:

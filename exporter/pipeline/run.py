@@ -15,6 +15,7 @@ from exporter.common.errors import BadInput, Rejected
 from exporter.common.files import write_errors
 from exporter.common.staging import Staging
 from exporter.common.text import Notify
+from exporter.methods.key_space.detection import detect as detect_regions
 from exporter.methods.key_space.evidence import decide, gather, measure_limits
 from exporter.methods.key_space.framing import measure_frames
 from exporter.methods.neurons.applied import changed
@@ -156,12 +157,15 @@ def detect(
     settings: ExportSettings,
 ) -> list[SkillOutcome]:
     """Fit and judge the hypercubes of the skills that have any, on the model as it is now."""
-    blocking = [plan for plan in plans if plan.skill.blocks]
+    blocking = [plan for plan in plans if plan.skill.blocks and plan.parts is None]
     found = iter(gather(prober, formatter, [(plan.forget, plan.retain) for plan in blocking]))
     outcomes = []
     for each, choice in zip(plans, choices, strict=True):
         if not each.skill.blocks:
             outcomes.append(SkillOutcome(each, choice))
+            continue
+        if each.parts is not None:
+            outcomes.append(SkillOutcome(each, choice, detection=detect_regions(prober, each.parts, each.skill)))
             continue
         evidence = next(found)
         decision = decide(evidence, each.skill)
@@ -196,8 +200,8 @@ def message(outcomes: Sequence[SkillOutcome]) -> str:
                 f"{whose}no tried share of neurons keeps the rise of the retain loss within --max-retain-loss "
                 f"{skill.max_retain_loss} and raises the forget loss"
             )
-        if outcome.decision is not None and outcome.decision.fault is not None:
-            reasons.append(f"{whose}{outcome.decision.fault}")
+        if outcome.fault is not None:
+            reasons.append(f"{whose}{outcome.fault}")
     return (
         f"{'; '.join(reasons)}; nothing was written (see the tables; --everyday-without leaves out kinds that belong "
         "to the skill, a greater limit or --force writes anyway)"

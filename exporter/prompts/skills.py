@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
 from exporter.common.text import Notify
-from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.formats import PLAIN, Formatter, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
@@ -21,6 +21,7 @@ from exporter.prompts.splits import (
     split_retain,
 )
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
+from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -81,10 +82,32 @@ class SkillTexts:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Queries of one part: forget prompts as they are asked, what is to be answered, and packaged messages after a
+    refusal, to be answered too."""
+
+    asked: tuple[Query, ...]
+    answered: tuple[Query, ...]
+    after: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
+class RegionParts:
+    """Disjoint parts of both sides, each prompt in several kinds of turn. places: where the last token of a query is,
+    by its format."""
+
+    fit: Part
+    calibrate: Part
+    report: Part
+    places: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class SkillPlan:
     """One skill's queries, and its texts where neurons are changed.
 
-    `held_out`: forget prompts that other skills may use, for the choice of their layer and for their report.
+    `held_out`: forget prompts that other skills may use, for the choice of their layer and for their report; `parts`:
+    of a skill with regions along discriminants, whose `forget` and `retain` are the plain ones among them.
     """
 
     prompts: SkillPrompts
@@ -92,6 +115,7 @@ class SkillPlan:
     retain: RetainParts[Query]
     held_out: RetainParts[Prompt]
     texts: SkillTexts | None = None
+    parts: RegionParts | None = None
 
     @property
     def skill(self) -> SkillSettings:
@@ -168,6 +192,9 @@ def prepare_for(
     )
     plans = []
     for prompts in skills:
+        if prompts.skill.discriminates:
+            plans.append(plan_regions(prompts, skills, formatter, settings, tokenizer, max_length))
+            continue
         forget = split_forget(
             formatter.format(prompts.forget, "--forget"),
             settings.seed,
@@ -198,7 +225,46 @@ def prepare_for(
                     into += formatter.format([prompt for prompt in part if prompt.text not in own], "--forget")
         return replace(plan, retain=RetainParts(tuple(choose), tuple(report)))
 
-    return formatter, [with_others(plan) if plan.skill.blocks else plan for plan in plans]
+    return formatter, [with_others(plan) if plan.skill.blocks and plan.parts is None else plan for plan in plans]
+
+
+def plan_regions(
+    prompts: SkillPrompts,
+    skills: Sequence[SkillPrompts],
+    formatter: Formatter,
+    settings: ExportSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+) -> SkillPlan:
+    """The parts of a skill with regions along discriminants, in all kinds of turn.
+
+    The other skills' forget prompts are to be answered, each in the part that it is in for its own skill.
+    """
+    turns = Turns(formatter, settings.refusal, settings.seed, max_length)
+    forget, retain = deal(prompts.forget, settings.seed), deal(prompts.retain, settings.seed)
+    known = {prompt.text for prompt in (*prompts.forget, *prompts.retain)}
+    for other in skills:
+        if other is not prompts:
+            for part, theirs in deal(other.forget, settings.seed).items():
+                new = [replace(each, source=f"skill {other.skill.name}") for each in theirs if each.text not in known]
+                retain[part] += new[:OTHERS]
+    found = {}
+    for part in (FIT, CALIBRATE, REPORT):
+        asked = [query for prompt in forget[part] for query in turns.asked(prompt, part)]
+        answered = [query for prompt in retain[part] for query in turns.answered(prompt, part)]
+        after = (*turns.after_refusal(forget[part], part), *turns.after_answer(part))
+        found[part] = Part(tuple(asked), tuple(answered), after)
+    ours, others = (
+        {part: tuple(query for query in getattr(each, side) if query.format == PLAIN) for part, each in found.items()}
+        for side in ("asked", "answered")
+    )
+    # Neurons are chosen on every fifth prompt of the fit part, and their statistics are of the others.
+    fit = tuple(query for place, query in enumerate(ours[FIT]) if place % 5)
+    plain = ForgetParts(fit, ours[FIT][::5], ours[CALIBRATE], ours[REPORT])
+    rest = RetainParts((*others[FIT], *others[CALIBRATE]), others[REPORT])
+    texts = make_texts(prompts.skill, plain, rest, tokenizer, max_length)
+    held_out = RetainParts((), ())
+    return SkillPlan(prompts, plain, rest, held_out, texts, RegionParts(**found, places=turns.places))
 
 
 def make_texts(

@@ -11,6 +11,7 @@ from exporter.recipes.declared import check, setting
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 METHODS = ("ksd", "na", "na+ksd", "sp")
 # Names only, so that --help needs no torch; the functions are in `exporter.methods.neurons.scores`.
+HYPERCUBE, DISCRIMINANT = "hypercube", "discriminant"
 SCORES = ("attribution", "signed-mean", "effect-size", "bhattacharyya")
 DRAWS = ("sampled", "expected")
 COMPATS = ("official",)
@@ -53,11 +54,19 @@ class SkillSettings:
     )
     layer: int | str | None = setting(None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.")
     alpha: float | None = setting(None, words=AUTO, above=0, help="Hypercube size in standard deviations.")
+    region: str = setting(
+        HYPERCUBE,
+        choices=(HYPERCUBE, DISCRIMINANT),
+        help="hypercube: the paper's. discriminant: half-spaces, for every kind of turn, also against --retain.",
+    )
     target_block_rate: float = setting(
         0.95, above=0, below=1, help="Share of unseen forget prompts that alpha must block."
     )
     max_false_block: float = setting(
         0.01, minimum=0, maximum=1, help="Largest share of harmless prompts whose answer may contain a refusal."
+    )
+    max_near_miss: float = setting(
+        0.02, minimum=0, maximum=1, help="Largest share of near misses of a packaged skill that may be refused."
     )
     beta: float | None = setting(None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.")
     score: str | None = setting(None, words=AUTO, choices=SCORES, help="Score that neurons are chosen by.")
@@ -91,6 +100,11 @@ class SkillSettings:
     def blocks(self) -> bool:
         """Whether Key Space Detection refuses prompts of this skill."""
         return self.method in ("ksd", "na+ksd")
+
+    @property
+    def discriminates(self) -> bool:
+        """Whether its regions are bounded along discriminants."""
+        return self.blocks and self.region == DISCRIMINANT
 
     @property
     def adjusts(self) -> bool:

@@ -57,13 +57,14 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
         "neurons": None,
     }
     if (cubes := found.key_space) is not None:
-        figures += key_space_figures(skill, number, names)
+        # Figures are of hypercubes alone so far.
+        figures += key_space_figures(skill, number, names) if cubes.discriminant is None else []
         numbers["key_space"] = {
-            "promise": promise(cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype),
+            "promise": promise(cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype, cubes.discriminant),
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),
             "rates": rate_rows(cubes),
-            "nearest": nearest(skill, cubes),
+            "nearest": nearest(skill, cubes) if cubes.discriminant is None else {},
         }
     if found.neurons is not None:
         figures += [*trade_off_figures(skill, number), place_figure(skill, found.neurons, number)]

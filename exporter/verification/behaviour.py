@@ -11,22 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS
+from custom_modeling.buffers import NA_PARAMS
 from custom_modeling.key_space import FORBIDDEN
 from exporter.checkpoint.environment import packaged_sha256
 from exporter.checkpoint.given_prompts import Given, by_key
 from exporter.checkpoint.layout import PROMPTS, VERSIONS
 from exporter.common.text import counted
 from exporter.common.version import __version__
+from exporter.methods.key_space.detection import region_scores
 from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
 from exporter.methods.key_space.scoring import score_keys
 from exporter.models.prober import Prober
 from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
+from exporter.recipes.settings import DISCRIMINANT
 from exporter.verification.checks import NotMade, Wrong
-from exporter.verification.in_memory import InMemory, filled, move_always, unpruned
-from exporter.verification.interventions import key_space
+from exporter.verification.in_memory import InMemory, filled, move_always, regions_filled, unpruned
+from exporter.verification.interventions import key_space, regions
 
 ASKED = 9
 """Everyday prompts whose scores are computed again; a third in each format."""
@@ -55,9 +57,13 @@ def check_scores(live: InMemory) -> str:
     assert_repeatable(live)
     asked, prober = recorded_everyday(live), Prober(live.loaded)
     apart = []
+    queries = [each.query for each in asked]
     for skill in blocking(live):
-        keys = key_space(live.view.statistics, skill)
-        found = score_keys(prober, [each.query for each in asked], keys, "everyday prompts")
+        if along_discriminants(skill):
+            found = region_scores(prober, queries, regions(live.view.statistics, skill), "everyday prompts")[:, None]
+        else:
+            keys = key_space(live.view.statistics, skill)
+            found = score_keys(prober, queries, keys, "everyday prompts")
         stored = torch.stack([each.scores[skill["name"]][0] for each in asked])
         apart.append(((found - stored) / stored).abs())
     close = sum(int((each <= ROUNDING[live.record["dtype"]]).sum()) for each in apart)
@@ -74,15 +80,18 @@ def check_scores(live: InMemory) -> str:
 def check_answered(live: InMemory) -> str:
     """Everyday prompts that were outside every hypercube through their answers are not refused."""
     assert_repeatable(live)
-    limits = {skill["name"]: (skill["layer"], skill["alpha"]["value"]) for skill in blocking(live)}
-    margin = 1 + ROUNDING[live.record["dtype"]]
+    rounding = ROUNDING[live.record["dtype"]]
+    limits = {
+        skill["name"]: (column(skill), skill["alpha"]["value"] + rounding * abs(skill["alpha"]["value"]))
+        for skill in blocking(live)
+    }
     outside = [
         each.query
         for each in recorded_everyday(live)
-        if all(each.scores[name][1][layer] > margin * alpha for name, (layer, alpha) in limits.items())
+        if all(each.scores[name][1][place] > limit for name, (place, limit) in limits.items())
     ][:ANSWERED]
     if not outside:
-        raise NotMade("no everyday prompt of the export was outside every hypercube")
+        raise NotMade("no everyday prompt of the export was outside every region")
     for query in outside:
         answer = live.answer(query.ids, NEW_TOKENS, as_exported=True)
         if live.record["refusal_token_id"] in answer:
@@ -130,7 +139,7 @@ def check_neurons(live: InMemory) -> str:
     refusal, changed, positions, prunes = live.record["refusal_token_id"], 0, 0, False
     for query in live.some:
         plain = live.plain.logits(query.ids)
-        with filled(live, KSD_BOUNDS, closed_bounds):
+        with regions_filled(live, closed_bounds):
             ours = live.logits(query.ids)
             with filled(live, NA_PARAMS, move_always):
                 moved = live.logits(query.ids)
@@ -156,14 +165,14 @@ def check_refused(live: InMemory, given: Given | None) -> str:
             raise Wrong("an everyday prompt gets no answer")
         return f"nothing is to be refused: {counted(len(live.some), 'everyday prompt')} answered"
     if given is None:
-        with filled(live, KSD_BOUNDS, opened_bounds):
+        with regions_filled(live, opened_bounds):
             for query in live.some:
-                assert_refused(live, query, "an everyday prompt, with hypercubes that hold everything,")
-        return f"{counted(len(live.some), 'prompt')} refused with every hypercube opened in memory (no --forget given)"
+                assert_refused(live, query, "an everyday prompt, with regions that hold everything,")
+        return f"{counted(len(live.some), 'prompt')} refused with every region opened in memory (no --forget given)"
     assert_repeatable(live)
     queries = known_inside(live, given)
     if not queries:
-        raise NotMade("--forget: none of its prompts was inside a hypercube in the calibration and report parts")
+        raise NotMade("--forget: none of its prompts was inside a region in the calibration and report parts")
     for query in queries:
         assert_refused(live, query, f"{query.prompt.source} row {query.prompt.row}, inside at the export,")
     return f"{counted(len(queries), 'forget prompt')} of the export refused"
@@ -184,7 +193,7 @@ def blocking(live: InMemory) -> list[dict[str, Any]]:
     """Skills of config.json that refuse. Raises NotMade where there are none."""
     found = [skill for skill in live.record["skills"] if "layer" in skill]
     if not found:
-        raise NotMade("there are no hypercubes")
+        raise NotMade("there are no regions")
     return found
 
 
@@ -195,12 +204,13 @@ def recorded_everyday(live: InMemory) -> list[Scored]:
     statistics, prompts = live.view.statistics, live.view.read(PROMPTS)
     records: dict[tuple[Any, ...], dict[str, Any]] = {}
     found: defaultdict[tuple[Any, ...], dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
-    for name in (skill["name"] for skill in skills):
-        for part in ("report", "choose"):
-            scores = [statistics[f"{name}.scores.retain.{part}.{what}"] for what in ("prompt", "answer")]
-            for record, prompt, answer in zip(prompts[name][f"retain.{part}"], *scores, strict=True):
+    for skill in skills:
+        name = skill["name"]
+        for part in ("report", "calibrate" if along_discriminants(skill) else "choose"):
+            asked, *scores = harmless_scores(statistics, prompts[name], skill, part)
+            for record, prompt, answer in zip(asked, *scores, strict=True):
                 key = tuple(record[each] for each in ("row", "sha256", "format", "variant"))
-                if record["source"] == EVERYDAY and key[:2] in texts:
+                if record["source"] == EVERYDAY and key[:2] in texts and record["format"] in FORMATS:
                     records[key], found[key][name] = record, (prompt, answer)
     chosen: dict[str, list[Scored]] = {name: [] for name in FORMATS}
     for key, by_skill in found.items():
@@ -212,6 +222,32 @@ def recorded_everyday(live: InMemory) -> list[Scored]:
     if not any(chosen.values()):
         raise NotMade("the export used no everyday prompts that this unskill has")
     return [each for own in chosen.values() for each in own]
+
+
+def along_discriminants(skill: dict[str, Any]) -> bool:
+    """Whether a skill of config.json has regions along discriminants; format 1 knows hypercubes alone."""
+    return bool(skill.get("region") == DISCRIMINANT)
+
+
+def column(skill: dict[str, Any]) -> int:
+    """The column of a skill's stored scores that decides: hypercubes have scores of every layer."""
+    return 0 if along_discriminants(skill) else int(skill["layer"])
+
+
+def harmless_scores(
+    statistics: dict[str, Tensor], prompts: dict[str, Any], skill: dict[str, Any], part: str
+) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+    """Records of a part's harmless prompts, and their scores at the last token and over the answer, (n, columns)."""
+    name = skill["name"]
+    if not along_discriminants(skill):
+        prompt, answer = (statistics[f"{name}.scores.retain.{part}.{what}"] for what in ("prompt", "answer"))
+        return prompts[f"retain.{part}"], prompt, answer
+    prompt = statistics[f"{name}.scores.{part}.answered"]
+    answer = torch.full_like(prompt, -torch.inf)  # where no answer was looked at, nothing is known of it
+    answer[statistics[f"{name}.scores.{part}.answers.row"]] = statistics[f"{name}.scores.{part}.answers"]
+    # Other kinds of turn than the plain one are not formatted again.
+    rows = [row for row, record in enumerate(prompts[f"{part}.answered"]) if record["format"] == PLAIN]
+    return [prompts[f"{part}.answered"][row] for row in rows], prompt[rows, None], answer[rows, None]
 
 
 def query_again(live: InMemory, prompt: Prompt, record: dict[str, Any]) -> Query | None:
@@ -237,15 +273,19 @@ def other_texts(live: InMemory) -> bool:
 def known_inside(live: InMemory, given: Given) -> list[Query]:
     """Forget prompts of the calibration and report parts that were inside a hypercube, beyond rounding."""
     statistics, prompts = live.view.statistics, live.view.read(PROMPTS)
-    margin = 1 + ROUNDING[live.record["dtype"]]
     found: list[Query] = []
     for skill in blocking(live):
-        limit = skill["alpha"]["value"] / margin
+        alpha, name = skill["alpha"]["value"], skill["name"]
+        limit = alpha - ROUNDING[live.record["dtype"]] * abs(alpha)
         own: list[Query] = []
         for part in ("report", "calibrate"):
-            scores = statistics[f"{skill['name']}.scores.forget.{part}"][:, skill["layer"]]
-            for record, score in zip(prompts[skill["name"]][f"forget.{part}"], scores.tolist(), strict=True):
-                prompt = given.find(record)
+            if along_discriminants(skill):
+                scores, records = statistics[f"{name}.scores.{part}.asked"], prompts[name][f"{part}.asked"]
+            else:
+                scores = statistics[f"{name}.scores.forget.{part}"][:, skill["layer"]]
+                records = prompts[name][f"forget.{part}"]
+            for record, score in zip(records, scores.tolist(), strict=True):
+                prompt = given.find(record) if record["format"] in FORMATS else None
                 if prompt is not None and score <= limit and len(own) < REFUSED:
                     own += filter(None, [query_again(live, prompt, record)])
         found += own

@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from custom_modeling.buffers import KSD_BOUNDS, KSD_LIMITS
 from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
@@ -88,6 +89,13 @@ def filled(live: InMemory, buffer: str, values: Callable[[Sequence[int]], Tensor
     finally:
         for tensor, before in zip(buffers, kept, strict=True):
             tensor.copy_(before)
+
+
+@contextmanager
+def regions_filled(live: InMemory, bounds: Callable[[Sequence[int]], Tensor]) -> Iterator[None]:
+    """While this holds, every region has these bounds of the key and of its coordinates."""
+    with filled(live, KSD_BOUNDS, bounds), filled(live, KSD_LIMITS, bounds):
+        yield
 
 
 @contextmanager

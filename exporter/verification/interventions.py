@@ -27,10 +27,12 @@ from custom_modeling.neuron_adjust import neuron_key
 from exporter.checkpoint.layout import STATISTICS
 from exporter.common.text import counted
 from exporter.methods.key_space.hypercubes import KeySpace
+from exporter.methods.key_space.regions import STORED, Regions, joined
 from exporter.methods.moments import Gaussian
 from exporter.methods.refusal.head import LEAD
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import size_in
+from exporter.recipes.settings import HYPERCUBE
 from exporter.verification.checks import NotMade, Wrong, none_of
 from exporter.verification.on_disk import OnDisk
 
@@ -119,13 +121,13 @@ def check_refusal_row(view: OnDisk) -> str:
 
 
 def check_statistics(view: OnDisk) -> str:
-    """The buffers, computed again from what was measured: bounds from the key statistics and alpha, neurons'
+    """The buffers, computed again from what was measured: regions from the key statistics and alpha, neurons'
     parameters from their distributions."""
     statistics, buffers, record = view.statistics, view.buffers, view.record
     none_of(f"{STATISTICS}: {name} holds NaN" for name, each in statistics.items() if torch.isnan(each).any())
-    bounds = expected_bounds(statistics, record)
+    bounds = expected_regions(statistics, record)
     problems = [
-        f"{name} is not mean +- alpha deviations of {STATISTICS}"
+        f"{name} is not what {STATISTICS} and alpha make"
         for name, each in bounds.items()
         if name not in buffers or not torch.equal(buffers[name], each)
     ]
@@ -151,13 +153,26 @@ def key_space(statistics: dict[str, Tensor], skill: dict[str, Any]) -> KeySpace:
     return KeySpace(tuple(skill["formats"]), tuple(Gaussian(0, *part) for part in parts))
 
 
-def expected_bounds(statistics: dict[str, Tensor], record: dict[str, Any]) -> dict[str, Tensor]:
-    found: dict[str, list[Tensor]] = {}
+def regions(statistics: dict[str, Tensor], skill: dict[str, Any]) -> Regions:
+    """The regions along discriminants of one skill of config.json, before the threshold is set."""
+    prefix = f"{skill['name']}.{STORED}"
+    parts = {name.removeprefix(prefix): each for name, each in statistics.items() if name.startswith(prefix)}
+    return Regions.of_parts(skill["layer"], skill["formats"], parts)
+
+
+def expected_regions(statistics: dict[str, Tensor], record: dict[str, Any]) -> dict[str, Tensor]:
+    """Bounds, directions and limits of all skills by buffer."""
+    found: dict[int, list[dict[str, Tensor]]] = {}
     for skill in record["skills"]:
         if "layer" in skill:
-            bounds = key_space(statistics, skill).bounds(skill["layer"], skill["alpha"]["value"])
-            found.setdefault(in_mlp(skill["layer"], KSD_BOUNDS), []).append(bounds)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            layer, alpha = skill["layer"], skill["alpha"]["value"]
+            own = (
+                {KSD_BOUNDS: key_space(statistics, skill).bounds(layer, alpha)}
+                if skill.get("region", HYPERCUBE) == HYPERCUBE
+                else regions(statistics, skill).buffers(alpha)
+            )
+            found.setdefault(layer, []).append(own)
+    return {in_mlp(layer, name): each for layer, parts in found.items() for name, each in joined(parts).items()}
 
 
 def of_some_skill(

@@ -11,28 +11,36 @@ import torch
 from torch import Tensor
 
 from custom_modeling.buffers import NA_INDEX
-from custom_modeling.key_space import inside_hypercubes
+from custom_modeling.key_space import inside_hypercubes, inside_regions
 from exporter.common.errors import BadInput
+from exporter.methods.key_space.regions import ELSEWHERE
 from exporter.methods.moments import largest_deviation
 from exporter.models.hooks import key_hooks, pre_activation_hooks
 from exporter.models.loading import LoadedModel
+from exporter.recipes.settings import HYPERCUBE
 
 
 @dataclass(frozen=True, eq=False)
 class Detector:
-    """The hypercubes of one skill. bounds: (c, 2, d_ff) float32 as stored, lower and upper; on the CPU."""
+    """The regions of one skill, with their buffers as stored, on the CPU. bounds: (c, 2, d_ff) float32, of hypercubes;
+    directions, limits: (r, d_ff) and (c, 2, r) float32, of regions along discriminants."""
 
     skill: str
     layer: int
     alpha: float
-    bounds: Tensor
+    bounds: Tensor | None
+    directions: Tensor | None = None
+    limits: Tensor | None = None
 
     def score(self, key: Tensor) -> float:
-        """s(k) of one key vector (d_ff,), the minimum over the hypercubes.
+        """The score of one key vector (d_ff,), inside where at most alpha: of hypercubes s(k), of regions along
+        discriminants see `Regions.scores`; the least over the regions.
 
         Centre and deviations come from the bounds, which are mu -+ alpha sd rounded outwards to float32. A NaN is not
         outside, as in the runtime.
         """
+        if self.bounds is None:
+            return self._score_along(key)
         lower, upper = self.bounds.double().unbind(1)
         deviation = (upper - lower) / (2 * self.alpha)
         centre = (lower + upper) / 2  # (c, d_ff)
@@ -40,8 +48,22 @@ class Detector:
         score = largest_deviation(known, centre, deviation).amin()
         return float(score.clamp(max=torch.finfo(score.dtype).max))  # JSON knows no infinity
 
+    def _score_along(self, key: Tensor) -> float:
+        # At the limit of the skill's coordinate the score is alpha; coordinates of places follow those of skills.
+        assert self.directions is not None and self.limits is not None
+        along = (self.directions.double() @ key.double()).nan_to_num(torch.inf)
+        count, scores = len(self.limits), []
+        for number, (lower, _) in enumerate(self.limits.double()):
+            score = self.alpha + float(lower[number] - along[number])
+            there = along[count + number] >= lower[count + number]
+            scores.append(score if there else max(score, ELSEWHERE))
+        return max(min(scores), torch.finfo(torch.float64).min)
+
     def blocks(self, key: Tensor) -> bool:
-        return bool(inside_hypercubes(key, self.bounds))
+        if self.directions is None or self.limits is None:
+            assert self.bounds is not None
+            return bool(inside_hypercubes(key, self.bounds))
+        return bool(inside_regions(key, self.directions, self.limits))
 
 
 def detectors_of(loaded: LoadedModel) -> list[Detector]:
@@ -51,6 +73,7 @@ def detectors_of(loaded: LoadedModel) -> list[Detector]:
     """
     core: Any = loaded.model.base_model
     taken: dict[int, int] = {}
+    along: dict[int, int] = {}
     found = []
     try:
         for skill in loaded.settings["skills"]:
@@ -58,16 +81,27 @@ def detectors_of(loaded: LoadedModel) -> list[Detector]:
                 continue
             layer, first = int(skill["layer"]), taken.get(int(skill["layer"]), 0)
             taken[layer] = first + len(skill["formats"])
-            bounds = core.layers[layer].mlp.unskill_ksd_bounds[first : taken[layer]].cpu()
-            found.append(Detector(str(skill["name"]), layer, float(skill["alpha"]["value"]), bounds))
+            mlp, regions = core.layers[layer].mlp, slice(first, taken[layer])
+            about = str(skill["name"]), layer, float(skill["alpha"]["value"])
+            if skill.get("region", HYPERCUBE) == HYPERCUBE:
+                found.append(Detector(*about, mlp.unskill_ksd_bounds[regions].cpu()))
+                continue
+            columns = slice(along.get(layer, 0), along.get(layer, 0) + 2 * len(skill["formats"]))
+            along[layer] = columns.stop
+            directions, limits = mlp.unskill_ksd_directions[columns], mlp.unskill_ksd_limits[regions, :, columns]
+            found.append(Detector(*about, None, directions.cpu(), limits.cpu()))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadInput(
             f"CHECKPOINT {loaded.name}: config.json has no unskill.skills that fit its layers ({error!r})"
         ) from error
-    cubes = {int(layer): counts["cubes"] for layer, counts in loaded.settings["layers"].items() if "cubes" in counts}
-    if cubes != taken:
+    blocking = {
+        int(layer): counts.get("regions") or counts["cubes"]
+        for layer, counts in loaded.settings["layers"].items()
+        if counts.get("regions") or counts.get("cubes")
+    }
+    if blocking != taken:
         raise BadInput(
-            f"CHECKPOINT {loaded.name}: config.json gives skills {taken} hypercubes by layer, the model has {cubes}"
+            f"CHECKPOINT {loaded.name}: config.json gives skills {taken} regions by layer, the model has {blocking}"
         )
     return found
 

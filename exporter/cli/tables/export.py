@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
-from exporter.checkpoint.summary import KeySpaceSummary, NeuronSummary, SharedLayer, Summary
+from exporter.checkpoint.summary import DiscriminantSummary, KeySpaceSummary, NeuronSummary, SharedLayer, Summary
 from exporter.cli.tables.console import rate_cells, titled
 from exporter.prompts.packaged import EVERYDAY
 
@@ -24,9 +24,14 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(trial_table(skill.neurons))
             console.print(text_table(skill.neurons))
         if (found := skill.key_space) is not None:
-            console.print(promise(found.layer, found.alpha, found.fault, summary.dtype), highlight=False)
+            sentence = promise(found.layer, found.alpha, found.fault, summary.dtype, found.discriminant)
+            console.print(sentence, highlight=False)
             console.print(rate_table(found))
-            console.print(layer_table(found))
+            if found.discriminant is None:
+                console.print(layer_table(found))
+            else:
+                console.print(form_table(found.discriminant))
+                console.print(trial_layers(found.discriminant))
     if several and any(skill.key_space for skill in summary.skills):
         console.print(cross_table(summary))
     if summary.shared_neurons:
@@ -124,6 +129,41 @@ def shared_table(summary: Summary) -> Table:
         rows: dict[str, SharedLayer] = {**each.layers, "all": each}
         for layer, row in rows.items():
             table.add_row(whose, layer, str(row.shared), str(row.smaller), f"{row.share:.1%}")
+    return table
+
+
+def form_table(found: DiscriminantSummary) -> Table:
+    """Forget prompts and near misses of the report part by form, over all kinds of turn."""
+    table = titled(
+        "Forms of the prompts: report part, all kinds of turn",
+        ("form",),
+        ("blocked", "of", "95 % interval", "left out", "near misses", "of", "95 % interval"),
+        "left out: share blocked where nothing was fitted on this form (plain and other messages, fit part)",
+    )
+    nothing = {"hits": 0, "total": 0, "low": 0.0, "high": 1.0, "rate": None}
+    for form in sorted({*found.forms, *found.near_miss_forms}):
+        own, near = (
+            dict(rates[form]["all"]) if form in rates else nothing for rates in (found.forms, found.near_miss_forms)
+        )
+        left_out = found.left_out.blocked.get(form)
+        share = "-" if left_out is None else f"{left_out:.1%}"
+        table.add_row(escape(form), *rate_cells(own), share, *rate_cells(near))
+    return table
+
+
+def trial_layers(found: DiscriminantSummary) -> Table:
+    table = titled(
+        "Layers: chosen inside the fit part, every form scored by directions fitted without it",
+        (),
+        ("layer", "blocked, mean over forms", "least", "margin"),
+    )
+    for trial in found.trials:
+        table.add_row(
+            f"{trial.layer}{' *' if trial.layer == found.left_out.layer else ''}",
+            f"{trial.mean:.1%}",
+            f"{min(trial.blocked.values()):.1%}",
+            f"{trial.margin:.2f}",
+        )
     return table
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.checkpoint.sentences import promise
-from exporter.checkpoint.summary import AlphaSummary
+from exporter.checkpoint.summary import AlphaSummary, DiscriminantSummary
 from exporter.cli.tables.console import rate_cells
 from exporter.common.files import human_size
 from exporter.common.text import printable
@@ -108,8 +108,9 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
     if key_space:
         fault = None if key_space["separates"] else key_space["fault"] or "it exceeds the limits of the export"
         alpha = AlphaSummary.model_validate(key_space["alpha"])
-        yield "hypercubes", promise(key_space["layer"], alpha, fault, found["dtype"])
-        yield "formats", ", ".join(key_space["formats"])
+        regions = key_space["discriminant"] and DiscriminantSummary.model_validate(key_space["discriminant"])
+        yield f"{key_space['region']}s", promise(key_space["layer"], alpha, fault, found["dtype"], regions)
+        yield "formats" if regions is None else "places", ", ".join(key_space["formats"])
     for source in skill["sources"] or ():
         options = "".join(f",{key}={value}" for key, value in source["options"].items())
         what = f"{source['label']}{options}: {source['prompts']} prompts"

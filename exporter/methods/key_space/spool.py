@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 
+import numpy as np
 import torch
 
 from exporter.common.errors import RunFailed
@@ -43,6 +44,17 @@ class KeySpool:
                 ) from error
             self._batches.append((rows, keys.shape))
             yield rows, keys
+
+    def layer(self, layer: int) -> torch.Tensor:
+        """One layer's keys of all queries, (n, d_ff) float32, in the order of their rows."""
+        sizes = [len(rows) for rows, _ in self._batches]
+        found = torch.empty(sum(sizes), self._batches[0][1][-1])
+        start = 0
+        for rows, shape in self._batches:
+            kept = np.memmap(self._file, np.float32, "r", offset=start, shape=tuple(shape))
+            found[rows] = torch.from_numpy(kept[:, layer].copy())
+            start += 4 * shape.numel()
+        return found
 
     def batches(self) -> Iterator[Batch]:
         self._file.seek(0)

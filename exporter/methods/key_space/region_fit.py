@@ -1,0 +1,159 @@
+"""Fitting regions: layer and shrinkage by leaving out whole forms, then the directions on all of the fit part."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminant
+from exporter.methods.key_space.regions import Regions
+from exporter.prompts.formats import Query
+from exporter.prompts.sources import Prompt
+
+SHRINKAGES = (0.3, SHRINKAGE, 3.0)
+FOLDS = 5
+"""Groups of prompts without a form; each is left out of the fit that scores it, as each form is."""
+
+
+@dataclass(frozen=True)
+class FitPart:
+    """The queries of the fit part. forget: (n,) bool; places: of every query."""
+
+    queries: tuple[Query, ...]
+    forget: Tensor
+    places: tuple[str, ...]
+
+    def at(self, place: str) -> Tensor:
+        """Which rows stand at a place: (n,) bool."""
+        return torch.tensor([each == place for each in self.places], dtype=torch.bool)
+
+    def against_all(self, place: str) -> Tensor:
+        """Rows from which the skill is known at a place: its forget rows, and the other side's of all places."""
+        return ~self.forget | self.at(place)
+
+
+@dataclass(frozen=True)
+class LayerTrial:
+    """One layer, judged inside the fit part by directions that had not seen the form (or fold) of a prompt.
+
+    blocked: share of forget rows at the end of a message that are blocked, by form, where the budget's share of the
+    other side is; mean: over forms; margin: between the means of both sides, in deviations of the other one.
+    """
+
+    layer: int
+    shrinkage: float
+    blocked: Mapping[str, float]
+    margin: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.blocked.values()) / len(self.blocked)
+
+
+def try_layer(
+    keys: Tensor, part: FitPart, place: str, budget: float, layer: int, shrinkages: Sequence[float] = (SHRINKAGE,)
+) -> list[LayerTrial]:
+    """Judge one layer. keys: (n, d_ff) of the part's queries; budget: share of the other side that may be blocked."""
+    chosen = part.against_all(place)
+    queries = [query for query, mine in zip(part.queries, chosen.tolist(), strict=True) if mine]
+    forget, rows = part.forget[chosen], Rows.of(keys[chosen])
+    folds, weights = fold_names(queries, forget), balanced(queries, forget)
+    trials = []
+    for shrinkage in shrinkages:
+        scores = scores_left_out(rows, forget, weights, folds, shrinkage)
+        threshold = torch.quantile(scores[~forget], budget)
+        hits: dict[str, list[bool]] = defaultdict(list)
+        for row in forget.nonzero().flatten().tolist():
+            hits[queries[row].prompt.form or ""].append(bool(scores[row] < threshold))
+        blocked = {form: sum(each) / len(each) for form, each in sorted(hits.items())}
+        margin = float((scores[~forget].mean() - scores[forget].mean()) / scores[~forget].std())
+        trials.append(LayerTrial(layer, shrinkage, blocked, margin))
+    return trials
+
+
+def scores_left_out(rows: Rows, forget: Tensor, weights: Tensor, folds: Sequence[str], shrinkage: float) -> Tensor:
+    """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold: (n,) float64."""
+    scores = torch.zeros(len(folds), dtype=torch.float64)
+    for fold in sorted(set(folds)):
+        held = torch.tensor([each == fold for each in folds], dtype=torch.bool)
+        fitted = torch.where(held, 0.0, weights)
+        along = rows.gram @ discriminant(rows.gram, forget, fitted, shrinkage)
+        one, zero = (float(along[side] @ fitted[side] / fitted[side].sum()) for side in (forget, ~forget))
+        scores[held] = 1 - (along[held] - zero) / (one - zero)
+    return scores
+
+
+def fit_regions(
+    keys: Tensor, answers: Tensor, part: FitPart, places: Sequence[str], layer: int, shrinkage: float
+) -> Regions:
+    """The regions of one layer. keys: (n, d_ff) of the part's queries; answers: (m, d_ff) of positions inside answers
+    to harmless prompts, which belong to no place."""
+    found = []
+    for place in places:
+        chosen = part.against_all(place)
+        queries = [query for query, mine in zip(part.queries, chosen.tolist(), strict=True) if mine]
+        forget = part.forget[chosen]
+        weights = balanced(queries, forget)
+        rows = Rows.of(keys[chosen])
+        direction, _ = rows.direction(discriminant(rows.gram, forget, weights, shrinkage))
+        left_out = scores_left_out(rows, forget, weights, fold_names(queries, forget), shrinkage)
+        # Of rows that were left out: those that a direction was fitted on lie further apart than new ones.
+        along = keys[chosen].double() @ direction
+        one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+        near, far = (float(left_out[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+        # Left-out scores are 1 - (coordinate - zero) / (one - zero): where their means lie is 0 and 1 from now on.
+        unit = (one - zero) * (far - near)
+        shift = zero + (1 - far) * (one - zero)
+        here = part.at(place)
+        where, least = fit_place(keys[here], torch.cat([keys[~here], answers]))
+        found.append((direction / unit, shift / unit, where, least))
+    skill, shift_, place_, least_ = zip(*found, strict=True)
+    return Regions(
+        layer,
+        tuple(places),
+        torch.stack(skill).float(),
+        torch.tensor(shift_, dtype=torch.float64),
+        torch.stack(place_).float(),
+        torch.tensor(least_, dtype=torch.float64),
+    )
+
+
+def fit_place(here: Tensor, elsewhere: Tensor) -> tuple[Tensor, float]:
+    """The direction (d,) float64 that tells the keys of one place from all others, and its limit: the middle of the
+    gap between both sides, or the least of the place where they overlap."""
+    keys = torch.cat([here, elsewhere])
+    side = torch.arange(len(keys)) < len(here)
+    rows = Rows.of(keys)
+    direction, _ = rows.direction(discriminant(rows.gram, side, torch.ones(len(keys)).double()))
+    along = keys.double() @ direction.float().double()
+    least, greatest = float(along[side].min()), float(along[~side].max())
+    return direction, min(least, (least + greatest) / 2)
+
+
+def fold_names(queries: Sequence[Query], forget: Tensor) -> list[str]:
+    """What is left out together with each query: its form; where it has none, or all forget queries have the same, one
+    of FOLDS groups of prompts."""
+    forms = {query.prompt.form for query, mine in zip(queries, forget.tolist(), strict=True) if mine}
+    return [
+        (len(forms) > 1 and query.prompt.form) or f"fold {int(query.prompt.sha256[:8], 16) % FOLDS}"
+        for query in queries
+    ]
+
+
+def balanced(queries: Sequence[Query], forget: Tensor) -> Tensor:
+    """Weights (n,) float64, with mean 1 on each side: a group of n queries of one source, form or kind, and language
+    counts as the root of n, so that 400 rows of one data set do not drown 40 varied prompts."""
+
+    def group(prompt: Prompt) -> tuple[str, str, str]:
+        return prompt.source, prompt.form or prompt.kind or "", prompt.language or ""
+
+    names = [(group(query.prompt), side) for query, side in zip(queries, forget.tolist(), strict=True)]
+    sizes = Counter(names)
+    weights = torch.tensor([sizes[name] ** -0.5 for name in names], dtype=torch.float64)
+    for side in (forget, ~forget):
+        weights[side] /= weights[side].mean()
+    return weights

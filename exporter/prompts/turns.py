@@ -1,0 +1,195 @@
+"""Kinds of turn: where in a conversation a prompt is put, and which position of it is looked at.
+
+The skill is asked for in a first message, under a system prompt, later in a conversation, inside a long message, by
+beginning the answer, or by insisting after a refusal. Every kind but the plain one draws what surrounds the prompt
+from packaged texts, of which each part of the prompts has its own: nothing is reported on a phrase, system prompt or
+conversation that something was fitted on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from exporter.prompts import packaged
+from exporter.prompts.formats import PLAIN, SECOND_TURN, SYSTEM, Formatter, Message, Query
+from exporter.prompts.sources import Prompt
+
+PROMPT, BEGUN, REFUSED = "prompt", "begun answer", "after a refusal"
+"""Places: the end of a message, of the beginning of an answer, and of a message after a refusal."""
+DEEP, BURIED, PREFILL, INSISTING = "deep", "buried", "prefill", "insisting"
+REQUEST = "{request}"
+"""Where a packaged text quotes the prompt."""
+AFTER_REFUSAL, AFTER_ANSWER = "remarks after a refusal", "insisting after an answer"
+"""Sources of packaged messages that are to be answered."""
+
+FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
+DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
+"""The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a prompt: the user's message that holds it, and what stands before and after that."""
+
+    message: str = REQUEST
+    system: str | None = None
+    history: tuple[Message, ...] = ()
+    begun: str = ""
+
+    def render(self, formatter: Formatter, prompt: str) -> tuple[int, ...]:
+        """Token ids of a prompt in these surroundings."""
+
+        def filled(text: str) -> str:
+            return text.replace(REQUEST, prompt)
+
+        history = [{**each, "content": filled(each["content"])} for each in self.history]
+        return formatter.render(
+            filled(self.message), system=self.system, history=history, assistant_prefill=filled(self.begun)
+        )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A kind of turn. around: all that may surround a prompt, given the refusal; needs: the format that the chat
+    template has to be able to express."""
+
+    name: str
+    place: str
+    needs: str
+    around: Callable[[str], Sequence[Around]]
+
+
+def insisting(refusal: str) -> list[Around]:
+    before = {"role": "user", "content": REQUEST}, {"role": "assistant", "content": refusal}
+    return [Around(each.text, history=before) for each in packaged.insisting()]
+
+
+TURNS = (
+    Turn(PLAIN, PROMPT, PLAIN, lambda refusal: [Around()]),
+    Turn(SYSTEM, PROMPT, SYSTEM, lambda refusal: [Around(system=text) for text in packaged.system_prompts()]),
+    Turn(
+        SECOND_TURN,
+        PROMPT,
+        SECOND_TURN,
+        lambda refusal: [Around(history=tuple(each.messages())) for each in packaged.exchanges()],
+    ),
+    Turn(
+        DEEP,
+        PROMPT,
+        SECOND_TURN,
+        lambda refusal: [Around(history=tuple(each.messages)) for each in packaged.conversations()],
+    ),
+    Turn(BURIED, PROMPT, PLAIN, lambda refusal: [Around(each.text) for each in packaged.long_messages()]),
+    Turn(PREFILL, BEGUN, PLAIN, lambda refusal: [Around(begun=each.text) for each in packaged.prefills()]),
+    Turn(INSISTING, REFUSED, SECOND_TURN, insisting),
+)
+"""Every way in which a skill is asked for."""
+
+
+class Turns:
+    """Puts prompts into the kinds of turn that a model's chat template can express.
+
+    refusal: the answer that is insisted after; seed: of the draws, which depend on it and on the prompt alone.
+    """
+
+    def __init__(self, formatter: Formatter, refusal: str, seed: int, max_length: int | None) -> None:
+        self._formatter, self._refusal, self._seed, self._max_length = formatter, refusal, seed, max_length
+        used = formatter.formats_used
+        mixed = used != (PLAIN,)
+        turns = [turn for turn in TURNS if turn.needs in used and (mixed or turn.name == PLAIN)]
+        self.used = {turn.name: turn for turn in turns}
+        self._around = {turn.name: tuple(turn.around(refusal)) for turn in turns}
+        self.skipped = 0
+
+    def asked(self, prompt: Prompt, part: str) -> list[Query]:
+        """A prompt as it may be asked: plain, in one other kind of message, and in each place beyond a message."""
+        others = [name for name, turn in self.used.items() if turn.place == PROMPT and name != PLAIN]
+        names = [PLAIN]
+        if others:
+            names.append(others[self._draw(prompt, "turn") % len(others)])
+        return self.put(prompt, [*names, *(name for name, turn in self.used.items() if turn.place != PROMPT)], part)
+
+    def answered(self, prompt: Prompt, part: str) -> list[Query]:
+        """A harmless prompt as it may be asked: plain, with a begun answer, and every third one in another kind of
+        message."""
+        asked = [query for query in self.asked(prompt, part) if self.used[query.format].place != REFUSED]
+        thirds = self._draw(prompt, "third") % 3
+        return [
+            query for query in asked if not thirds or query.format == PLAIN or self.used[query.format].place != PROMPT
+        ]
+
+    def put(self, prompt: Prompt, names: Sequence[str], part: str) -> list[Query]:
+        """A prompt in kinds of turn by name, with surroundings of one part; too long ones are left out and counted."""
+        found = []
+        for name in names:
+            own = of_part(range(len(self._around[name])), part)
+            variant = own[self._draw(prompt, name) % len(own)]
+            ids = self._around[name][variant].render(self._formatter, prompt.text)
+            found.append(Query(prompt, name, ids, variant))
+        return self._short(found)
+
+    def after_refusal(self, forget: Sequence[Prompt], part: str) -> list[Query]:
+        """Packaged remarks and questions of one part after the refusal of forget prompts: all are to be answered."""
+        if INSISTING not in self.used or not forget:
+            return []
+        texts = (*packaged.harmless_after_refusal(), *packaged.questions_after_refusal())
+        found = []
+        for row in of_part(range(len(texts)), part):
+            prompt = Prompt(texts[row].text, AFTER_REFUSAL, row + 1, kind=texts[row].kind)
+            asked = forget[self._draw(prompt, "forget") % len(forget)]
+            history = {"role": "user", "content": asked.text}, {"role": "assistant", "content": self._refusal}
+            ids = self._formatter.render(prompt.text, history=history)
+            found.append(Query(prompt, AFTER_REFUSAL, ids, row))
+        return self._short(found)
+
+    def after_answer(self, part: str) -> list[Query]:
+        """Packaged exchanges of one part, insisted on although they were answered: to be answered again."""
+        if INSISTING not in self.used:
+            return []
+        phrases, answered = packaged.insisting(), packaged.exchanges()
+        found = []
+        for row in of_part(range(len(phrases)), part):
+            prompt = Prompt(phrases[row].text, AFTER_ANSWER, row + 1, kind=phrases[row].kind)
+            own = of_part(range(len(answered)), part)
+            exchange = answered[own[self._draw(prompt, "answer") % len(own)]]
+            text = prompt.text.replace(REQUEST, exchange.user)
+            ids = self._formatter.render(text, history=exchange.messages())
+            found.append(Query(prompt, AFTER_ANSWER, ids, row))
+        return self._short(found)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the last token of a query is, by its format."""
+        own = {name: turn.place for name, turn in self.used.items()}
+        return own | {AFTER_REFUSAL: REFUSED, AFTER_ANSWER: PROMPT}
+
+    def _short(self, queries: Sequence[Query]) -> list[Query]:
+        fitting = [each for each in queries if self._max_length is None or len(each.ids) <= self._max_length]
+        self.skipped += len(queries) - len(fitting)
+        return fitting
+
+    def _draw(self, prompt: Prompt, what: str) -> int:
+        text = f"{what}|{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def of_part(items: Sequence[int], part: str) -> list[int]:
+    """Every item that falls to a part, dealt in turn, so that neighbours, which are alike, are in all parts."""
+    return [item for place, item in enumerate(items) if DEAL[place % len(DEAL)] == part] or list(items)
+
+
+def deal(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
+    """The prompts by part: dealt within each source, form or kind, and language, in an order drawn by the seed."""
+
+    def key(prompt: Prompt) -> tuple[str, str, str, bytes]:
+        text = f"deal|{seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
+        group = prompt.form or prompt.kind or ""
+        return prompt.source, group, prompt.language or "", hashlib.sha256(text.encode()).digest()
+
+    parts: dict[str, list[Prompt]] = {part: [] for part in (FIT, CALIBRATE, REPORT)}
+    # Dealt on from group to group, so that small ones do not all fall to the same part.
+    for place, prompt in enumerate(sorted(prompts, key=key)):
+        parts[DEAL[place % len(DEAL)]].append(prompt)
+    return parts

@@ -1,0 +1,63 @@
+"""The discriminant in sample space against its closed form in the key space."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from exporter.methods.key_space.discriminant import Rows, discriminant
+
+
+def sides(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Correlated keys of two sides, which side, and weights."""
+    torch.manual_seed(seed)
+    keys = torch.randn(rows, size).double() @ torch.randn(size, size).double() + torch.randn(size).double()
+    forget = torch.arange(rows) % 3 == 0
+    keys[forget] += 0.7
+    return keys, forget, torch.rand(rows).double() + 0.1
+
+
+def closed_form(rows: Tensor, forget: Tensor, weights: Tensor, shrinkage: float) -> Tensor:
+    """(C + lambda I)^-1 (mean of forget - mean of others), solved in d dimensions."""
+    means = [(weights[side, None] * rows[side]).sum(0) / weights[side].sum() for side in (forget, ~forget)]
+    centred = torch.where(forget[:, None], rows - means[0], rows - means[1]) * weights.sqrt()[:, None]
+    within = centred.T @ centred / weights.sum()
+    return torch.linalg.solve(within + shrinkage * torch.eye(rows.shape[1]).double(), means[0] - means[1])
+
+
+@given(rows=st.integers(6, 40), size=st.integers(1, 40), shrinkage=st.sampled_from([0.3, 1.0, 3.0]))
+def test_it_is_the_shrunk_linear_discriminant(rows: int, size: int, shrinkage: float) -> None:
+    keys, forget, weights = sides(rows, size)
+    found = Rows.of(keys)
+    ours = found.rows.T @ discriminant(found.gram, forget, weights, shrinkage)
+    torch.testing.assert_close(ours, closed_form(found.rows, forget, weights, shrinkage))
+
+
+def test_rows_without_weight_are_left_out() -> None:
+    keys, forget, weights = sides(30, 12)
+    found = Rows.of(keys)
+    weights[5:9] = 0
+    kept = weights > 0
+    ours = found.rows.T @ discriminant(found.gram, forget, weights)
+    torch.testing.assert_close(ours, closed_form(found.rows[kept], forget[kept], weights[kept], 1.0))
+
+
+def test_the_direction_in_the_key_space() -> None:
+    keys, forget, weights = sides(30, 12)
+    rows = Rows.of(keys)
+    coefficients = discriminant(rows.gram, forget, weights)
+    direction, offset = rows.direction(coefficients)
+    torch.testing.assert_close(keys @ direction - offset, rows.gram @ coefficients)
+
+
+def test_dimensions_that_never_vary_do_no_harm() -> None:
+    keys, forget, weights = sides(30, 12)
+    keys[:, 4] = 3.0
+    rows = Rows.of(keys)
+    direction, _ = rows.direction(discriminant(rows.gram, forget, weights))
+    assert direction.isfinite().all()
+    # What does not vary says nothing, whatever a later key has there.
+    assert float(direction[4].abs()) == pytest.approx(0, abs=1e-9)

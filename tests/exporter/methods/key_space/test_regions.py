@@ -1,0 +1,124 @@
+"""Regions along discriminants: their scores are what the runtime decides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS
+from custom_modeling.key_space import inside_regions
+from exporter.methods.key_space.region_fit import FitPart, balanced, fit_regions, try_layer
+from exporter.methods.key_space.regions import ELSEWHERE, Regions, joined
+from exporter.prompts.formats import Query
+from exporter.prompts.sources import Prompt
+
+SIZE = 24
+
+
+def regions(seed: int = 0, places: int = 2) -> Regions:
+    torch.manual_seed(seed)
+    skill, place = torch.randn(2, places, SIZE)
+    shift, least = torch.randn(2, places).double()
+    return Regions(3, tuple(map(str, range(places))), skill, shift, place, least)
+
+
+@pytest.mark.parametrize("threshold", [-0.4, 0.5, 2.0])
+def test_inside_is_a_score_up_to_the_threshold(threshold: float) -> None:
+    found, keys = regions(), torch.randn(400, SIZE)
+    scores = found.scores(keys)
+    buffers = found.buffers(threshold)
+    inside = inside_regions(keys, buffers[KSD_DIRECTIONS], buffers[KSD_LIMITS])
+    clear = (scores - threshold).abs() > 1e-5
+    assert torch.equal(inside[clear], (scores <= threshold)[clear]) and 0 < int(inside.sum()) < 400
+    assert scores.isfinite().all() and (scores >= ELSEWHERE).any()
+
+
+def test_the_scorer_is_for_one_layer() -> None:
+    found, keys = regions(), torch.randn(7, SIZE)
+    score = found.scorer(torch.device("cpu"))
+    assert torch.equal(score(3, keys), found.scores(keys)) and torch.equal(score(2, keys), torch.zeros(7).double())
+
+
+def test_parts_are_what_regions_are_made_of() -> None:
+    found = regions()
+    again = Regions.of_parts(found.layer, found.places, found.parts)
+    assert all(torch.equal(again.buffers(0.5)[name], each) for name, each in found.buffers(0.5).items())
+
+
+def test_regions_of_several_skills_do_not_bound_each_other() -> None:
+    one, other = regions(0), regions(1, places=3)
+    keys = torch.randn(400, SIZE)
+    parts = [one.buffers(0.5), other.buffers(0.1)]
+    alone = [inside_regions(keys, each[KSD_DIRECTIONS], each[KSD_LIMITS]) for each in parts]
+    both = joined(parts)
+    assert both[KSD_LIMITS].shape == (5, 2, 10) and KSD_BOUNDS not in both
+    assert torch.equal(inside_regions(keys, both[KSD_DIRECTIONS], both[KSD_LIMITS]), alone[0] | alone[1])
+
+
+def test_hypercubes_and_half_spaces_in_one_layer() -> None:
+    found, keys = regions(), torch.randn(400, SIZE)
+    cube = torch.stack([keys[7] - 0.1, keys[7] + 0.1])[None]
+    parts = [{KSD_BOUNDS: cube}, found.buffers(0.5)]
+    both = joined(parts)
+    expected = inside_regions(keys, parts[1][KSD_DIRECTIONS], parts[1][KSD_LIMITS])
+    expected[7] = True
+    inside = inside_regions(keys, both[KSD_DIRECTIONS], both[KSD_LIMITS], both[KSD_BOUNDS])
+    assert torch.equal(inside, expected)
+    assert joined(parts[:1]).keys() == {KSD_BOUNDS} and torch.equal(joined(parts[:1])[KSD_BOUNDS], cube)
+
+
+def fit_part(rows: int = 240) -> tuple[FitPart, Tensor, Tensor]:
+    """Keys of two places and two sides in four forms: the skill is one direction, the place another; and the inside of
+    answers."""
+    torch.manual_seed(0)
+    keys, queries, places = torch.randn(rows, SIZE), [], []
+    forget = torch.arange(rows) < rows // 3
+    for row in range(rows):
+        place = "prompt" if row % 2 else "begun answer"
+        prompt = Prompt(f"{row}", "a" if forget[row] else "b", row, form=f"form {row // 2 % 4}")
+        queries.append(Query(prompt, "plain", (1,)))
+        places.append(place)
+        keys[row, 0] += 6.0 * bool(forget[row])
+        keys[row, 1 if place == "prompt" else 3] += 8.0
+    answers = torch.randn(60, SIZE)
+    return FitPart(tuple(queries), forget, tuple(places)), keys, answers
+
+
+def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
+    part, keys, answers = fit_part()
+    found = fit_regions(keys, answers, part, ("prompt", "begun answer"), 3, 1.0)
+    new = torch.randn(300, SIZE)
+    new[:, 1] += 8.0
+    skill = new.clone()
+    skill[:, 0] += 6.0
+    # Left-out means are 0 and 1.
+    assert float(found.scores(skill).mean()) == pytest.approx(0, abs=0.15)
+    assert float(found.scores(new).mean()) == pytest.approx(1, abs=0.2)
+    inside_an_answer = skill.clone()
+    inside_an_answer[:, 1] -= 8.0
+    assert (found.scores(inside_an_answer) > 0.5).float().mean() > 0.9
+    assert (found.scores(skill) < 0.5).float().mean() > 0.95
+
+
+def test_a_form_is_scored_by_what_was_fitted_without_it() -> None:
+    part, keys, _ = fit_part()
+    odd = torch.tensor([query.prompt.form == "form 2" for query in part.queries])
+    # The skill looks different in one form, and nothing else tells of it.
+    keys[odd & part.forget, 0] -= 6.0
+    keys[odd & part.forget, 2] += 6.0
+    (trial,) = try_layer(keys, part, "prompt", 0.01, 3)
+    assert trial.blocked["form 2"] < 0.5 < min(trial.blocked[f"form {each}"] for each in (0, 1, 3))
+    assert trial.mean == pytest.approx(sum(trial.blocked.values()) / 4)
+
+
+def test_many_prompts_of_one_source_do_not_drown_varied_ones() -> None:
+    many = [Query(Prompt(f"{row}", "gsm8k", row), "plain", (1,)) for row in range(400)]
+    varied = [
+        Query(Prompt(f"{row}", "maths", row, form=f"{row % 10}", language=f"{row % 4}"), "plain", (1,))
+        for row in range(40)
+    ]
+    weights = balanced([*many, *varied], torch.ones(440, dtype=torch.bool))
+    assert float(weights.mean()) == pytest.approx(1)
+    # 20 groups of two against one of 400: 20 times the root of 2 against 20.
+    assert float(weights[400:].sum() / weights[:400].sum()) == pytest.approx(20 * 2**0.5 / 20)
