@@ -46,8 +46,10 @@ def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
         command = [Path(sys.executable).with_name("unskill"), "export", base, OUT, "--overwrite"]
         command += ["--forget", f"{forget.relative_to(ROOT)},column=prompt"]
         command += ["--retain", f"{retain.relative_to(ROOT)},column=prompt"]
-        # Not to take longer than six minutes; the base model hardly speaks these.
-        command += ["--everyday-without", "french,italian,portuguese,spanish"]
+        # Not to take longer than six minutes; the base model hardly speaks the languages.
+        command += ["--everyday-without", "arabic,chinese,french,german,hindi,italian,portuguese,spanish,vietnamese"]
+        command += ["--everyday-without", "advice,data,document,email,explain,ideas,learning,maths-knowledge,passage"]
+        command += ["--everyday-without", "opinion-and-taste,planning,rewrite,roleplay,shopping-and-travel"]
         started = time.monotonic()
         status = subprocess.run(command, cwd=ROOT).returncode
         if status:

@@ -18,7 +18,7 @@ sys.path.append(str(TESTS / "checks"))
 
 from exporter.models.loading import make_first_calls  # noqa: E402
 from exporter.pipeline.run import export  # noqa: E402
-from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, WHEELS, export_real  # noqa: E402
+from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, SOME_PROMPTS, WHEELS, export_real  # noqa: E402
 from tests.several import several  # noqa: E402, F401
 from tests.tiny import (  # noqa: E402
     ALPHA,
@@ -141,7 +141,8 @@ def gemma_export(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Gemma-3-270m likewise."""
     for wheel in WHEELS:
         made(wheel, "make test")
-    return export_real(made(GEMMA, "make gemma"), tmp_path_factory.mktemp("gemma"), 150, 40, template=GEMMA_TEMPLATE)
+    folder = tmp_path_factory.mktemp("gemma")
+    return export_real(made(GEMMA, "make gemma"), folder, 150, 40, *SOME_PROMPTS, template=GEMMA_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ MORE = {
     "chat": ["--max-new-tokens", "4"],
 }
 # In this order each finds what it needs.
-COMMANDS = ("probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push")
+COMMANDS = ("skills", "probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push")
 ONNX = ("onnx", "build-ops")
 AGAIN = ("export", "probe", "report", "restore", "onnx")
 """Commands that write what the first run has written already."""

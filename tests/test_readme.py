@@ -61,7 +61,7 @@ def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
         arguments = [str(base) if word == MODEL else word for word in command[1:]]
         # A tiny random model cannot keep everyday prompts apart, which is no matter of the command.
         more = {"export": ["--quiet", "--force", "--no-everyday"], "probe": ["--quiet", "--no-everyday"]}
-        more |= {"build-ops": ["--no-cuda"], "chat": ["--max-new-tokens", "8"], "inspect": []}
+        more |= {"build-ops": ["--no-cuda"], "chat": ["--max-new-tokens", "8"], "inspect": [], "skills": []}
         done = subprocess.run(
             [sys.executable, "-m", "exporter", *arguments, *more.get(command[1], ["--quiet"])],
             cwd=tmp_path,

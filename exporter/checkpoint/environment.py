@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from exporter.common.version import __version__
+from exporter.prompts import packaged
 from exporter.recipes.settings import ExportSettings
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "datasets", "numpy", "scipy")
@@ -41,8 +40,7 @@ def environment(settings: ExportSettings) -> dict[str, Any]:
 
 def packaged_sha256(names: Sequence[str]) -> dict[str, str]:
     """sha256 of packaged texts, under the keys that they have in `environment`."""
-    data = files("exporter.prompts").joinpath("data")
-    return {f"packaged {name}": hashlib.sha256(data.joinpath(name).read_bytes()).hexdigest() for name in names}
+    return {f"packaged {name}": digest for name, digest in packaged.packaged_sha256(names).items()}
 
 
 def processor() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from exporter.checkpoint.reading import Records, Stored
 from exporter.common.errors import BadInput
 from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.packaged_skills import packaged_skill, packaged_skills
 from exporter.prompts.sources import Prompt, Source, load_prompts
 
 Key = tuple[int, str]
@@ -29,7 +30,7 @@ class Given(dict[Key, Prompt]):
 
 
 def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> Given:
-    """Read the sources, and with any of them the packaged everyday prompts.
+    """Read the sources, and with any of them, or where the export had a packaged skill, all packaged prompts.
 
     A source given without column= and so on is read as the export read it. Raises BadInput where it is no source of
     the export, or a row that the export used has changed.
@@ -38,7 +39,11 @@ def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> 
     for flag, specs in (("--forget", forget), ("--retain", retain)):
         for spec in specs:
             given |= read_again(stored, spec, flag)
-    return Given(by_key(everyday_prompts()) | given) if given else given
+    if not given and all(each.flag != "--skill" for skill in stored.skills for each in skill.summary.sources):
+        return given
+    skills = map(packaged_skill, packaged_skills())
+    packaged = chain(everyday_prompts(), *((*skill.forget, *skill.near_misses) for skill in skills))
+    return Given(by_key(packaged) | given)
 
 
 def read_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:

@@ -16,6 +16,8 @@ import tomli_w
 
 from exporter.checkpoint.shards import read_header
 from exporter.models.files import Base
+from exporter.prompts.packaged import packaged_sha256
+from exporter.prompts.packaged_skills import packaged_files
 from exporter.prompts.skills import SkillPrompts, SourceRecord
 from exporter.prompts.sources import Source, fingerprint
 from exporter.recipes.recipe import COMMON_KEYS, SKILL_KEYS
@@ -57,6 +59,7 @@ def recipe_toml(settings: ExportSettings, skills: Sequence[SkillPrompts], base: 
     order = [field.name for field in fields(ExportSettings)]
     common = {name: written(values[name]) for name in order if name in values}
     content = common | {"skill": [skill_table(each) for each in skills]}
+    recorded["packaged"] = packaged_sha256(packaged_files(settings))
     content["recorded"] = recorded | {"base": base_files(base)}
     header = HEADER.format(system_prompts=" --system-prompt TEXT ..." if settings.system_prompts else "")
     return header + tomli_w.dumps(content)
@@ -67,7 +70,7 @@ def skill_table(prompts: SkillPrompts) -> dict[str, Any]:
     for flag in ("forget", "retain"):
         values[flag] = [
             recorded_source(source, record).spec
-            for source, record in zip(prompts.sources, prompts.records, strict=True)
+            for source, record in zip(prompts.sources, prompts.records, strict=False)
             if record.flag == f"--{flag}"
         ]
     order = ["name", "method", *(field.name for field in fields(SkillSettings))]

@@ -42,7 +42,8 @@ SourceRates = dict[str, dict[str, StoredRate]]
 
 
 class SourceSummary(Part):
-    """A --forget or --retain source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`: how many.
+    """A --forget, --retain or --skill source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`:
+    how many.
 
     `number`: of several sources of one name, which it is; from the second on its label ends with it, as in "a.csv #2".
     Version 0.1.0 did not record it.

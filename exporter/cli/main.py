@@ -16,6 +16,7 @@ from exporter.cli.commands.probe import probe_command
 from exporter.cli.commands.push import push_command
 from exporter.cli.commands.report import report_command
 from exporter.cli.commands.restore import restore_command
+from exporter.cli.commands.skills import skills_command
 from exporter.cli.commands.verify import verify_command
 from exporter.common.errors import BadInput, RunFailed, UnskillError
 from exporter.common.text import printable
@@ -29,6 +30,7 @@ def cli() -> None:
 
 
 cli.add_command(export_command)
+cli.add_command(skills_command)
 cli.add_command(probe_command)
 cli.add_command(evaluate_command)
 cli.add_command(report_command)

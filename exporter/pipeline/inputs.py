@@ -13,8 +13,11 @@ from exporter.checkpoint.recipe import base_files
 from exporter.common.errors import BadInput
 from exporter.common.text import Notify
 from exporter.models.files import Base
+from exporter.prompts.packaged import packaged_sha256
+from exporter.prompts.packaged_skills import packaged_files
 from exporter.prompts.sources import Source, fingerprint
 from exporter.recipes.recorded import Recorded
+from exporter.recipes.settings import ExportSettings
 
 
 def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
@@ -81,6 +84,29 @@ def candidates(path: str, folders: Sequence[Path]) -> list[Path]:
     """Where a file of a recipe may be: in each folder, by its path or its name alone, or at its path from here."""
     within = [folder / each for folder in folders for each in (path, PurePath(path).name)]
     return [*within, Path(os.path.expanduser(path))]
+
+
+def check_packaged(recorded: Recorded, settings: ExportSettings) -> None:
+    """Raise BadInput where the packaged files that the export read are others here; the message names the unskill that
+    has them. What flags leave out or add is not compared."""
+    present = packaged_sha256(packaged_files(settings))
+    if recorded.packaged is None:
+        if present:
+            version = recorded.versions.get("unskill", "0.1.0")
+            raise BadInput(
+                f"--recipe: its export used packaged prompts, and {', '.join(present)} may have changed since; "
+                f"unskill {version} has them as they were"
+            )
+        return
+    both = present.keys() & recorded.packaged.keys()
+    names = both if recorded.packaged_given else present.keys() | recorded.packaged.keys()
+    other = sorted(name for name in names if present.get(name) != recorded.packaged.get(name))
+    if other:
+        version = recorded.versions.get("unskill", "of the version that wrote the recipe")
+        raise BadInput(
+            f"--recipe: packaged prompts are not as the recipe's export read them (sha256): {', '.join(other)}; "
+            f"unskill {version} has them as they were"
+        )
 
 
 def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, notify: Notify) -> None:

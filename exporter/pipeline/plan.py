@@ -14,7 +14,7 @@ from exporter.common.staging import check_target, repair
 from exporter.common.text import Notify
 from exporter.methods.refusal.token import plan_refusal
 from exporter.models.files import find_base, size_in
-from exporter.pipeline.inputs import check_recorded
+from exporter.pipeline.inputs import check_packaged, check_recorded
 from exporter.pipeline.prompt_warnings import of_prompts
 from exporter.prompts.skills import read_skills
 from exporter.recipes.recorded import Recorded
@@ -36,6 +36,8 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     Raises BadInput for wrong usage or input, also for a refusal that the tokenizer cannot have; RunFailed where the
     disk has no room for OUT.
     """
+    if recorded is not None:
+        check_packaged(recorded, settings)
     skills = read_skills(settings)
     if settings.statistics is not None and not settings.statistics.is_file():
         raise BadInput(f"--statistics: no such file: {settings.statistics}")

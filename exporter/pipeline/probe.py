@@ -20,7 +20,7 @@ from exporter.methods.neurons.texts import longest_first, probe_texts
 from exporter.models.files import find_base
 from exporter.models.loading import load
 from exporter.models.prober import Prober
-from exporter.pipeline.inputs import check_recorded
+from exporter.pipeline.inputs import check_packaged, check_recorded
 from exporter.pipeline.run import prepare
 from exporter.prompts.skills import read_skills
 from exporter.recipes.recorded import Recorded
@@ -45,6 +45,8 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
         raise BadInput(f"OUT: {settings.out} exists: name another file or give --overwrite")
     if not settings.out.resolve().parent.is_dir():
         raise BadInput(f"OUT: {settings.out.parent} is not a folder; make it first")
+    if recorded is not None:
+        check_packaged(recorded, settings)
     skills = read_skills(settings)
     base = find_base(settings.model, settings.revision)
     if recorded is not None:

@@ -35,7 +35,7 @@ from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.outcome_warnings import of_outcomes, shared_neurons
 from exporter.prompts.formats import Query
-from exporter.prompts.packaged import is_near_miss
+from exporter.prompts.packaged_skills import is_near_miss
 from exporter.recipes.settings import SkillSettings
 
 

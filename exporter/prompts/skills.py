@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
-from exporter.common.text import Notify
+from exporter.common.text import Notify, counted
 from exporter.prompts.formats import PLAIN, Formatter, Query
-from exporter.prompts.packaged import EVERYDAY, everyday_prompts
+from exporter.prompts.packaged import EVERYDAY, packaged_sha256
+from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill, prompts_file
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
     CALIBRATE_AT_LEAST,
@@ -21,7 +22,7 @@ from exporter.prompts.splits import (
     split_retain,
 )
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
-from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Turns, deal
+from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ OTHERS = 40
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One --forget or --retain source as `reproduce/` and the summary name it: no path, no text.
+    """One --forget, --retain or --skill source as `reproduce/` and the summary name it: no path, no text.
 
     `number`: its place among the flag's sources of that name; from the second on the label shows it, as in "a.csv #2".
     """
@@ -49,9 +50,10 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class SkillPrompts:
-    """Prompts of one skill, without repetitions, and where they come from; `retain` includes the everyday prompts.
+    """Prompts of one skill, without repetitions, and where they come from; `retain` includes the packaged prompts.
 
-    `sources`: as given, one for each of `records`.
+    `sources`: as given, one for each of the first `records`; those of packaged skills follow. `notes`: what the user
+    should see.
     """
 
     skill: SkillSettings
@@ -59,6 +61,7 @@ class SkillPrompts:
     retain: tuple[Prompt, ...]
     records: tuple[SourceRecord, ...]
     sources: tuple[Source, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def minimum(self) -> int:
@@ -138,13 +141,26 @@ def collect_from(
     records: list[SourceRecord] = []
     forget = read("--forget", forget_sources, records)
     retain = read("--retain", retain_sources, records)
+    packaged = [packaged_skill(name) for name in dict.fromkeys(skill.packaged)]
+    for each in packaged:
+        digest = packaged_sha256([prompts_file(each.name)])[prompts_file(each.name)]
+        records.append(SourceRecord("--skill", each.name, {}, digest, len(each.forget)))
+        forget += each.forget
     check_disjoint(forget, retain)
+    notes = []
     if skill.everyday:
-        retain = retain + everyday_prompts(skill.everyday_without)
+        everyday, left_out = everyday_besides(packaged, skill.everyday_without)
+        retain += everyday
+        if left_out:
+            notes.append(f"{skill.name}: {counted(left_out, 'everyday prompt')} left out, as belonging to it.")
+    if packaged:
+        retain += [prompt for each in packaged for prompt in each.near_misses]
+        retain += other_prompts(packaged) if skill.everyday else []
     forget = deduplicate(forget)
     known = {prompt.text for prompt in forget}
     kept = [prompt for prompt in deduplicate(retain) if prompt.text not in known]
-    return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records), (*forget_sources, *retain_sources))
+    sources = (*forget_sources, *retain_sources)
+    return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records), sources, tuple(notes))
 
 
 def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> list[Prompt]:
@@ -213,7 +229,7 @@ def prepare_for(
         plans.append(SkillPlan(prompts, forget, retain, held_out, texts))
     if formatter.skipped:
         notify(f"{formatter.skipped} prompts are longer than the model's context and were left out (--skip-long).")
-    for text in formatter.notes:
+    for text in (*(note for prompts in skills for note in prompts.notes), *formatter.notes):
         notify(text)
 
     def with_others(plan: SkillPlan) -> SkillPlan:
@@ -240,7 +256,7 @@ def plan_regions(
 
     The other skills' forget prompts are to be answered, each in the part that it is in for its own skill.
     """
-    turns = Turns(formatter, settings.refusal, settings.seed, max_length)
+    turns = Turns(formatter, Said(settings.refusal, settings.system_prompts), settings.seed, max_length)
     forget, retain = deal(prompts.forget, settings.seed), deal(prompts.retain, settings.seed)
     known = {prompt.text for prompt in (*prompts.forget, *prompts.retain)}
     for other in skills:
@@ -263,6 +279,11 @@ def plan_regions(
     plain = ForgetParts(fit, ours[FIT][::5], ours[CALIBRATE], ours[REPORT])
     rest = RetainParts((*others[FIT], *others[CALIBRATE]), others[REPORT])
     texts = make_texts(prompts.skill, plain, rest, tokenizer, max_length)
+    if turns.skipped:
+        formatter.notes.append(
+            f"{prompts.skill.name}: {turns.skipped} prompts in long conversations exceed the model's context and were "
+            "left out."
+        )
     held_out = RetainParts((), ())
     return SkillPlan(prompts, plain, rest, held_out, texts, RegionParts(**found, places=turns.places))
 

@@ -162,6 +162,8 @@ class Prompt:
         row: Its 1-based row there: line of a .txt or .jsonl file, otherwise data row.
         kind: Kind of an everyday prompt, such as "story".
         answer: Text of the source's `answer` column.
+        form: Form of a packaged skill's prompt, such as "terse".
+        language: Language of a packaged prompt, such as "en".
     """
 
     text: str
@@ -169,6 +171,8 @@ class Prompt:
     row: int
     kind: str | None = None
     answer: str | None = None
+    form: str | None = None
+    language: str | None = None
 
     @property
     def sha256(self) -> str:

@@ -112,11 +112,11 @@ def forget_prompts_for(calibrate: int) -> int:
 
 
 def split_retain(items: Sequence[T], seed: int) -> RetainParts[T]:
-    """Split into halves, source by source and kind by kind, so that both hold the same mixture."""
+    """Split into halves, source by source and kind by kind (or form by form), so that both hold the same mixture."""
 
     def key(item: T) -> tuple[str, str, bytes]:
         prompt = _prompt(item)
-        return prompt.source, prompt.kind or "", _rank(item, seed)
+        return prompt.source, prompt.kind or prompt.form or "", _rank(item, seed)
 
     # Dealt on from kind to kind, so that odd ones do not all give their last prompt to the same half.
     order = tuple(sorted(items, key=key))

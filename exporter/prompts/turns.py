@@ -52,37 +52,50 @@ class Around:
 
 @dataclass(frozen=True)
 class Turn:
-    """A kind of turn. around: all that may surround a prompt, given the refusal; needs: the format that the chat
-    template has to be able to express."""
+    """A kind of turn. around: all that may surround a prompt, given what the user said; needs: the format that the
+    chat template has to be able to express."""
 
     name: str
     place: str
     needs: str
-    around: Callable[[str], Sequence[Around]]
+    around: Callable[[Said], Sequence[Around]]
 
 
-def insisting(refusal: str) -> list[Around]:
-    before = {"role": "user", "content": REQUEST}, {"role": "assistant", "content": refusal}
+@dataclass(frozen=True)
+class Said:
+    """What the user gave: the refusal, and system prompts beside the packaged ones."""
+
+    refusal: str
+    system_prompts: tuple[str, ...] = ()
+
+
+def insisting(said: Said) -> list[Around]:
+    before = {"role": "user", "content": REQUEST}, {"role": "assistant", "content": said.refusal}
     return [Around(each.text, history=before) for each in packaged.insisting()]
 
 
+def under_system_prompts(said: Said) -> list[Around]:
+    texts = dict.fromkeys((*said.system_prompts, *packaged.all_system_prompts()))
+    return [Around(system=text) for text in texts]
+
+
 TURNS = (
-    Turn(PLAIN, PROMPT, PLAIN, lambda refusal: [Around()]),
-    Turn(SYSTEM, PROMPT, SYSTEM, lambda refusal: [Around(system=text) for text in packaged.system_prompts()]),
+    Turn(PLAIN, PROMPT, PLAIN, lambda said: [Around()]),
+    Turn(SYSTEM, PROMPT, SYSTEM, under_system_prompts),
     Turn(
         SECOND_TURN,
         PROMPT,
         SECOND_TURN,
-        lambda refusal: [Around(history=tuple(each.messages())) for each in packaged.exchanges()],
+        lambda said: [Around(history=tuple(each.messages())) for each in packaged.all_exchanges()],
     ),
     Turn(
         DEEP,
         PROMPT,
         SECOND_TURN,
-        lambda refusal: [Around(history=tuple(each.messages)) for each in packaged.conversations()],
+        lambda said: [Around(history=tuple(each.messages)) for each in packaged.conversations()],
     ),
-    Turn(BURIED, PROMPT, PLAIN, lambda refusal: [Around(each.text) for each in packaged.long_messages()]),
-    Turn(PREFILL, BEGUN, PLAIN, lambda refusal: [Around(begun=each.text) for each in packaged.prefills()]),
+    Turn(BURIED, PROMPT, PLAIN, lambda said: [Around(each.text) for each in packaged.long_messages()]),
+    Turn(PREFILL, BEGUN, PLAIN, lambda said: [Around(begun=each.text) for each in packaged.prefills()]),
     Turn(INSISTING, REFUSED, SECOND_TURN, insisting),
 )
 """Every way in which a skill is asked for."""
@@ -91,16 +104,17 @@ TURNS = (
 class Turns:
     """Puts prompts into the kinds of turn that a model's chat template can express.
 
-    refusal: the answer that is insisted after; seed: of the draws, which depend on it and on the prompt alone.
+    seed: of the draws, which depend on it and on the prompt alone; max_length: see `Formatter`; longer queries are
+    left out and counted in `skipped`.
     """
 
-    def __init__(self, formatter: Formatter, refusal: str, seed: int, max_length: int | None) -> None:
-        self._formatter, self._refusal, self._seed, self._max_length = formatter, refusal, seed, max_length
+    def __init__(self, formatter: Formatter, said: Said, seed: int, max_length: int | None) -> None:
+        self._formatter, self._refusal, self._seed, self._max_length = formatter, said.refusal, seed, max_length
         used = formatter.formats_used
         mixed = used != (PLAIN,)
         turns = [turn for turn in TURNS if turn.needs in used and (mixed or turn.name == PLAIN)]
         self.used = {turn.name: turn for turn in turns}
-        self._around = {turn.name: tuple(turn.around(refusal)) for turn in turns}
+        self._around = {turn.name: tuple(turn.around(said)) for turn in turns}
         self.skipped = 0
 
     def asked(self, prompt: Prompt, part: str) -> list[Query]:
@@ -148,7 +162,7 @@ class Turns:
         """Packaged exchanges of one part, insisted on although they were answered: to be answered again."""
         if INSISTING not in self.used:
             return []
-        phrases, answered = packaged.insisting(), packaged.exchanges()
+        phrases, answered = packaged.insisting(), packaged.all_exchanges()
         found = []
         for row in of_part(range(len(phrases)), part):
             prompt = Prompt(phrases[row].text, AFTER_ANSWER, row + 1, kind=phrases[row].kind)

@@ -23,6 +23,8 @@ from exporter.recipes.templates import read_template
 SKILL_KEYS = declared(SkillSettings)
 # Settings of a run rather than of a model are flags only.
 COMMON_KEYS = {name: each for name, each in declared(ExportSettings).items() if each.in_recipe and name != "skills"}
+# Which packaged files are read depends on these.
+CHOOSE_PACKAGED = ("packaged", "everyday", "method", "formats", "prompt_template")
 RECORDED, VERSIONS = "recorded", "versions.json"
 
 
@@ -47,12 +49,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _recorded(table: Any, path: Path) -> Recorded:
     """What an export recorded, and its versions. Raises BadInput for anything that no export writes."""
-    known = {"base", "statistics", "system_prompts"}
+    known = {"base", "packaged", "statistics", "system_prompts"}
     if not isinstance(table, dict) or set(table) - known:
         raise BadInput(f"--recipe {path.name}: [recorded] may hold {', '.join(sorted(known))}; leave out the rest")
     base, prompts, statistics = table.get("base", {}), table.get("system_prompts", []), table.get("statistics")
+    packaged = table.get("packaged")
     fits = isinstance(base, dict) and isinstance(prompts, list) and isinstance(statistics, str | None)
-    if not fits or not all(isinstance(digest, str) for digest in [*base.values(), *prompts]):
+    fits = fits and isinstance(packaged, dict | None)
+    digests = [*base.values(), *prompts, *(packaged or {}).values()] if fits else []
+    if not fits or not all(isinstance(digest, str) for digest in digests):
         raise BadInput(f"--recipe {path.name}: [recorded] may hold only sha256 digests as an export writes them")
     versions = path.with_name(VERSIONS)
     try:
@@ -61,7 +66,7 @@ def _recorded(table: Any, path: Path) -> Recorded:
         raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it cannot be read ({error})") from error
     if not isinstance(found, dict):
         raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it is no JSON object")
-    return Recorded(base, tuple(prompts), statistics, found)
+    return Recorded(base, tuple(prompts), statistics, packaged, found)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -80,8 +85,8 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
     """Settings from a recipe (see `read_recipe`) and from flags, which override it.
 
     A skill's flag applies to every skill, and the recipe's revision does not apply to a model given as a flag. Raises
-    BadInput for invalid values, for several skills without names, for --forget with a recipe of several skills, and
-    for other system prompts than those recorded.
+    BadInput for invalid values, for several skills without names, for --forget and --skill with a recipe of several
+    skills, and for other system prompts than those recorded.
     """
     everything = {**recipe, **flags}
     if "model" in flags and "revision" not in flags:
@@ -93,8 +98,9 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
             raise BadInput(f"{key.upper()}: give it on the command line or in a recipe: {example} ...")
     tables = recipe.get("skill", [{}])
     shared, given = ({key: each[key] for key in each if key in SKILL_KEYS} for each in (recipe, flags))
-    if len(tables) > 1 and "forget" in given:
-        raise BadInput(f"--forget: the recipe has {len(tables)} skills; name their prompts there")
+    for key in ("forget", "packaged"):
+        if len(tables) > 1 and key in given:
+            raise BadInput(f"{SKILL_KEYS[key].flag}: the recipe has {len(tables)} skills; name their prompts there")
     skills = []
     for number, table in enumerate(tables, start=1):
         if len(tables) > 1 and "name" not in table:
@@ -118,7 +124,12 @@ def recorded_in(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recorded
     recorded: Recorded | None = recipe.get(RECORDED)
     if recorded is None:
         return None
-    return replace(recorded, model_given="model" in flags, statistics_given="statistics" in flags)
+    return replace(
+        recorded,
+        model_given="model" in flags,
+        statistics_given="statistics" in flags,
+        packaged_given=not flags.keys().isdisjoint(CHOOSE_PACKAGED),
+    )
 
 
 def _value(value: Any, key: str, known: Mapping[str, Setting], where: str) -> Any:

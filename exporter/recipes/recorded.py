@@ -1,7 +1,8 @@
 """What the recipe of an export records of its inputs and environment, for a run that repeats it.
 
 Its table [recorded] has the digests of the base model's files, of the user's own system prompts (whose texts stay out
-of a checkpoint) and of the statistics file. Sources have those of data files, as sha256=.
+of a checkpoint), of the statistics file and of the packaged files that were read. Sources have those of data files, as
+sha256=.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from exporter.common.text import Notify
 class Recorded:
     """Digests of what the export read; `versions`: its environment, from versions.json beside the recipe.
 
-    `model_given`, `statistics_given`: on the command line now, so they may differ from the export's.
+    `packaged`: of packaged files, by name; None in recipes of version 0.1.0, which recorded none.
+    `model_given`, `statistics_given`, `packaged_given`: on the command line now, so they may differ from the export's;
+    the last says that other packaged files may be read.
     """
 
     base: Mapping[str, str] = field(default_factory=dict)
     system_prompts: tuple[str, ...] = ()
     statistics: str | None = None
+    packaged: Mapping[str, str] | None = None
     versions: Mapping[str, Any] = field(default_factory=dict)
     model_given: bool = False
     statistics_given: bool = False
+    packaged_given: bool = False
 
     def ordered(self, given: Sequence[str]) -> tuple[str, ...]:
         """The given system prompts in the order of the export. Raises BadInput if they are not the same ones."""

@@ -41,11 +41,14 @@ class SkillSettings:
     """One skill to forget; fields are named as the flags and the keys of a recipe's [[skill]] tables.
 
     None lets the export choose `layer`, `beta` (per cent of all neurons) and `score`, and calibrate `alpha` (standard
-    deviations). The paper takes the last layer, "last".
+    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none.
     """
 
     forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
     retain: tuple[str, ...] = setting((), metavar="SOURCE", help="Prompts that must still be answered. Repeatable.")
+    packaged: tuple[str, ...] = setting(
+        (), flag="--skill", metavar="NAME", help="A packaged skill, see unskill skills. Repeatable; adds to --forget."
+    )
     name: str = setting(DEFAULT_SKILL)
     method: str = setting(
         "ksd",
@@ -81,10 +84,12 @@ class SkillSettings:
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values and combinations."""
         check(self)
+        if self.name == DEFAULT_SKILL and len(self.packaged) == 1 and not self.forget:
+            object.__setattr__(self, "name", self.packaged[0])
         if not self.name.strip() or not self.name.isprintable():
             raise BadInput("[[skill]] name: give each skill a name of one line")
-        if not self.forget:
-            raise BadInput("--forget: name at least one source of example prompts of the skill")
+        if not self.forget and not self.packaged:
+            raise BadInput("--forget or --skill: name a source of example prompts of the skill, or a packaged skill")
         if self.score is not None and self.prunes:
             raise BadInput("--score: Selective Pruning has its own score; leave this out with --method sp")
         if self.changes_neurons and not self.retain:
@@ -93,7 +98,7 @@ class SkillSettings:
             raise BadInput(
                 "--everyday-without: --no-everyday already leaves out all everyday prompts; give one of the two"
             )
-        if self.blocks and not self.everyday and not self.retain and self.layer is None:
+        if self.blocks and not (self.everyday or self.retain or self.packaged) and self.layer is None:
             raise BadInput("--no-everyday: without --retain no layer can be chosen; give --layer or --retain")
 
     @property

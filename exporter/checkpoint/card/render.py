@@ -102,12 +102,12 @@ def share(found: StoredRate) -> str:
     return f"{found.hits} of {found.total} ({100 * found.rate:.1f} %; {interval})"
 
 
-def sources(skill: SkillSummary, flag: str) -> str:
-    """A skill's sources of one flag as Markdown, those of the Hub as links."""
+def sources(skill: SkillSummary, *flags: str) -> str:
+    """A skill's sources of these flags as Markdown, those of the Hub as links."""
     found = []
     for each in skill.sources:
         name = markdown(each.label)
         if is_dataset(each):
             name = f"[{name}](https://huggingface.co/datasets/{each.name}/tree/{each.fingerprint})"
-        found += [f"{name} ({each.prompts})"] if each.flag == flag else []
+        found += [f"{name} ({each.prompts})"] if each.flag in flags else []
     return ", ".join(found)

@@ -44,7 +44,8 @@ def export_command(
     public: bool,
     **flags: Any,
 ) -> None:
-    """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts.
+    """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts,
+    or a packaged skill, as with --skill maths.
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
     sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names

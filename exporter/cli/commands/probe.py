@@ -16,7 +16,7 @@ from exporter.recipes.settings import SkillSettings
 @click.command("probe", short_help="Measure neuron statistics, for export --statistics.")
 @click.argument("model", required=False)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
-@options_of(SkillSettings, ("forget", "retain", "everyday", "everyday_without"))
+@options_of(SkillSettings, ("forget", "retain", "packaged", "everyday", "everyday_without"))
 @recipe
 @shared("revision", "skip_long", "seed", "dtype", "device", "batch_size", "threads", "overwrite", "quiet")
 @as_json

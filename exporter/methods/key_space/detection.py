@@ -19,7 +19,7 @@ from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.spool import KeySpool
 from exporter.models.prober import Prober, check_finite
 from exporter.prompts.formats import PLAIN, Query
-from exporter.prompts.packaged import is_near_miss
+from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.skills import Part, RegionParts
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, PROMPT, REPORT

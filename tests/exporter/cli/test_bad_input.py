@@ -140,7 +140,9 @@ def test_names_out_of_files_do_not_command_the_terminal(capsys, monkeypatch, fil
 
 def test_no_forget_source(capsys, monkeypatch, files, base) -> None:
     status, _, err = run(capsys, monkeypatch, "export", base, files["out"])
-    assert status == 2 and "--forget" in err
+    assert status == 2 and "--forget or --skill" in err
+    status, _, err = run(capsys, monkeypatch, "export", base, files["out"], "--skill", "sums")
+    assert status == 2 and "--skill: no skill 'sums'; there are code, " in err
 
 
 def test_without_retain_and_everyday_nothing_tells_layers_apart(capsys, monkeypatch, files, base) -> None:

@@ -72,7 +72,9 @@ def test_forms_and_languages(skill: str) -> None:
 def test_the_page(skill: str) -> None:
     page = tomllib.loads((DATA / "skills" / f"{skill}.toml").read_text(encoding="utf-8"))
     everyday = records(DATA / "everyday.jsonl")
-    assert page.keys() == {"title", "description", "belongs", "not", "everyday_kinds", "everyday_prompts", "shared"}
+    keys = {"title", "description", "belongs", "not", "everyday_kinds", "everyday_prompts", "shared"}
+    assert page.keys() - {"shared_rows"} == keys
+    assert set(page.get("shared_rows", {})) <= set(page["shared"])
     assert page["belongs"] and page["not"] and set(page["shared"]) <= {*SKILLS} - {skill}
     assert set(page["everyday_kinds"]) <= {each["kind"] for each in everyday}
     assert all(1 <= number <= len(everyday) for number in page["everyday_prompts"])

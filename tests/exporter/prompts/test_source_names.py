@@ -11,6 +11,7 @@ from exporter.checkpoint.given_prompts import read_given
 from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.summary import SkillSummary, SourceSummary, Summary
 from exporter.prompts.skills import SkillPrompts, SourceRecord, collect
+from exporter.recipes.settings import SkillSettings
 from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
 
 NAMES = ("set.jsonl", "set #1.jsonl", "set #2", "a #b")
@@ -47,6 +48,15 @@ def test_files_of_one_name_have_labels_of_their_own(name: str, tmp_path: Path) -
 def test_a_label_without_a_number_is_read_as_version_0_1_wrote_it(label: str, name: str) -> None:
     kept = SourceSummary(flag="--forget", label=label, options={}, fingerprint="", prompts=1)
     assert kept.name == name
+
+
+def test_prompts_of_a_packaged_skill_are_known_without_sources() -> None:
+    prompts = collect(SkillSettings(packaged=("maths",)))
+    every = (*prompts.forget, *prompts.retain)
+    summary = SkillSummary.model_construct(sources=tuple(map(recorded, prompts.records)))
+    whole = Summary.model_construct(skills=(summary,))
+    given = read_given(Stored("checkpoint", {}, {}, whole, (StoredSkill("maths", summary, {}, {}),)), [], [])
+    assert len(given.known([{"row": each.row, "sha256": each.sha256} for each in every])) == len(every)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,7 @@ from exporter.prompts.turns import (
     REFUSED,
     REPORT,
     TURNS,
+    Said,
     Turns,
     deal,
 )
@@ -31,7 +32,7 @@ PARTS = FIT, CALIBRATE, REPORT
 
 def turns(chat: str | None = CHAT, max_length: int | None = None, **options: str) -> tuple[Turns, Formatter]:
     formatter = Formatter(tokenizer(chat), seed=0, **options)
-    return Turns(formatter, REFUSAL, 0, max_length), formatter
+    return Turns(formatter, Said(REFUSAL), 0, max_length), formatter
 
 
 def prompts(count: int) -> list[Prompt]:

@@ -113,6 +113,14 @@ def test_prompts_of_one_skill_for_a_recipe_of_two(tmp_path: Path) -> None:
         settings(tmp_path, TWO, forget=("a.txt",))
 
 
+@pytest.mark.parametrize("text", ["packaged = 'maths'", "packaged = ['maths']", "[[skill]]\npackaged = ['maths']"])
+def test_a_packaged_skill(text: str, tmp_path: Path) -> None:
+    found = settings(tmp_path, text, model="m", out=Path("o"))
+    assert found.skills == (SkillSettings(packaged=("maths",), name="maths"),)
+    with pytest.raises(BadInput, match="--skill: the recipe has 2 skills"):
+        settings(tmp_path, TWO, packaged=("maths",))
+
+
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read"):
         read_recipe(tmp_path / "absent.toml")

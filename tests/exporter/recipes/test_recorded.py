@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,19 @@ from hypothesis import strategies as st
 from exporter.checkpoint.recipe import base_files, portable, recipe_toml
 from exporter.common.errors import BadInput
 from exporter.models.files import find_base
-from exporter.pipeline.inputs import check_recorded, locate
-from exporter.prompts.skills import SkillPrompts, SourceRecord
+from exporter.pipeline.inputs import check_packaged, check_recorded, locate
+from exporter.pipeline.plan import plan
+from exporter.prompts.packaged import packaged_sha256
+from exporter.prompts.packaged_skills import packaged_files, packaged_skills
+from exporter.prompts.skills import SkillPrompts, SourceRecord, collect
 from exporter.prompts.sources import Source
-from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe
+from exporter.recipes.recipe import RECORDED, merged_settings, read_recipe, recorded_in
 from exporter.recipes.recorded import Recorded, text_sha256
 from exporter.recipes.settings import COMPATS, DRAWS, DTYPES, METHODS, SCORES, ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template, write_template
 from tests.tiny import tiny_model
 
+FORMAT_1 = Path(__file__).parents[2] / "data" / "format-1"
 # Quotes, commas, line ends and escapes of both syntaxes, and anything else.
 TEXT = st.text(
     st.one_of(st.sampled_from("\"'\\\n\r\t,=@#[]{}n\x00\x7f\u2028é"), st.characters(codec="utf-8")), max_size=20
@@ -52,9 +57,11 @@ def skills(draw: st.DrawFn, name: str) -> tuple[SkillSettings, tuple[Source, ...
     method = draw(st.sampled_from(METHODS))
     forget, retain = (tuple(draw(st.lists(sources(), min_size=1, max_size=3))) for _ in range(2))
     everyday = draw(st.booleans())
+    packaged = tuple(draw(st.lists(st.sampled_from(packaged_skills()), max_size=2, unique=True)))
     settings = SkillSettings(
         tuple(each.spec for each in forget),
         tuple(each.spec for each in retain),
+        packaged,
         name=name,
         method=method,
         layer=draw(st.none() | st.just("last") | st.integers(0, 99)),
@@ -100,6 +107,7 @@ def exports(draw: st.DrawFn) -> tuple[ExportSettings, list[SkillPrompts]]:
             SourceRecord(flag, source.label, source.options, text_sha256(source.location), 1)
             for flag, source in zip(flags, given_sources, strict=True)
         ]
+        records += [SourceRecord("--skill", each, {}, text_sha256(each), 1) for each in skill.packaged]
         prompts.append(SkillPrompts(skill, (), (), tuple(records), given_sources))
     return settings, prompts
 
@@ -128,6 +136,8 @@ def test_settings_come_back(case: tuple[ExportSettings, list[SkillPrompts]], bas
             assert source.sha256 == text_sha256(given_source.location)
             assert (source.location, source.options) == (given_source.location, given_source.options)
     assert values[RECORDED].base == base_files(find_base(str(base)))
+    assert values[RECORDED].packaged == packaged_sha256(packaged_files(asked))
+    check_packaged(values[RECORDED], again)
 
 
 @settings(deadline=None)
@@ -256,6 +266,64 @@ def test_a_model_and_a_dataset_of_the_hub(base: Path, monkeypatch: pytest.Monkey
         find_base(str(base), "main")
 
 
+def alone(base: Path, folder: Path, **flags: Any) -> tuple[Recorded, ExportSettings]:
+    """The recipe of an export of a packaged skill alone, followed with flags: what it records, and the settings."""
+    skill = SkillSettings(packaged=("maths",), everyday_without=("story",))
+    asked = ExportSettings("base", Path("out"), (skill,))
+    path = folder / "recipe.toml"
+    path.write_text(recipe_toml(asked, [collect(skill)], find_base(str(base)), 1), encoding="utf-8")
+    (folder / "versions.json").write_text('{"unskill": "0.2.0"}')
+    values, given_flags = read_recipe(path), {"out": Path("again"), **flags}
+    recorded = recorded_in(values, given_flags)
+    assert recorded is not None
+    return recorded, merged_settings(values, given_flags)
+
+
+def test_a_packaged_skill_in_a_recipe(base: Path, tmp_path: Path) -> None:
+    recorded, again = alone(base, tmp_path)
+    (skill,) = again.skills
+    assert (skill.name, skill.packaged, skill.forget, skill.retain) == ("maths", ("maths",), (), ())
+    text = (tmp_path / "recipe.toml").read_text()
+    assert '"maths",' in text and "[recorded.packaged]" in text and '"skills/maths.jsonl" = ' in text
+    check_packaged(recorded, again)
+
+
+@pytest.mark.parametrize("name", ["skills/maths.jsonl", "skills/code.jsonl", "everyday/english.jsonl"])
+def test_packaged_prompts_that_changed(name: str, base: Path, tmp_path: Path) -> None:
+    recorded, again = alone(base, tmp_path)
+    assert recorded.packaged is not None and name in recorded.packaged
+    for other in ({**recorded.packaged, name: "0" * 64}, {k: v for k, v in recorded.packaged.items() if k != name}):
+        with pytest.raises(BadInput, match=rf"^--recipe: packaged prompts .*: {name}; unskill 0\.2\.0 has them"):
+            check_packaged(replace(recorded, packaged=other), again)
+    with pytest.raises(BadInput, match=r"everyday/gone\.jsonl"):
+        check_packaged(replace(recorded, packaged={**recorded.packaged, "everyday/gone.jsonl": ""}), again)
+
+
+def test_packaged_prompts_that_flags_leave_out_or_add(base: Path, tmp_path: Path) -> None:
+    recorded, again = alone(base, tmp_path, everyday=False, everyday_without=(), formats="plain")
+    changed = dict.fromkeys(recorded.packaged or {}, "0" * 64)
+    maths = {name: digest for name, digest in (recorded.packaged or {}).items() if "maths" in name}
+    check_packaged(replace(recorded, packaged=changed | maths), again)
+    recorded, again = alone(base, tmp_path, packaged=("maths", "code"))
+    check_packaged(recorded, again)
+
+
+@pytest.mark.parametrize("name", ["ksd", "na-ksd"])
+def test_a_recipe_of_version_0_1(name: str) -> None:
+    """It names no packaged files: it is followed where it uses none."""
+    folder = FORMAT_1 / name
+    flags = {"out": Path("again"), "model": str(FORMAT_1 / "base")}
+    values = locate(read_recipe(folder / "reproduce" / "recipe.toml"), flags, [FORMAT_1])
+    recorded = recorded_in(values, flags)
+    assert recorded is not None and recorded.packaged is None
+    expected = r"--recipe: its export used packaged prompts, and system_prompts\.jsonl.*; unskill 0\.1\.0 has them"
+    with pytest.raises(BadInput, match=expected):
+        plan(merged_settings(values, flags), pytest.fail, recorded)
+    check_packaged(recorded, merged_settings(values, {**flags, "formats": "plain"}))
+    with pytest.raises(BadInput, match=r"everyday\.jsonl"):
+        check_packaged(recorded, merged_settings(values, {**flags, "formats": "plain", "everyday": True}))
+
+
 def test_system_prompts_are_asked_for() -> None:
     recorded = Recorded(system_prompts=(text_sha256("b"), text_sha256("a")))
     assert recorded.ordered(["a", "b"]) == ("b", "a")
@@ -303,7 +371,9 @@ def test_batches_that_were_halved_are_recorded() -> None:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ("recorded = 1", "[recorded] may hold base, statistics, system_prompts"),
+        ("recorded = 1", "[recorded] may hold base, packaged, statistics, system_prompts"),
+        ("[recorded]\npackaged = 'x'", "may hold only sha256 digests"),
+        ("[recorded.packaged]\n'everyday.jsonl' = 1", "may hold only sha256 digests"),
         ("[recorded]\nmodel = 'x'", "[recorded] may hold"),
         ("[recorded]\nbase = 'x'", "may hold only sha256 digests"),
         ("[recorded]\nsystem_prompts = [1]", "may hold only sha256 digests"),

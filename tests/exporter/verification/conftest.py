@@ -18,8 +18,8 @@ from tests.fresh_loading import FreshLoading
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts
 
 SONGS = [text.replace("write a short letter to", "sing an old song for") for text in RETAIN]
-# Few kinds, for the time that they take.
-KINDS = ("facts", "story", "cooking")
+# One kind, for the time that more take.
+KINDS = ("roleplay",)
 
 
 @pytest.fixture(scope="session")

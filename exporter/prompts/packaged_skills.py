@@ -1,0 +1,149 @@
+"""The skills that come with the tool: prompts of each, near misses, and a page that says what belongs to it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import zip_longest
+
+from exporter.common.errors import BadInput
+from exporter.prompts.formats import PLAIN
+from exporter.prompts.packaged import AROUND_FILES, DATA, EVERYDAY_FILES, TURN_FILES, everyday_prompts, records_of
+from exporter.prompts.sources import Prompt
+from exporter.recipes.settings import ExportSettings
+
+NEAR_MISSES = " near misses"
+"""What the source of a packaged skill's near misses ends with, behind the skill's name."""
+OTHERS = 60
+"""Forget prompts of each other packaged skill that a packaged skill is to leave alone."""
+
+
+@dataclass(frozen=True)
+class PackagedSkill:
+    """One skill: its page and its prompts.
+
+    Attributes:
+        name: As `--skill` takes it.
+        title: A name for people.
+        description: What the skill is, in a sentence.
+        belongs: What belongs to it, a sentence each.
+        not_belonging: What is near and does not.
+        everyday_kinds: Kinds of everyday prompts that belong to it.
+        everyday_prompts: Rows of single everyday prompts that do.
+        shared: By other skill, which of its prompts belong to this one too.
+        shared_rows: These prompts by other skill, as their rows there.
+        forget: Its prompts; source is the name, row the line of the file.
+        near_misses: Prompts that look like it and are not.
+    """
+
+    name: str
+    title: str
+    description: str
+    belongs: tuple[str, ...]
+    not_belonging: tuple[str, ...]
+    everyday_kinds: tuple[str, ...]
+    everyday_prompts: tuple[int, ...]
+    shared: Mapping[str, str]
+    shared_rows: Mapping[str, tuple[int, ...]]
+    forget: tuple[Prompt, ...]
+    near_misses: tuple[Prompt, ...]
+
+
+@cache
+def packaged_skills() -> tuple[str, ...]:
+    """The names of the packaged skills, sorted."""
+    found = (each.name for each in DATA.joinpath("skills").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
+
+
+def is_near_miss(prompt: Prompt) -> bool:
+    """Whether a prompt is one of a packaged skill's near misses."""
+    return prompt.source.endswith(NEAR_MISSES)
+
+
+@cache
+def packaged_skill(name: str) -> PackagedSkill:
+    """The packaged skill of that name. Raises BadInput where there is none."""
+    if name not in packaged_skills():
+        raise BadInput(f"--skill: no skill '{name}'; there are {', '.join(packaged_skills())}")
+    page = tomllib.loads(DATA.joinpath(page_file(name)).read_text(encoding="utf-8"))
+    sides: defaultdict[str, list[Prompt]] = defaultdict(list)
+    for row, record in enumerate(records_of(prompts_file(name)), start=1):
+        source = name if record["side"] == "forget" else f"{name}{NEAR_MISSES}"
+        form, language = record["form"], record["language"]
+        sides[record["side"]].append(Prompt(record["prompt"], source, row, form=form, language=language))
+    return PackagedSkill(
+        name=name,
+        title=page["title"],
+        description=page["description"],
+        belongs=tuple(page["belongs"]),
+        not_belonging=tuple(page["not"]),
+        everyday_kinds=tuple(page["everyday_kinds"]),
+        everyday_prompts=tuple(page["everyday_prompts"]),
+        shared=page["shared"],
+        shared_rows={other: tuple(rows) for other, rows in page.get("shared_rows", {}).items()},
+        forget=tuple(sides["forget"]),
+        near_misses=tuple(sides["near-miss"]),
+    )
+
+
+def other_prompts(skills: Sequence[PackagedSkill]) -> list[Prompt]:
+    """Up to OTHERS forget prompts of every other packaged skill, as many of each form as there are; none of those that
+    belong to one of these skills too. Their source is "skill" and the other skill's name."""
+    named = {skill.name for skill in skills}
+    found = []
+    for other in (packaged_skill(name) for name in packaged_skills() if name not in named):
+        shared = {row for skill in skills for row in skill.shared_rows.get(other.name, ())}
+        forms: defaultdict[str | None, list[Prompt]] = defaultdict(list)
+        for prompt in sorted(other.forget, key=lambda prompt: prompt.sha256):
+            if prompt.row not in shared:
+                forms[prompt.form].append(
+                    Prompt(
+                        prompt.text,
+                        f"skill {other.name}",
+                        prompt.row,
+                        form=prompt.form,
+                        language=prompt.language,
+                    )
+                )
+        dealt = (prompt for turn in zip_longest(*forms.values()) for prompt in turn if prompt is not None)
+        found += list(dealt)[:OTHERS]
+    return found
+
+
+def everyday_besides(skills: Sequence[PackagedSkill], without: Sequence[str]) -> tuple[list[Prompt], int]:
+    """The everyday prompts that belong to none of these skills, and how many that leaves out.
+
+    without: kinds that are left out anyway. Raises as `everyday_prompts`.
+    """
+    before = everyday_prompts(without)
+    kinds = {kind for skill in skills for kind in skill.everyday_kinds}
+    rows = {row for skill in skills for row in skill.everyday_prompts}
+    left = everyday_prompts([*without, *sorted(kinds)], rows)
+    return left, len(before) - len(left)
+
+
+def packaged_files(settings: ExportSettings) -> list[str]:
+    """The packaged files whose contents an export with these settings depends on, by their names below `data/`."""
+    names: list[str] = []
+    for skill in settings.skills:
+        for own in skill.packaged:
+            names += [prompts_file(own), page_file(own)]
+        if skill.everyday:
+            names += EVERYDAY_FILES
+            names += map(prompts_file, packaged_skills()) if skill.packaged else ()
+    if settings.blocks and settings.formats != PLAIN and settings.prompt_template in ("auto", "chat"):
+        names += AROUND_FILES
+        names += TURN_FILES if any(skill.discriminates for skill in settings.skills) else ()
+    return list(dict.fromkeys(names))
+
+
+def prompts_file(name: str) -> str:
+    return f"skills/{name}.jsonl"
+
+
+def page_file(name: str) -> str:
+    return f"skills/{name}.toml"
