@@ -22,18 +22,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from custom_modeling.key_space import inside_hypercubes
+from custom_modeling.key_space import inside_hypercubes, inside_regions
 from custom_modeling.neuron_adjust import adjust, draw_context, uniform_draws
 from exporter.onnx.check.runners import position_ids
 from exporter.onnx.library import CUDA, build_operators
 from tests.bench import Row, interleave
 from tests.bench_onnx import BARE, BODIES, KERNELS, PREFILL, STEPS, graphs
-from tests.operator_models import cuda_launcher, hypercubes, neurons
+from tests.operator_models import cuda_launcher, hypercubes, neurons, regions
 
 PROVIDERS = {"cuda": CUDA, "cpu": "CPUExecutionProvider"}
 LAUNCHES = 100
 """Of a kernel in a row, before the device is waited for."""
-# Tokens, adjusted neurons, all of the module, hypercubes: a step and a prefill of SmolLM2 and of a model of 8B.
+DIRECTIONS = 4
+# Tokens, adjusted neurons, all of the module, regions: a step and a prefill of SmolLM2 and of a model of 8B.
 SIZES = ((1, 16, 1536, 5), (512, 16, 1536, 5), (1, 144, 14336, 5), (512, 144, 14336, 5))
 
 
@@ -98,18 +99,21 @@ def launches(library: Path, pairs: int) -> Iterator[Row]:
     for sizes in SIZES:
         for name, sides in arms(launch, *sizes).items():
             times = ([seconds / LAUNCHES * 1e6 for seconds in side] for side in interleave(sides, pairs).values())
-            yield Row("{}: {} tokens, {} of {} neurons, {} hypercubes".format(name, *sizes), "torch", *times, "us")
+            yield Row("{}: {} tokens, {} of {} neurons, {} regions".format(name, *sizes), "torch", *times, "us")
 
 
 def arms(
-    launch: Callable[..., None], tokens: int, count: int, width: int, cubes: int
+    launch: Callable[..., None], tokens: int, count: int, width: int, held: int
 ) -> dict[str, dict[str, Callable[[], None]]]:
     """By operator and side, LAUNCHES runs in a row on inputs of this size."""
     generator = torch.Generator().manual_seed(0)
     given = {name: each.cuda() for name, each in neurons(1, tokens, width, count)[0].items()}
     value, index, threshold = (given[name] for name in ("pre_activation", "index", "threshold"))
     standard = given["standardisers"].unbind()
-    bounds = hypercubes(cubes, width, generator).cuda()
+    bounds = hypercubes(held, width, generator).cuda()
+    along, limits = (
+        regions((1, 1, width), DIRECTIONS, held, generator)[name].cuda() for name in ("directions", "limits")
+    )
     keys = torch.randint(0, 2**31 - 1, (count,), generator=generator).cuda()
     places, ids = (torch.randint(0, 2**15, (1, tokens), generator=generator).cuda() for _ in range(2))
     adjusted, hit = torch.empty_like(value), torch.empty((1, tokens), dtype=torch.bool, device="cuda")
@@ -133,7 +137,11 @@ def arms(
         ),
         "KeySpaceDetect": of(
             lambda: inside_hypercubes(value, bounds),
-            *("key_space_detect", value, bounds, hit, tokens, width, cubes),
+            *("key_space_detect", value, bounds, hit, tokens, width, held),
+        ),
+        "RegionDetect": of(
+            lambda: inside_regions(value, along, limits),
+            *("region_detect", value, along, limits, hit, tokens, width, DIRECTIONS, held),
         ),
     }
 

@@ -12,8 +12,18 @@ import torch
 from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
+from custom_modeling.key_space import coordinates
 from custom_modeling.neuron_adjust import standardisers, thresholds
-from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, OPSET, VERSION, functions
+from exporter.onnx.operators import (
+    DOMAIN,
+    KEY_SPACE_DETECT,
+    NEURON_ADJUST,
+    NEURON_DRAWS,
+    OPSET,
+    REGION_DETECT,
+    VERSION,
+    functions,
+)
 
 ERRORS = (Fail, InvalidArgument, RuntimeException)
 INF, NAN = float("inf"), float("nan")
@@ -29,6 +39,7 @@ SIGNATURES = {
         {"adjusted": (FLOAT, 3)},
     ),
     KEY_SPACE_DETECT: ({"key": (FLOAT, 3), "bounds": (FLOAT, 3)}, {"hit": (BOOL, 2)}),
+    REGION_DETECT: ({"key": (FLOAT, 3), "directions": (FLOAT, 2), "limits": (FLOAT, 3)}, {"hit": (BOOL, 2)}),
 }
 
 
@@ -130,3 +141,23 @@ def hypercubes(cubes: int, width: int, generator: torch.Generator) -> torch.Tens
     middle = 0.2 * torch.randn(cubes, 1, width, generator=generator)
     reach = 1.5 + torch.tensor(float(width)).log().sqrt()
     return torch.cat([middle - reach, middle + reach], dim=1)
+
+
+def regions(
+    shape: tuple[int, int, int], directions: int, count: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Inputs of RegionDetect: standard normal keys, each region of which holds a good part; one limit is infinite."""
+    key, along = (torch.randn(each, generator=generator) for each in (shape, (directions, shape[2])))
+    spread = along.norm(dim=-1)
+    middle = 0.2 * torch.randn(count, 1, directions, generator=generator)
+    reach = 0.5 + torch.tensor(float(directions)).log()
+    limits = spread * torch.cat([middle - reach, middle + reach], dim=1)
+    limits[:1, 1, :1] = INF
+    return {"key": key, "directions": along, "limits": limits}
+
+
+def near_limits(key: torch.Tensor, directions: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Whether a coordinate of each key is so close to a limit that rounding decides: (batch, positions) bool."""
+    found = coordinates(key, directions)[..., None, None, :]  # (batch, positions, 1, 1, r)
+    rounding = 1e-5 * coordinates(key.abs(), directions.abs())[..., None, None, :]
+    return ((found - limits).abs() <= rounding).flatten(2).any(-1)

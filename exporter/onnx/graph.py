@@ -21,6 +21,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor
 from transformers import DynamicCache
 
+from custom_modeling.buffers import is_unskill
 from exporter.common.errors import RunFailed, first_line
 from exporter.onnx.operators import OPSET, functions
 from exporter.onnx.symbolic import operators_for
@@ -126,9 +127,10 @@ def simplify(model: onnx_ir.Model) -> None:
 
     Torch's own `optimize` does this too, but also applies rewrite rules: one compares each Slice with all others and
     took a third of the whole export of 30 layers, another drops an epsilon of 1e-8. Nearly all that they find, ONNX
-    Runtime finds itself when it loads the graph.
+    Runtime finds itself when it loads the graph. Parts of the interventions' constants are not folded, so that each
+    constant is in the graph whole, under its name (see `exporter.onnx.surgery`).
     """
-    fold_constants(model, onnx_shape_inference=True)
+    fold_constants(model, onnx_shape_inference=True, should_fold=lambda node: False if reads_ours(node) else None)
     passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
@@ -140,6 +142,11 @@ def simplify(model: onnx_ir.Model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def reads_ours(node: onnx_ir.Node) -> bool:
+    """Whether a node reads a constant of an intervention."""
+    return any(value is not None and value.name is not None and is_unskill(value.name) for value in node.inputs)
 
 
 def return_freed_memory() -> None:

@@ -1,7 +1,8 @@
 """The custom operators of ONNX models, domain `ai.unskill`, each with a body of standard operators.
 
 Without the library of `exporter.onnx.library`, ONNX Runtime replaces the node by its body; with it, it runs a kernel.
-Both repeat `custom_modeling` in float32: draws and hits are equal bit by bit, and neurons are moved by the same rule.
+Both repeat `custom_modeling` in float32: draws and hits are equal bit by bit, and neurons are moved by the same rule;
+hits by sums (RegionDetect) may differ where rounding decides.
 Kernels check all shapes; bodies broadcast as standard operators do.
 
 NeuronDraws(position_ids, token_ids, keys) -> draws
@@ -17,6 +18,11 @@ KeySpaceDetect(key, bounds) -> hit
     key: float32 (batch, positions, d_ff); bounds: float32 (c, 2, d_ff), lower and upper; hit: bool (batch, positions).
     Without tokens or hypercubes the body's result has a wrong shape in ONNX Runtime up to 1.30 at least, as empty sums
     have there; 1.32 is right.
+RegionDetect(key, directions, limits) -> hit
+    key: float32 (batch, positions, d_ff); directions: float32 (r, d_ff); limits: float32 (c, 2, r), lower and upper of
+    the key's coordinates, its sums with each direction as weights; hit: bool (batch, positions).
+    Sums are added up in another order here and there, so hits are those of the checkpoint but where a coordinate lies
+    within rounding of a limit. Empty shapes: as KeySpaceDetect.
 """
 
 from __future__ import annotations
@@ -26,14 +32,15 @@ import onnx
 from custom_modeling.neuron_adjust import FINAL, NEURON, POSITION, PRIME, TOKEN
 
 DOMAIN, VERSION = "ai.unskill", 1
-NEURON_DRAWS, NEURON_ADJUST, KEY_SPACE_DETECT = "NeuronDraws", "NeuronAdjust", "KeySpaceDetect"
+NEURON_DRAWS, NEURON_ADJUST = "NeuronDraws", "NeuronAdjust"
+KEY_SPACE_DETECT, REGION_DETECT = "KeySpaceDetect", "RegionDetect"
 OPSET = 18
 """Version of the standard operators in the bodies, and in a model with these functions."""
 
 
 def functions() -> list[onnx.FunctionProto]:
-    """The three operators, for the field `functions` of a ModelProto."""
-    return [neuron_draws(), neuron_adjust(), key_space_detect()]
+    """The operators, for the field `functions` of a ModelProto."""
+    return [neuron_draws(), neuron_adjust(), key_space_detect(), region_detect()]
 
 
 def neuron_draws() -> onnx.FunctionProto:
@@ -87,27 +94,19 @@ def neuron_adjust() -> onnx.FunctionProto:
 
 def key_space_detect() -> onnx.FunctionProto:
     """`inside_hypercubes`, as "not outside", so that a NaN in key or bounds counts as inside."""
-    # Counted in floats: not every provider reduces bools, and the sum of no hypercubes is 0, but a maximum fails.
+    return _function(f"{KEY_SPACE_DETECT} (key, bounds) => (hit)", f"{_PLACES} {_inside_any('key', 'bounds')}")
+
+
+def region_detect() -> onnx.FunctionProto:
+    """`inside_regions` without bounds, as "not outside" too. No MatMul, whose precision depends on the provider."""
     return _function(
-        f"{KEY_SPACE_DETECT} (key, bounds) => (hit)",
+        f"{REGION_DETECT} (key, directions, limits) => (hit)",
         f"""
-        cubes = Constant <value_ints: ints = [-2]> ()
-        dimensions = Constant <value_ints: ints = [-1]> ()
-        zero = Constant <value_int: int = 0> ()
-        one = Constant <value_int: int = 1> ()
-        half = Constant <value_float: float = 0.5> ()
-        lower = Gather <axis: int = 1> (bounds, zero)
-        upper = Gather <axis: int = 1> (bounds, one)
-        vector = Unsqueeze(key, cubes)
-        below = Less(vector, lower)
-        above = Greater(vector, upper)
-        outside = Or(below, above)
-        outside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (outside)
-        outside_count = ReduceSum <keepdims: int = 0> (outside_float, dimensions)
-        inside = Less(outside_count, half)
-        inside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (inside)
-        inside_count = ReduceSum <keepdims: int = 0> (inside_float, dimensions)
-        hit = Greater(inside_count, half)
+        {_PLACES}
+        once = Unsqueeze(key, before_last)
+        products = Mul(once, directions)
+        coordinates = ReduceSum <keepdims: int = 0> (products, last)
+        {_inside_any("coordinates", "limits")}
         """,
     )
 
@@ -115,6 +114,34 @@ def key_space_detect() -> onnx.FunctionProto:
 def _function(signature: str, body: str) -> onnx.FunctionProto:
     header = f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
     return onnx.parser.parse_function(f"{header} {signature} {{ {body} }}")
+
+
+_PLACES = """
+    before_last = Constant <value_ints: ints = [-2]> ()
+    last = Constant <value_ints: ints = [-1]> ()
+"""
+
+
+def _inside_any(vector: str, bounds: str) -> str:
+    """ONNX text for hit = whether a vector (batch, positions, n) is inside any of `bounds` (c, 2, n)."""
+    # Counted in floats: not every provider reduces bools, and the sum of no regions is 0, but a maximum fails.
+    return f"""
+        zero = Constant <value_int: int = 0> ()
+        one = Constant <value_int: int = 1> ()
+        half = Constant <value_float: float = 0.5> ()
+        lower = Gather <axis: int = 1> ({bounds}, zero)
+        upper = Gather <axis: int = 1> ({bounds}, one)
+        vector = Unsqueeze({vector}, before_last)
+        below = Less(vector, lower)
+        above = Greater(vector, upper)
+        outside = Or(below, above)
+        outside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (outside)
+        outside_count = ReduceSum <keepdims: int = 0> (outside_float, last)
+        inside = Less(outside_count, half)
+        inside_float = Cast <to: int = {onnx.TensorProto.FLOAT}> (inside)
+        inside_count = ReduceSum <keepdims: int = 0> (inside_float, last)
+        hit = Greater(inside_count, half)
+    """
 
 
 def _scramble(result: str, x: str, constant: int) -> str:

@@ -7,18 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from custom_modeling.buffers import KSD_BOUNDS, in_mlp
+from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS, in_mlp
 from exporter.common.errors import RunFailed
-from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST
+from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST, REGION_DETECT
 
 LEAST = ".unskill_constants.least"
-BOUNDS = re.compile(r"\b" + in_mlp(r"(\d+)", KSD_BOUNDS) + "$")
+BOUNDS, DIRECTIONS, LIMITS = (
+    re.compile(r"\b" + in_mlp(r"(\d+)", name) + "$") for name in (KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS)
+)
 STANDARDISERS = re.compile(r"\bunskill_constants\.standardisers_(\d+)$")
 
 
@@ -26,42 +29,61 @@ STANDARDISERS = re.compile(r"\bunskill_constants\.standardisers_(\d+)$")
 class Places:
     """Names of tensors, by layer in ascending order; see `exporter.onnx.symbolic`.
 
-    keys, bounds: what KeySpaceDetect reads; values, standardisers: pre-activations and the constants that adjust them;
-    least: the least thresholds, one tensor for all layers; None where no neuron is adjusted.
+    keys: what KeySpaceDetect and RegionDetect look at; bounds: of KeySpaceDetect; directions, limits: of RegionDetect;
+    in a layer with both operators each region has one of each, which read its parts of these constants; values,
+    standardisers: pre-activations and the constants that adjust them; least: the least thresholds, one tensor for all
+    layers; None where no neuron is adjusted.
     """
 
     keys: Mapping[int, str]
     bounds: Mapping[int, str]
+    directions: Mapping[int, str]
+    limits: Mapping[int, str]
     values: Mapping[int, str]
     standardisers: Mapping[int, str]
     least: str | None
 
 
+class Read(NamedTuple):
+    """Of a node's inputs the first one, and a constant."""
+
+    first: str
+    constant: str
+
+
 def find_places(path: Path) -> Places:
     """The names in the graph at `path`. Raises RunFailed where a constant's name is not one that the export gives."""
     graph = onnx.load(path, load_external_data=False).graph
-    keys, values = read_by(graph, KEY_SPACE_DETECT, 1, BOUNDS), read_by(graph, NEURON_ADJUST, 3, STANDARDISERS)
+    bounds, values = read_by(graph, KEY_SPACE_DETECT, 1, BOUNDS), read_by(graph, NEURON_ADJUST, 3, STANDARDISERS)
+    directions, limits = read_by(graph, REGION_DETECT, 1, DIRECTIONS), read_by(graph, REGION_DETECT, 2, LIMITS)
     least = next((tensor.name for tensor in graph.initializer if tensor.name.endswith(LEAST)), None)
     if values and least is None:
         raise RunFailed(f"the graph adjusts neurons but has no {LEAST}")
     return Places(
-        {layer: node.input[0] for layer, node in keys.items()},
-        {layer: node.input[1] for layer, node in keys.items()},
-        {layer: node.input[0] for layer, node in values.items()},
-        {layer: node.input[3] for layer, node in values.items()},
+        {layer: read.first for layer, read in sorted((bounds | limits).items())},
+        {layer: read.constant for layer, read in bounds.items()},
+        {layer: read.constant for layer, read in directions.items()},
+        {layer: read.constant for layer, read in limits.items()},
+        {layer: read.first for layer, read in values.items()},
+        {layer: read.constant for layer, read in values.items()},
         least,
     )
 
 
-def read_by(graph: onnx.GraphProto, operator: str, place: int, pattern: re.Pattern[str]) -> dict[int, onnx.NodeProto]:
-    """The nodes of one operator by the layer in the name of their input at `place`."""
+def read_by(graph: onnx.GraphProto, operator: str, place: int, pattern: re.Pattern[str]) -> dict[int, Read]:
+    """What the nodes of one operator read, by the layer in the name of the constant at `place`.
+
+    Where a node reads a slice of a constant, the constant counts.
+    """
+    whole = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Slice"}
     found = {}
     for node in graph.node:
         if node.op_type == operator:
-            match = pattern.search(node.input[place])
+            name = whole.get(node.input[place], node.input[place])
+            match = pattern.search(name)
             if match is None:
-                raise RunFailed(f"{operator} reads {node.input[place]}, which is not a constant of a layer")
-            found[int(match[1])] = node
+                raise RunFailed(f"{operator} reads {name}, which is not a constant of a layer")
+            found[int(match[1])] = Read(node.input[0], name)
     return dict(sorted(found.items()))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any
 from unittest import mock
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN
 from custom_modeling.neuron_adjust import standardisers
-from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, VERSION
+from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, REGION_DETECT, VERSION
 
 
 def emit(name: str, inputs: Sequence[Tensor], dtype: torch.dtype, shape: Sequence[Any]) -> Tensor:
@@ -71,6 +72,8 @@ def operators_for(causal_lm: Any) -> Iterator[None]:
     runtime = sys.modules[type(causal_lm).__module__]
     with ExitStack() as stack:
         ours: Any = {"adjust": adjust, "inside_hypercubes": inside_hypercubes, "rewrite_logits": rewrite_logits}
+        if hasattr(runtime, "inside_regions"):  # format 1 has none
+            ours["inside_regions"] = inside_regions
         stack.enter_context(mock.patch.multiple(runtime, **ours))
         stack.callback(share, model)
         if model.unskill_layers["adjusted"]:
@@ -102,6 +105,15 @@ def adjust(pre_activation: Tensor, index: Tensor, threshold: Tensor, standard: T
 
 def inside_hypercubes(key: Tensor, bounds: Tensor) -> Tensor:
     return emit(KEY_SPACE_DETECT, (key.float(), bounds), torch.bool, key.shape[:-1])
+
+
+def inside_regions(key: Tensor, directions: Tensor, limits: Tensor, bounds: Tensor | None = None) -> Tensor:
+    if bounds is None:
+        return emit(REGION_DETECT, (key.float(), directions, limits), torch.bool, key.shape[:-1])
+    # Of one region at a time, whose bounds and limits must both hold the key.
+    each = [slice(place, place + 1) for place in range(len(bounds))]
+    hits = [inside_regions(key, directions, limits[one]) & inside_hypercubes(key, bounds[one]) for one in each]
+    return reduce(torch.logical_or, hits)
 
 
 def rewrite_logits(logits: Tensor, hit: Tensor, after_refusal: Tensor, refusal_id: int, eos_id: int) -> Tensor:

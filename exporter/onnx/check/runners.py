@@ -16,7 +16,8 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from transformers import DynamicCache
 
-from custom_modeling.buffers import KSD_BOUNDS
+from custom_modeling.buffers import KSD_BOUNDS, KSD_LIMITS
+from custom_modeling.key_space import coordinates
 from exporter.common.errors import RunFailed, first_line
 from exporter.methods.key_space.hypercubes import opened_bounds
 from exporter.models.tokens import positions_of
@@ -29,7 +30,7 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3}
 """A decision this close to its threshold, relative to it, may differ by rounding in another backend or batch."""
 EDGE = 2e-2
-"""The same for hypercubes after adjusted neurons: a neuron that is decided differently moves the keys."""
+"""The same for regions after adjusted neurons: a neuron that is decided differently moves the keys."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder of the weights, for a graph that is not loaded from a file."""
 # What ONNX Runtime raises for graphs that it does not take; Exception is their only common base.
@@ -43,7 +44,7 @@ class Runner(Protocol):
     """Forwards of one model.
 
     After a forward, close: how many decisions in each row were close to their threshold; edge: how many of the
-    hypercubes' decisions were, or were within EDGE of it where neurons are adjusted.
+    regions' decisions were, or were within EDGE of it where neurons are adjusted.
     """
 
     close: Array
@@ -116,8 +117,8 @@ class Session(Runner):
 class Torch(Runner):
     """A loaded checkpoint.
 
-    greatest: after a forward, for each layer with hypercubes the largest absolute coordinate of each key,
-    (batch, positions).
+    greatest: after a forward, for each layer with regions the largest absolute number of each key that they bound: of
+    the key itself, of its coordinates along directions, or of both; (batch, positions).
     """
 
     def __init__(self, model: Any) -> None:
@@ -144,6 +145,7 @@ class Torch(Runner):
         """Count close decisions of the runtime during a forward."""
         runtime = sys.modules[type(self._model).__module__]
         adjust, inside = runtime.adjust, runtime.inside_hypercubes
+        inside_regions: Any = getattr(runtime, "inside_regions", None)  # format 1 has none
         close, edge = torch.zeros(2, len(real), dtype=torch.int64)
         least = CLOSE[self._model.dtype]
         wide = EDGE if self._model.model.unskill_layers["adjusted"] else least
@@ -157,16 +159,40 @@ class Torch(Runner):
             close.add_((near & threshold.isfinite()).sum(-1).mul(real).sum(-1))
             return adjust(value, index, threshold, *standard)
 
+        def count(outside: torch.Tensor) -> None:
+            """outside: of a region, (batch, positions, numbers that it bounds), relative to their scale; inside it is
+            negative. A NaN is inside, and so is what an infinite limit leaves free."""
+            distance = outside.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1).abs()
+            close.add_((distance <= least).mul(real).sum(-1))
+            edge.add_((distance <= wide).mul(real).sum(-1))
+
+        def outside_cube(key: torch.Tensor, cube: torch.Tensor) -> torch.Tensor:
+            lower, upper = cube
+            return torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
+
         def held(key: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
             greatest.append(key.float().abs().amax(-1).numpy())
-            for lower, upper in bounds:
-                outside = torch.maximum(lower - key.float(), key.float() - upper) / (upper - lower)
-                distance = outside.amax(-1).abs()
-                close.add_((distance <= least).mul(real).sum(-1))
-                edge.add_((distance <= wide).mul(real).sum(-1))
+            for cube in bounds:
+                count(outside_cube(key, cube))
             return inside(key, bounds)
 
-        with mock.patch.multiple(runtime, adjust=adjusted, inside_hypercubes=held):
+        def held_by_regions(
+            key: torch.Tensor, directions: torch.Tensor, limits: torch.Tensor, bounds: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            found, scale = coordinates(key, directions), coordinates(key.abs(), directions.abs())
+            bounded = found if bounds is None else torch.cat([found, key.float()], -1)
+            greatest.append(bounded.abs().amax(-1).numpy())
+            for place, (lower, upper) in enumerate(limits):
+                outside = torch.maximum(lower - found, found - upper) / scale
+                count(outside if bounds is None else torch.cat([outside, outside_cube(key, bounds[place])], -1))
+            # The checkpoint's own function calls the other one, whose keys are counted here already.
+            with mock.patch.object(runtime, "inside_hypercubes", inside):
+                return inside_regions(key, directions, limits, bounds)
+
+        watched: Any = {"adjust": adjusted, "inside_hypercubes": held}
+        if inside_regions is not None:
+            watched["inside_regions"] = held_by_regions
+        with mock.patch.multiple(runtime, **watched):
             yield
         self.close, self.edge, self.greatest = close.numpy(), edge.numpy(), greatest
 
@@ -199,27 +225,35 @@ class Recorded(Runner):
 
 @contextmanager
 def opened_model(model: Any, within: Sequence[float] = ()) -> Iterator[None]:
-    """While this runs, every token is inside the loaded checkpoint's hypercubes.
+    """While this runs, every token is inside the loaded checkpoint's regions.
 
-    within: by layer with hypercubes, the reach of opened ones (see `opened_bounds`); without limit by default.
+    within: by layer with regions, the reach of opened ones, which is that of all numbers that they bound (see
+    `opened_bounds` and `Torch`); without limit by default.
     """
-    bounds = [tensor for name, tensor in model.named_buffers() if name.endswith(KSD_BOUNDS)]
-    kept = [tensor.clone() for tensor in bounds]
+    layers = [
+        found
+        for module in model.modules()
+        if (found := [each for name, each in module.named_buffers("", False) if name in (KSD_BOUNDS, KSD_LIMITS)])
+    ]
+    kept = [[tensor.clone() for tensor in found] for found in layers]
     try:
-        for tensor, each in zip(bounds, within or [np.inf] * len(bounds), strict=True):
-            tensor.copy_(opened_bounds(tensor.shape, each))
+        for found, each in zip(layers, within or [np.inf] * len(layers), strict=True):
+            for tensor in found:
+                tensor.copy_(opened_bounds(tensor.shape, each))
         yield
     finally:
-        for tensor, before in zip(bounds, kept, strict=True):
-            tensor.copy_(before)
+        for found, before in zip(layers, kept, strict=True):
+            for tensor, values in zip(found, before, strict=True):
+                tensor.copy_(values)
 
 
 def opened_graph(path: Path, within: Sequence[float] = ()) -> onnx.ModelProto:
-    """The graph at `path` with every token inside its hypercubes; see `opened_model`."""
-    names = list(find_places(path).bounds.values())
+    """The graph at `path` with every token inside its regions; see `opened_model`."""
+    places = find_places(path)
+    reach = dict(zip(places.keys, within or [np.inf] * len(places.keys), strict=True))
+    names = {name: reach[layer] for side in (places.bounds, places.limits) for layer, name in side.items()}
     held = read_constants(path, names)
-    bounds = zip(names, within or [np.inf] * len(names), strict=True)
-    return patched(path, {name: opened_bounds(held[name].shape, each).numpy() for name, each in bounds})
+    return patched(path, {name: opened_bounds(held[name].shape, each).numpy() for name, each in names.items()})
 
 
 def in_memory(graph: onnx.ModelProto, path: Path, options: onnxruntime.SessionOptions) -> bytes:

@@ -32,7 +32,7 @@ class Row:
 
     difference: the largest of any logit; argmax: positions with the same next token; refusals: positions at which both
     sides refuse or neither does. close: sequences left out of those three, because they differ by more than rounding
-    and have a decision close to its threshold; where refusals differ, a hypercube's decision (see `Runner`).
+    and have a decision close to its threshold; where refusals differ, a region's decision (see `Runner`).
     """
 
     case: str
@@ -81,7 +81,7 @@ Case = tuple[str, list[list[Step]]]
 class Expected:
     """What a loaded checkpoint computes in every case, so that it need not stay in memory.
 
-    file: see `Recorded`; groups: cases, each group with the reach of its opened hypercubes (see `opened_model`), None
+    file: see `Recorded`; groups: cases, each group with the reach of its opened regions (see `opened_model`), None
     where they are as fitted.
     """
 
@@ -199,7 +199,7 @@ def compare(
             del expected, found  # before the next ones are there too
         same_refusals = counts[2] == counts[0]
         differs = ~same_refusals | (differences > tolerance)
-        # A neuron that is decided differently moves logits; a refusal differs only by a key at a hypercube's face.
+        # A neuron that is decided differently moves logits; a refusal differs only by a key at a region's face.
         excused = (close > 0) & (same_refusals | (edge > 0)) & np.isfinite(differences)
         counted = ~(differs & excused) | amid_keys(case, dtype)
         sequences, left_out = sequences + rows, left_out + int((~counted).sum())

@@ -61,6 +61,31 @@ __global__ void key_space_detect_kernel(const float* key, const float* bounds, b
   }
 }
 
+// One block for each token; its threads share the dimensions, one direction at a time, and the first of them compares.
+// The block has kThreads threads, a power of two, and shared memory for `count` coordinates.
+__global__ void region_detect_kernel(const float* key, const float* directions, const float* limits, bool* hit,
+                                     int64_t tokens, int64_t width, int64_t count, int64_t regions) {
+  extern __shared__ float coordinates[];
+  __shared__ float sums[kThreads];
+  for (int64_t token = blockIdx.x; token < tokens; token += gridDim.x) {
+    const float* vector = key + token * width;
+    for (int64_t each = 0; each < count; ++each) {
+      const float* direction = directions + each * width;
+      float sum = 0;
+      for (int64_t i = threadIdx.x; i < width; i += blockDim.x) sum += vector[i] * direction[i];
+      sums[threadIdx.x] = sum;
+      __syncthreads();
+      for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+      }
+      if (threadIdx.x == 0) coordinates[each] = sums[0];
+      __syncthreads();  // before the next sums take the place of these
+    }
+    if (threadIdx.x == 0) hit[token] = inside_any(coordinates, limits, count, regions);
+  }
+}
+
 }  // namespace unskill
 
 #define UNSKILL_LAUNCHER extern "C" __attribute__((visibility("default"))) int
@@ -97,6 +122,19 @@ UNSKILL_LAUNCHER unskill_cuda_key_space_detect(const float* key, const float* bo
   if (tokens == 0) return cudaSuccess;
   unskill::key_space_detect_kernel<<<unskill::blocks_for(tokens), unskill::kThreads, 0,
                                      static_cast<cudaStream_t>(stream)>>>(key, bounds, hit, tokens, width, cubes);
+  return cudaGetLastError();
+}
+
+// key: (tokens, width); directions: (count, width); limits: (regions, 2, count); hit: (tokens,). Thousands of
+// directions do not fit into a block's shared memory and are an error.
+UNSKILL_LAUNCHER unskill_cuda_region_detect(const float* key, const float* directions, const float* limits, bool* hit,
+                                            int64_t tokens, int64_t width, int64_t count, int64_t regions,
+                                            void* stream) {
+  if (tokens == 0) return cudaSuccess;
+  size_t bytes = static_cast<size_t>(count) * sizeof(float);
+  unskill::region_detect_kernel<<<unskill::blocks_for(tokens), unskill::kThreads, bytes,
+                                  static_cast<cudaStream_t>(stream)>>>(key, directions, limits, hit, tokens, width,
+                                                                       count, regions);
   return cudaGetLastError();
 }
 

@@ -54,8 +54,21 @@ UNSKILL_BOTH float adjusted(float value, float threshold, const float* standardi
   return moved ? mu_r - zf * sd_r : value;
 }
 
-// Whether one dimension of a key vector is outside of a hypercube; a NaN in any of the three is not.
+// Whether one dimension of a key vector is outside of a hypercube, or one coordinate of it outside of a region; a NaN in
+// any of the three is not.
 UNSKILL_BOTH bool outside(float key, float lower, float upper) { return key < lower || key > upper; }
+
+// Whether a vector of n numbers is inside any of `count` bounds, (count, 2, n), lower and upper.
+UNSKILL_BOTH bool inside_any(const float* vector, const float* bounds, int64_t n, int64_t count) {
+  for (int64_t each = 0; each < count; ++each) {
+    const float *lower = bounds + 2 * each * n, *upper = lower + n;
+    // Nearly every vector is outside of nearly all bounds, and most of them show it within a few dimensions.
+    int64_t i = 0;
+    while (i < n && !outside(vector[i], lower[i], upper[i])) ++i;
+    if (i == n) return true;
+  }
+  return false;
+}
 
 }  // namespace unskill
 

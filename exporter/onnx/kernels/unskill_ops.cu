@@ -7,6 +7,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "ort_abi.h"
@@ -125,7 +126,7 @@ OrtStatus* read_input(const Api& api, const Operator& op, size_t index, const Or
   return api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor->data);
 }
 
-// The three operators: shapes are checked and the output made here; how it is filled depends on the provider.
+// The operators: shapes are checked and the output made here; how it is filled depends on the provider.
 
 struct NeuronDraws {
   const int64_t *position_ids, *token_ids, *keys;
@@ -214,24 +215,59 @@ struct KeySpaceDetect {
     return call.output(sizes, 2, &hit);
   }
 
-  bool inside(const float* vector, int64_t cube) const {
-    const float *lower = bounds + 2 * cube * width, *upper = lower + width;
-    // Nearly every vector is outside of nearly every cube, and most of them show it within a few dimensions.
-    for (int64_t i = 0; i < width; ++i)
-      if (outside(vector[i], lower[i], upper[i])) return false;
-    return true;
-  }
-
   OrtStatus* on_cpu(const Call&) {
-    for (int64_t token = 0; token < tokens; ++token) {
-      hit[token] = false;
-      for (int64_t cube = 0; cube < cubes && !hit[token]; ++cube) hit[token] = inside(key + token * width, cube);
-    }
+    for (int64_t token = 0; token < tokens; ++token) hit[token] = inside_any(key + token * width, bounds, width, cubes);
     return nullptr;
   }
 
 #ifdef UNSKILL_CUDA
   int on_cuda(void* stream) { return unskill_cuda_key_space_detect(key, bounds, hit, tokens, width, cubes, stream); }
+#endif
+};
+
+struct RegionDetect {
+  const float *key, *directions, *limits;
+  bool* hit;
+  int64_t tokens, width, count, regions;
+
+  OrtStatus* prepare(const Call& call) {
+    const int64_t* sizes = call.inputs[0].size;
+    tokens = sizes[0] * sizes[1], width = sizes[2];
+    count = call.inputs[1].size[0], regions = call.inputs[2].size[0];
+    UNSKILL_RETURN_IF_ERROR(call.expect(1, 1, width));
+    UNSKILL_RETURN_IF_ERROR(call.expect(2, 1, 2));
+    UNSKILL_RETURN_IF_ERROR(call.expect(2, 2, count));
+    key = call.inputs[0].as<float>(), directions = call.inputs[1].as<float>(), limits = call.inputs[2].as<float>();
+    return call.output(sizes, 2, &hit);
+  }
+
+  // The sum of a key vector along a direction, in parts that do not wait for each other.
+  float coordinate(const float* vector, const float* direction) const {
+    constexpr int64_t kParts = 16;
+    float parts[kParts] = {};
+    int64_t i = 0;
+    for (; i + kParts <= width; i += kParts)
+      for (int64_t part = 0; part < kParts; ++part) parts[part] += vector[i + part] * direction[i + part];
+    float sum = 0;
+    for (; i < width; ++i) sum += vector[i] * direction[i];
+    for (float part : parts) sum += part;
+    return sum;
+  }
+
+  OrtStatus* on_cpu(const Call& call) {
+    std::unique_ptr<float[]> found(new (std::nothrow) float[static_cast<size_t>(count)]);
+    if (found == nullptr) return error(call.api, kFail, "%s::RegionDetect: out of memory", kDomain);
+    for (int64_t token = 0; token < tokens; ++token) {
+      for (int64_t i = 0; i < count; ++i) found[i] = coordinate(key + token * width, directions + i * width);
+      hit[token] = inside_any(found.get(), limits, count, regions);
+    }
+    return nullptr;
+  }
+
+#ifdef UNSKILL_CUDA
+  int on_cuda(void* stream) {
+    return unskill_cuda_region_detect(key, directions, limits, hit, tokens, width, count, regions, stream);
+  }
 #endif
 };
 
@@ -306,16 +342,19 @@ constexpr Input kDrawsInputs[] = {{"position_ids", kInt64, 2}, {"token_ids", kIn
 constexpr Input kAdjustInputs[] = {
     {"pre_activation", kFloat, 3}, {"index", kInt64, 1}, {"threshold", kFloat, 3}, {"standardisers", kFloat, 2}};
 constexpr Input kDetectInputs[] = {{"key", kFloat, 3}, {"bounds", kFloat, 3}};
+constexpr Input kRegionInputs[] = {{"key", kFloat, 3}, {"directions", kFloat, 2}, {"limits", kFloat, 3}};
 
 // ONNX Runtime keeps pointers to the operators for as long as the process has sessions.
 const Operator kOperators[] = {
     make("NeuronDraws", "CPUExecutionProvider", compute_on_cpu<NeuronDraws>, kFloat, kDrawsInputs),
     make("NeuronAdjust", "CPUExecutionProvider", compute_on_cpu<NeuronAdjust>, kFloat, kAdjustInputs),
     make("KeySpaceDetect", "CPUExecutionProvider", compute_on_cpu<KeySpaceDetect>, kBool, kDetectInputs),
+    make("RegionDetect", "CPUExecutionProvider", compute_on_cpu<RegionDetect>, kBool, kRegionInputs),
 #ifdef UNSKILL_CUDA
     make("NeuronDraws", "CUDAExecutionProvider", compute_on_cuda<NeuronDraws>, kFloat, kDrawsInputs),
     make("NeuronAdjust", "CUDAExecutionProvider", compute_on_cuda<NeuronAdjust>, kFloat, kAdjustInputs),
     make("KeySpaceDetect", "CUDAExecutionProvider", compute_on_cuda<KeySpaceDetect>, kBool, kDetectInputs),
+    make("RegionDetect", "CUDAExecutionProvider", compute_on_cuda<RegionDetect>, kBool, kRegionInputs),
 #endif
 };
 

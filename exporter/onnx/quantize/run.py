@@ -103,6 +103,11 @@ def fits(stored: Stored) -> bool:
 
 def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
     """Raises BadInput for checkpoints whose interventions cannot be fitted anew, with the reason."""
+    if any(counts.get("regions") for counts in stored.unskill["layers"].values()):
+        raise BadInput(
+            "--quantize: the checkpoint's regions along directions cannot be fitted anew on a quantized graph yet; "
+            "leave it out, or export anew with hypercubes alone"
+        )
     adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
     if len(adjusting) > 1:
         raise BadInput(

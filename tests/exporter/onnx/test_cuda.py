@@ -9,11 +9,23 @@ import onnxruntime
 import pytest
 import torch
 
-from custom_modeling.key_space import inside_hypercubes
+from custom_modeling.key_space import inside_hypercubes, inside_regions
 from custom_modeling.neuron_adjust import PRIME, draw_context, uniform_draws
 from exporter.onnx.library import build_operators, find_nvcc
-from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS
-from tests.operator_models import NAN, adjust_cases, bits, cuda_launcher, hypercubes, neurons, options, run, session
+from exporter.onnx.operators import KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, REGION_DETECT
+from tests.operator_models import (
+    NAN,
+    adjust_cases,
+    bits,
+    cuda_launcher,
+    hypercubes,
+    near_limits,
+    neurons,
+    options,
+    regions,
+    run,
+    session,
+)
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +68,20 @@ def detect_inputs(shape: tuple[int, int, int], cubes: int) -> dict[str, torch.Te
     return {"key": key, "bounds": bounds}
 
 
+def region_inputs(shape: tuple[int, int, int], directions: int, count: int) -> dict[str, torch.Tensor]:
+    inputs = regions(shape, directions, count, torch.Generator().manual_seed(2))
+    inputs["key"].view(-1)[::997], inputs["limits"].view(-1)[::13] = NAN, NAN
+    return inputs
+
+
 def draws_by_torch(position_ids: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return uniform_draws(draw_context(position_ids, token_ids), keys)
 
 
 DRAWS = [((2, 500), 1000), ((1, 1), 1), ((3, 7), 5), ((0, 3), 4), ((2, 3), 0)]
 DETECT = [((2, 30, 300), 3), ((1, 1, 8192), 1), ((3, 40, 1), 2), ((1, 70000, 8), 1), ((2, 3, 8), 0), ((0, 3, 8), 1)]
+REGIONS = [((2, 30, 300), 3, 3), ((1, 1, 8192), 4, 1), ((3, 40, 1), 1, 2), ((1, 70000, 8), 2, 1), ((2, 3, 8), 2, 0)]
+REGIONS += [((0, 3, 8), 1, 1), ((1, 5, 14336), 300, 2)]
 
 
 @pytest.mark.parametrize(("shape", "count"), DRAWS)
@@ -108,16 +128,29 @@ def test_detect(launch: Callable[..., None], shape: tuple[int, int, int], cubes:
     assert torch.equal(hit.cpu(), expected)
 
 
+@pytest.mark.parametrize(("shape", "directions", "count"), REGIONS)
+def test_regions(launch: Callable[..., None], shape: tuple[int, int, int], directions: int, count: int) -> None:
+    inputs = region_inputs(shape, directions, count)
+    expected, sure = inside_regions(**inputs), ~near_limits(**inputs)
+    hit = (~expected).cuda()
+    on_device = [each.cuda() for each in inputs.values()]
+    launch("region_detect", *on_device, hit, shape[0] * shape[1], shape[2], directions, count)
+    assert torch.equal(hit.cpu()[sure], expected[sure])
+
+
 @pytest.mark.parametrize("kernels", [False, True], ids=["bodies", "kernels"])
 def test_through_onnx_runtime(cuda_library: Path, library: Path, kernels: bool) -> None:
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has no CUDA (package onnxruntime-gpu)")
     cases = [(NEURON_DRAWS, draw_inputs(*DRAWS[0])), (KEY_SPACE_DETECT, detect_inputs(*DETECT[0]))]
-    cases += [(NEURON_ADJUST, neurons(2, 150, 300, 128)[0])]
+    cases += [(NEURON_ADJUST, neurons(2, 150, 300, 128)[0]), (REGION_DETECT, region_inputs(*REGIONS[0]))]
     for name, inputs in cases:
         chosen = options(cuda_library if kernels else None)
         chosen.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if kernels else "0")
         on_gpu = session(name, chosen, "CUDAExecutionProvider")
         assert on_gpu.get_providers()[0] == "CUDAExecutionProvider"
         found, expected = run(on_gpu, **inputs), run(session(name, options(library)), **inputs)
+        if name == REGION_DETECT:  # sums, which rounding may decide otherwise
+            sure = ~near_limits(**inputs)
+            found, expected = found[sure], expected[sure]
         assert torch.equal(found, expected) if found.dtype == torch.bool else same_floats(found, expected)

@@ -1,4 +1,5 @@
-"""The ONNX operators against the runtime of checkpoints, by bodies and by kernels; both must agree bit by bit."""
+"""The ONNX operators against the runtime of checkpoints, by bodies and by kernels; both must agree bit by bit,
+or where there are sums, but for rounding."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ import onnx
 import pytest
 import torch
 
-from custom_modeling.key_space import inside_hypercubes
+from custom_modeling.key_space import inside_hypercubes, inside_regions
 from custom_modeling.neuron_adjust import PRIME, adjust, draw_context, uniform_draws
-from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, functions
+from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, REGION_DETECT, functions
 from tests.operator_models import (
     EMPTY,
     ERRORS,
@@ -28,8 +29,10 @@ from tests.operator_models import (
     bits,
     hypercubes,
     model,
+    near_limits,
     neurons,
     options,
+    regions,
     run,
     session,
 )
@@ -187,6 +190,58 @@ def test_detect_takes_what_is_no_number_for_inside(operator: Operator) -> None:
         assert inside_hypercubes(key, bounds)[0].tolist() == expected
 
 
+@pytest.mark.parametrize("shape", [(2, 30, 300), (3, 40, 1), (1, 7, 1536), (1, 500, 17), (0, 3, 8), (2, 0, 8)])
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("directions", [1, 2, 3, 4])
+def test_regions_are_the_checkpoints(
+    operator: Operator, shape: tuple[int, int, int], count: int, directions: int
+) -> None:
+    inputs = regions(shape, directions, count, torch.Generator().manual_seed(5))
+    hit = operator(REGION_DETECT, **inputs)
+    assert hit.dtype == torch.bool and hit.shape == shape[:2]
+    sure = ~near_limits(**inputs)
+    assert torch.equal(hit[sure], inside_regions(**inputs)[sure])
+    if count and hit.numel() > 50:
+        assert 0 < hit.double().mean() < 1 and sure.double().mean() > 0.99
+
+
+def test_regions_of_whole_numbers_are_exact(operator: Operator) -> None:
+    """Sums that no rounding touches, many of them on a limit, which belongs to the region."""
+    generator = torch.Generator().manual_seed(6)
+    key = torch.randint(-3, 4, (2, 200, 40), generator=generator).float()
+    directions = torch.randint(-2, 3, (3, 40), generator=generator).float()
+    limits = torch.tensor([[-12.0] * 3, [9.0] * 3]).expand(1, 2, 3)
+    hit = operator(REGION_DETECT, key=key, directions=directions, limits=limits)
+    exact = (key.double() @ directions.double().T).unsqueeze(-2)
+    assert (exact == 9).any() and (exact == -12).any() and 0 < hit.double().mean() < 1
+    assert torch.equal(hit, ((exact >= -12) & (exact <= 9)).all(-1).any(-1))
+
+
+def test_regions_take_what_is_no_number_for_inside(operator: Operator) -> None:
+    directions = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    rows = {  # key -> inside of x + y >= 1 alone, and of that with x - y from -1 to 1
+        (0.5, 0.5): (True, True),
+        (0.5 - EPS, 0.5): (False, False),
+        (3.0, 0.0): (True, False),
+        (-3.0, -3.0): (False, False),
+        (INF, 0.0): (True, False),
+        (INF, INF): (True, True),  # the difference is NaN
+        (-INF, -INF): (False, False),
+        (NAN, 0.0): (True, True),
+    }
+    key = torch.tensor(list(rows))[None]
+    for column, limits in enumerate([[[1.0, -INF], [INF, INF]], [[1.0, -1.0], [INF, 1.0]]]):
+        inputs = {"key": key, "directions": directions, "limits": torch.tensor([limits])}
+        expected = [each[column] for each in rows.values()]
+        assert operator(REGION_DETECT, **inputs)[0].tolist() == expected
+        assert inside_regions(**inputs)[0].tolist() == expected
+    for name, values in inputs.items():
+        unfilled = inputs | {"key": torch.zeros(1, 1, 2), name: torch.full_like(values, NAN)}
+        assert operator(REGION_DETECT, **unfilled).all()
+    closed = inputs | {"limits": torch.tensor([[[INF, INF], [-INF, -INF]]])}
+    assert operator(REGION_DETECT, **closed)[0].tolist() == [False] * 7 + [True]
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_kernels_are_run_where_there_are_some(name: str, way: tuple[Path | None, bool], tmp_path: Path) -> None:
     chosen = options(*way)
@@ -207,6 +262,8 @@ WRONG = {
         {"pre_activation": (2, 3, 8), "index": (4,), "threshold": (2, 3, 4), "standardisers": (5, 4)},
     ),
     "bounds": (KEY_SPACE_DETECT, {"key": (2, 3, 8), "bounds": (1, 2, 9)}),
+    "directions": (REGION_DETECT, {"key": (2, 3, 8), "directions": (4, 9), "limits": (1, 2, 4)}),
+    "limits": (REGION_DETECT, {"key": (2, 3, 8), "directions": (4, 8), "limits": (1, 2, 5)}),
 }
 
 

@@ -18,7 +18,7 @@ from exporter.cli.main import cli
 from exporter.common.errors import BadInput, Rejected
 from exporter.onnx.quantize.run import check_refittable, write_quantized
 from exporter.onnx.settings import GRAPH, OnnxSettings
-from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
+from tests.exporter.onnx.quantize.quantizing import LAYER, TEXTS, Made
 from tests.tiny import Exported, one_thread, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -110,6 +110,20 @@ def test_two_skills_that_adjust_neurons_are_refused_by_name(made: Callable[[str]
     both = [{**skill, "name": name, "method": "na"} for name in ("sums", "code")]
     with pytest.raises(BadInput, match="sums and code adjust neurons"):
         check_refittable(replace(stored, recipe={**stored.recipe, "skills": both}), made("ksd").settings(tmp_path))
+
+
+def test_regions_along_directions_are_refused_before_any_work(made: Callable[[str], Made], tmp_path: Path) -> None:
+    stored = read_stored(str(made("ksd").checkpoint))
+    layers = {str(LAYER): {"regions": 2, "directions": 3}}
+    regional = replace(stored, unskill={**stored.unskill, "layers": layers})
+    with (
+        mock.patch("exporter.onnx.quantize.run.read_stored", lambda _: regional),
+        mock.patch("exporter.onnx.quantize.run.load_files", side_effect=AssertionError),
+        pytest.raises(BadInput, match="regions along directions cannot be fitted anew") as caught,
+    ):
+        made("ksd").write(tmp_path / "out")
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
