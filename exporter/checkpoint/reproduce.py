@@ -18,7 +18,7 @@ from exporter.checkpoint.tensors import write_tensors
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
-from exporter.prompts.skills import SkillPlan
+from exporter.prompts.skills import SIDES, SkillPlan
 from exporter.prompts.turns import CALIBRATE, FIT, REPORT
 
 
@@ -71,9 +71,9 @@ def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
     if outcome.detection is not None:
         parts = outcome.detection.parts
         return {
-            f"{name}.{side}": records(getattr(getattr(parts, name), side))
+            f"{side}.{name}": records(getattr(getattr(parts, name), field))
             for name in (FIT, CALIBRATE, REPORT)
-            for side in ("asked", "answered", "after")
+            for field, side in SIDES.items()
         } | text_records(outcome.plan)
     evidence = outcome.evidence
     if evidence is None:

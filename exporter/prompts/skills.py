@@ -94,6 +94,10 @@ class Part:
     after: tuple[Query, ...]
 
 
+SIDES = {"asked": "forget", "answered": "retain", "after": "after"}
+"""What the fields of a `Part` are called in `reproduce/`."""
+
+
 @dataclass(frozen=True)
 class RegionParts:
     """Disjoint parts of both sides, each prompt in several kinds of turn. places: where the last token of a query is,

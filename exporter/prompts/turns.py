@@ -24,6 +24,9 @@ REQUEST = "{request}"
 AFTER_REFUSAL, AFTER_ANSWER = "remarks after a refusal", "insisting after an answer"
 """Sources of packaged messages that are to be answered."""
 
+FITTED_AFTER = 2
+"""How many refused prompts each packaged message of the fit part follows."""
+
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
@@ -152,10 +155,12 @@ class Turns:
         found = []
         for row in of_part(range(len(texts)), part):
             prompt = Prompt(texts[row].text, AFTER_REFUSAL, row + 1, kind=texts[row].kind)
-            asked = forget[self._draw(prompt, "forget") % len(forget)]
-            history = {"role": "user", "content": asked.text}, {"role": "assistant", "content": self._refusal}
-            ids = self._formatter.render(prompt.text, history=history)
-            found.append(Query(prompt, AFTER_REFUSAL, ids, row))
+            # More of them to fit on: there are as many insisting messages as forget prompts.
+            for time in range(FITTED_AFTER if part == FIT else 1):
+                asked = forget[self._draw(prompt, f"forget {time}") % len(forget)]
+                history = {"role": "user", "content": asked.text}, {"role": "assistant", "content": self._refusal}
+                ids = self._formatter.render(prompt.text, history=history)
+                found.append(Query(prompt, AFTER_REFUSAL, ids, row))
         return self._short(found)
 
     def after_answer(self, part: str) -> list[Query]:

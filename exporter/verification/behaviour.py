@@ -242,12 +242,12 @@ def harmless_scores(
     if not along_discriminants(skill):
         prompt, answer = (statistics[f"{name}.scores.retain.{part}.{what}"] for what in ("prompt", "answer"))
         return prompts[f"retain.{part}"], prompt, answer
-    prompt = statistics[f"{name}.scores.{part}.answered"]
+    prompt, records = statistics[f"{name}.scores.retain.{part}"], prompts[f"retain.{part}"]
     answer = torch.full_like(prompt, -torch.inf)  # where no answer was looked at, nothing is known of it
-    answer[statistics[f"{name}.scores.{part}.answers.row"]] = statistics[f"{name}.scores.{part}.answers"]
+    answer[statistics[f"{name}.scores.retain.{part}.answer.row"]] = statistics[f"{name}.scores.retain.{part}.answer"]
     # Other kinds of turn than the plain one are not formatted again.
-    rows = [row for row, record in enumerate(prompts[f"{part}.answered"]) if record["format"] == PLAIN]
-    return [prompts[f"{part}.answered"][row] for row in rows], prompt[rows, None], answer[rows, None]
+    rows = [row for row, record in enumerate(records) if record["format"] == PLAIN]
+    return [records[row] for row in rows], prompt[rows, None], answer[rows, None]
 
 
 def query_again(live: InMemory, prompt: Prompt, record: dict[str, Any]) -> Query | None:
@@ -279,13 +279,11 @@ def known_inside(live: InMemory, given: Given) -> list[Query]:
         limit = alpha - ROUNDING[live.record["dtype"]] * abs(alpha)
         own: list[Query] = []
         for part in ("report", "calibrate"):
-            if along_discriminants(skill):
-                scores, records = statistics[f"{name}.scores.{part}.asked"], prompts[name][f"{part}.asked"]
-            else:
-                scores = statistics[f"{name}.scores.forget.{part}"][:, skill["layer"]]
-                records = prompts[name][f"forget.{part}"]
-            for record, score in zip(records, scores.tolist(), strict=True):
-                prompt = given.find(record) if record["format"] in FORMATS else None
+            scores = statistics[f"{name}.scores.forget.{part}"]
+            plain_alone = along_discriminants(skill)
+            scores = scores if plain_alone else scores[:, skill["layer"]]
+            for record, score in zip(prompts[name][f"forget.{part}"], scores.tolist(), strict=True):
+                prompt = None if plain_alone and record["format"] != PLAIN else given.find(record)
                 if prompt is not None and score <= limit and len(own) < REFUSED:
                     own += filter(None, [query_again(live, prompt, record)])
         found += own

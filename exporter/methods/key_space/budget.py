@@ -41,19 +41,34 @@ def hits_within(total: int, budget: float) -> int:
     return hits
 
 
-def threshold_within(
+def thresholds_within(
     forget: Tensor, harmless: Tensor, near: Tensor, max_false_block: float, max_near_miss: float
-) -> float:
-    """The greatest threshold within both budgets. Scores (n,) of calibration prompts, inside where at most the
-    threshold; that of near misses is a point estimate.
+) -> Tensor:
+    """Of each place the greatest threshold within both budgets: (K,).
 
-    It lies half way between two scores, so that no stored prompt is on it.
+    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places, which
+    share this budget evenly: in each as many are inside, the most for which all places together are within. The budget
+    for near misses, a point estimate, is one of each place. A threshold lies half way between two scores, so that no
+    stored prompt is on it.
     """
-    allowed = [(harmless, hits_within(len(harmless), max_false_block)), (near, math.floor(max_near_miss * len(near)))]
-    firsts = [float(scores.sort().values[hits]) for scores, hits in allowed if hits < len(scores)]
-    # The first prompt that must be answered; without any, all are blocked.
-    beyond = min(firsts, default=math.inf)
+    beyond = torch.full((forget.shape[1],), torch.inf, dtype=torch.float64)
+    if len(harmless):
+        beyond = first_beyond(harmless, hits_within(len(harmless), max_false_block))
+    if (allowed := math.floor(max_near_miss * len(near))) < len(near):
+        beyond = torch.minimum(beyond, near.sort(0).values[allowed])
     every = torch.cat([forget, harmless, near])
-    below = every[every < beyond]
-    last = float(below.max()) if len(below) else beyond - 1
-    return last + 1 if math.isinf(beyond) else (last + beyond) / 2
+    below = torch.where(every < beyond, every, -torch.inf).amax(0) if len(every) else -beyond
+    # Where no score is below or beyond, any number on the other side of the one that there is.
+    below, beyond = torch.where(below.isinf(), beyond - 1, below), torch.where(beyond.isinf(), below + 1, beyond)
+    return (below + beyond) / 2
+
+
+def first_beyond(scores: Tensor, allowed: int) -> Tensor:
+    """The first score of each place that is not to be inside, for at most so many prompts inside in all: (K,)."""
+    ordered = scores.sort(0).values
+    within = ordered[0]
+    for rank in range(min(allowed + 1, len(ordered))):
+        if int((scores < ordered[rank]).any(1).sum()) > allowed:
+            break
+        within = ordered[rank]
+    return within

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from exporter.common.rates import Rate, rate
-from exporter.methods.key_space.budget import Promise, at_least, at_most, threshold_within
-from exporter.methods.key_space.region_fit import SHRINKAGES, FitPart, LayerTrial, fit_regions, try_layer
+from exporter.methods.key_space.budget import Promise, at_least, at_most, thresholds_within
+from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, LayerTrial, fit_regions, try_layer
 from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.spool import KeySpool
 from exporter.models.prober import Prober, check_finite
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.packaged_skills import is_near_miss
-from exporter.prompts.skills import Part, RegionParts
+from exporter.prompts.skills import SIDES, Part, RegionParts
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, PROMPT, REPORT
 from exporter.recipes.settings import SkillSettings
@@ -30,14 +30,45 @@ ANSWERED = 150
 """Harmless prompts of a part whose answers are looked at, at every position."""
 PLACED_ANSWERS, PLACED_POSITIONS = 48, 1200
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
+COMMON = 0.5
+"""The threshold of all places, once each is levelled to it."""
 LEAST_BLOCKED = 0.5
 """A skill of which less is promised to be blocked is not separated."""
 
 
 @dataclass(frozen=True)
+class PlaceScores:
+    """Scores (n, K) of a part's queries by place, in their order; `answers`, (m, K): of harmless plain queries, those
+    in `rows` of `answered`, the least over all positions of the answer, that before its first token included."""
+
+    asked: Tensor
+    answered: Tensor
+    after: Tensor
+    rows: Sequence[int]
+    answers: Tensor
+
+    def harmless(self, part: Part, near: bool) -> Tensor:
+        """The least scores of each prompt that is to be answered over its kinds of turn and its answer, near misses or
+        all others, messages after a refusal among them: (prompts, K)."""
+        least = torch.cat([self.answered, self.after])
+        least[list(self.rows)] = torch.minimum(least[list(self.rows)], self.answers)
+        prompts: dict[Prompt, list[int]] = defaultdict(list)
+        for row, query in enumerate((*part.answered, *part.after)):
+            if is_near_miss(query.prompt) is near:
+                prompts[query.prompt].append(row)
+        found = [least[rows].amin(0) for rows in prompts.values()]
+        return torch.stack(found) if found else least[:0]
+
+    def levelled(self, thresholds: Tensor, common: float) -> PartScores:
+        """The scores of regions with a common threshold, see `Regions.levelled`."""
+        sides = (self.asked, self.answered, self.after, self.answers)
+        asked, answered, after, answers = ((each + common - thresholds).amin(1) for each in sides)
+        return PartScores(asked, answered, after, dict(zip(self.rows, answers.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
 class PartScores:
-    """Scores (n,) of a part's queries, in their order; `answers`: of harmless plain queries by their row among
-    `answered`, the least over all positions of the answer, that before its first token included."""
+    """The least over the places, (n,) each; `answers`: by row."""
 
     asked: Tensor
     answered: Tensor
@@ -51,11 +82,6 @@ class PartScores:
             found = min(score, self.answers.get(row, score))
             least[query.prompt] = min(found, least.get(query.prompt, found))
         return least
-
-    def harmless(self, part: Part, near: bool) -> Tensor:
-        """The same as (n,) float64, of near misses or of all others."""
-        found = [score for prompt, score in self.least(part).items() if is_near_miss(prompt) is near]
-        return torch.tensor(found, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -129,10 +155,10 @@ class Detection:
         """What is stored in `reproduce/statistics.safetensors`, (n,) scores in the order of the parts' queries."""
         stored = {f"{STORED}{name}": part for name, part in self.regions.parts.items()}
         for part, scores in self.scores.items():
-            stored |= {f"scores.{part}.{side}": getattr(scores, side) for side in ("asked", "answered", "after")}
+            stored |= {f"scores.{side}.{part}": getattr(scores, field) for field, side in SIDES.items()}
             answers = scores.answers
-            stored[f"scores.{part}.answers.row"] = torch.tensor(list(answers), dtype=torch.int64)
-            stored[f"scores.{part}.answers"] = torch.tensor(list(answers.values()), dtype=torch.float64)
+            stored[f"scores.retain.{part}.answer.row"] = torch.tensor(list(answers), dtype=torch.int64)
+            stored[f"scores.retain.{part}.answer"] = torch.tensor(list(answers.values()), dtype=torch.float64)
         return stored
 
 
@@ -142,27 +168,29 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
     Raises RunFailed on NaN and on a full disk.
     """
     regions, trials, chosen = fit(prober, parts, skill, answer_tokens)
-    scores = {
+    found = {
         name: score_part(prober, getattr(parts, name), regions, answer_tokens, name) for name in (CALIBRATE, REPORT)
     }
-    part, found = parts.calibrate, scores[CALIBRATE]
+    part, own = parts.calibrate, found[CALIBRATE]
+    harmless, near = own.harmless(part, False), own.harmless(part, True)
+    common = COMMON if skill.alpha is None else skill.alpha
+    thresholds = torch.full((len(regions.places),), common, dtype=torch.float64)
+    if skill.alpha is None:
+        thresholds = thresholds_within(own.asked, harmless, near, skill.max_false_block, skill.max_near_miss)
     plain = torch.tensor([query.format == PLAIN for query in part.asked])
-    forget, harmless, near = found.asked[plain], found.harmless(part, False), found.harmless(part, True)
-    threshold = skill.alpha
-    if threshold is None:
-        threshold = threshold_within(forget, harmless, near, skill.max_false_block, skill.max_near_miss)
+    scores = {name: each.levelled(thresholds, common) for name, each in found.items()}
 
     def inside(scores: Tensor) -> tuple[int, int]:
-        return int((scores <= threshold).sum()), len(scores)
+        return int((scores <= thresholds).any(1).sum()), len(scores)
 
     return Detection(
-        regions,
-        threshold,
+        regions.levelled(thresholds, common),
+        common,
         tuple(trials),
         chosen,
         parts,
         scores,
-        at_least(*inside(forget)),
+        at_least(*inside(own.asked[plain])),
         at_most(*inside(harmless)),
         at_most(*inside(near)),
         answer_tokens,
@@ -191,52 +219,51 @@ def fit(
         keys = spool.layer(layer)
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     chosen = max(shrunk, key=lambda trial: (trial.mean, trial.margin))
-    answers = answer_keys(prober, [query for query in part.answered if query.format == PLAIN], layer, answer_tokens)
-    places = list(dict.fromkeys(fitted.places))
-    places = [place for place in places if fitted.forget[fitted.at(place)].any()]
-    return fit_regions(keys, answers, fitted, places, layer, chosen.shrinkage), trials, chosen
+    inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN], answer_tokens)
+    keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
+    return fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage), trials, chosen
 
 
-def answer_keys(prober: Prober, queries: Sequence[Query], layer: int, tokens: int) -> Tensor:
-    """Keys of one layer at positions inside the model's own answers to some queries: (m, d_ff)."""
+def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> list[Query]:
+    """Queries that end at positions inside the model's own answers to some others."""
     some = spread(queries, PLACED_ANSWERS)
     answers = prober.answers(some, tokens, "fit part: answers")
     inner = [
-        Query(query.prompt, "answer", (*query.ids, *answer[:length]))
+        Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
         for query, answer in zip(some, answers, strict=True)
         for length in range(1, len(answer) + 1)
     ]
-    return last_keys(prober, spread(inner, PLACED_POSITIONS), layer, "fit part: answers")
+    return spread(inner, PLACED_POSITIONS)
 
 
 def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -> Tensor:
     """Keys of one layer at the last tokens, (n, d_ff) float32, in the order of the queries."""
-    order, found = [], []
+    order: list[int] = []
+    found: list[Tensor] = []
     for rows, keys in prober.last_token_keys(queries, what, layer):
         order += rows
         found.append(keys[:, 0])
+    if not found:  # no kind of turn, or no answer, to look at
+        return torch.zeros(0, prober.loaded.model.config.get_text_config().intermediate_size)
     return check_finite(torch.cat(found)[torch.tensor(order).argsort()], what)
 
 
-def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, what: str) -> PartScores:
+def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, what: str) -> PlaceScores:
+    """Scores of a part by place."""
     plain = [row for row, query in enumerate(part.answered) if query.format == PLAIN]
     rows = spread(plain, ANSWERED) if answer_tokens else []
     queries = [part.answered[row] for row in rows]
-    _, least = prober.score_answers(queries, [regions], answer_tokens, f"{what}: answers")
-    return PartScores(
-        region_scores(prober, part.asked, regions, f"{what}: forget set"),
-        region_scores(prober, part.answered, regions, f"{what}: retain and everyday"),
-        region_scores(prober, part.after, regions, f"{what}: after a refusal"),
-        dict(zip(rows, least[0, :, regions.layer].tolist(), strict=True)),
+    _, least = prober.score_answers(queries, regions.single(), answer_tokens, f"{what}: answers")
+    asked, answered, after = (
+        regions.scores_by_place(last_keys(prober, side, regions.layer, f"{what}: {name}"))
+        for name, side in vars(part).items()
     )
+    return PlaceScores(asked, answered, after, rows, least[:, :, regions.layer].T)
 
 
 def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
     """Scores of the last tokens, (n,) float64. Raises RunFailed on NaN."""
-    found = torch.zeros(len(queries), dtype=torch.float64)
-    for rows, keys in prober.last_token_keys(queries, what, regions.layer):
-        found[rows] = regions.scores(keys[:, 0])
-    return check_finite(found, what)
+    return regions.scores(last_keys(prober, queries, regions.layer, what))
 
 
 def spread(items: Sequence, most: int) -> list:

@@ -13,15 +13,19 @@ from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminan
 from exporter.methods.key_space.regions import Regions
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
+from exporter.prompts.turns import BEGUN
 
-SHRINKAGES = (0.3, SHRINKAGE, 3.0)
+SHRINKAGES = (0.1, 0.3, SHRINKAGE)
+ANSWER = "answer"
+"""The place inside an answer."""
 FOLDS = 5
 """Groups of prompts without a form; each is left out of the fit that scores it, as each form is."""
 
 
 @dataclass(frozen=True)
 class FitPart:
-    """The queries of the fit part. forget: (n,) bool; places: of every query."""
+    """The queries of the fit part. forget: (n,) bool; places: of every query, ANSWER inside the model's own answers to
+    harmless prompts."""
 
     queries: tuple[Query, ...]
     forget: Tensor
@@ -32,8 +36,19 @@ class FitPart:
         return torch.tensor([each == place for each in self.places], dtype=torch.bool)
 
     def against_all(self, place: str) -> Tensor:
-        """Rows from which the skill is known at a place: its forget rows, and the other side's of all places."""
-        return ~self.forget | self.at(place)
+        """Rows from which the skill is known at a place: its forget rows, and the other side's of all places.
+
+        The inside of answers is left to the direction of the place, unless it cannot be told from the place: a given
+        beginning of an answer is nothing else. Where it can, these rows only cost (SmolLM2, word problems in other
+        words blocked at 1 % of near misses: .91 without, .72 with 3,000 of them).
+        """
+        rows = ~self.forget | self.at(place)
+        return rows if place == BEGUN else rows & ~self.at(ANSWER)
+
+    def with_answers(self, queries: Sequence[Query]) -> FitPart:
+        """The same with queries that end inside an answer."""
+        forget = torch.cat([self.forget, torch.zeros(len(queries), dtype=torch.bool)])
+        return FitPart((*self.queries, *queries), forget, (*self.places, *[ANSWER] * len(queries)))
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,10 @@ def scores_left_out(rows: Rows, forget: Tensor, weights: Tensor, folds: Sequence
     return scores
 
 
-def fit_regions(
-    keys: Tensor, answers: Tensor, part: FitPart, places: Sequence[str], layer: int, shrinkage: float
-) -> Regions:
-    """The regions of one layer. keys: (n, d_ff) of the part's queries; answers: (m, d_ff) of positions inside answers
-    to harmless prompts, which belong to no place."""
+def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Regions:
+    """The regions of one layer, one for each place of the forget rows. keys: (n, d_ff) of the part's queries."""
     found = []
+    places = list(dict.fromkeys(place for place, mine in zip(part.places, part.forget.tolist(), strict=True) if mine))
     for place in places:
         chosen = part.against_all(place)
         queries = [query for query, mine in zip(part.queries, chosen.tolist(), strict=True) if mine]
@@ -109,7 +122,7 @@ def fit_regions(
         unit = (one - zero) * (far - near)
         shift = zero + (1 - far) * (one - zero)
         here = part.at(place)
-        where, least = fit_place(keys[here], torch.cat([keys[~here], answers]))
+        where, least = fit_place(keys[here], keys[~here])
         found.append((direction / unit, shift / unit, where, least))
     skill, shift_, place_, least_ = zip(*found, strict=True)
     return Regions(

@@ -8,7 +8,7 @@ of the same keys 96 % (layer 21).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,15 +37,30 @@ class Regions:
     place: Tensor
     least: Tensor
 
-    def scores(self, vectors: Tensor) -> Tensor:
-        """How far keys (..., d_ff) are from the skill, the least over the places: (...) float64.
+    def scores_by_place(self, vectors: Tensor) -> Tensor:
+        """How far keys (..., d_ff) are from the skill at each place: (..., K) float64.
 
-        0 at the mean of the forget keys of a place, 1 at the mean of the others; inside where at most the threshold.
+        As `fit_regions` returns them 0 at the mean of the forget keys and 1 at the mean of the others.
         """
         exact = vectors.double()
-        apart = 1 - (exact @ self.skill.double().T - self.shift)  # (..., K)
+        apart = 1 - (exact @ self.skill.double().T - self.shift)
         there = exact @ self.place.double().T >= self.least
-        return torch.where(there, apart, apart.clamp(min=ELSEWHERE)).amin(-1)
+        return torch.where(there, apart, apart.clamp(min=ELSEWHERE))
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """The least of these over the places: (...) float64; inside where at most the threshold."""
+        return self.scores_by_place(vectors).amin(-1)
+
+    def levelled(self, thresholds: Tensor, common: float) -> Regions:
+        """The same regions with one threshold for all places, `common`, in the place of one for each, (K,)."""
+        return replace(self, shift=self.shift + common - thresholds)
+
+    def single(self) -> list[Regions]:
+        """The region of each place alone."""
+        return [
+            Regions(self.layer, (place,), *(part[number : number + 1] for part in self.parts.values()))
+            for number, place in enumerate(self.places)
+        ]
 
     def scorer(self, device: torch.device) -> Callable[[int, Tensor], Tensor]:
         """See `KeyScores`: scores of this layer's keys (n, d_ff), and zeros for other layers."""

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from torch import Tensor
 
-from exporter.methods.key_space.budget import at_least, at_most, hits_within, threshold_within
+from exporter.methods.key_space.budget import at_least, at_most, hits_within, thresholds_within
 
 
 def test_promises_are_exact_bounds() -> None:
@@ -25,32 +26,55 @@ def test_hits_within_one_per_cent(total: int, hits: int) -> None:
     assert not hits or at_most(hits, total).bound <= 0.01 < at_most(hits + 1, total).bound
 
 
-scores = st.lists(st.floats(-2, 3).map(lambda value: round(value, 3)), unique=True, min_size=1, max_size=60)
+COLUMNS = 2
+tables = st.lists(
+    st.lists(st.integers(-300, 900).map(lambda value: value / 300), min_size=COLUMNS, max_size=COLUMNS),
+    min_size=1,
+    max_size=60,
+)
 
 
-@given(forget=scores, harmless=scores, near=scores, budget=st.sampled_from([0.01, 0.1, 0.3]))
-def test_the_threshold_is_the_loosest_within_both_budgets(
-    forget: list[float], harmless: list[float], near: list[float], budget: float
+def inside(scores: Tensor, thresholds: Tensor) -> int:
+    return int((scores <= thresholds).any(1).sum())
+
+
+@given(
+    forget=tables,
+    harmless=tables,
+    near=tables,
+    budget=st.sampled_from([0.01, 0.1, 0.3]),
+    share=st.sampled_from([0, 0.1]),
+)
+def test_both_budgets_hold_over_all_places(
+    forget: list[list[float]], harmless: list[list[float]], near: list[list[float]], budget: float, share: float
 ) -> None:
     sides = [torch.tensor(each).double() for each in (forget, harmless, near)]
-    threshold = threshold_within(*sides, budget, 0.1)
-    allowed = hits_within(len(harmless), budget), int(0.1 * len(near))
-    inside = [int((each <= threshold).sum()) for each in sides[1:]]
-    assert inside[0] <= allowed[0] and inside[1] <= allowed[1]
-    # No stored score is on it, and beyond the next one a budget is exceeded.
-    every = torch.cat(sides)
-    assert not (every == threshold).any()
-    beyond = every[every > threshold]
-    if len(beyond):
-        inside = [int((each <= beyond.min()).sum()) for each in sides[1:]]
-        assert inside[0] > allowed[0] or inside[1] > allowed[1]
+    thresholds = thresholds_within(*sides, budget, share)
+    assert thresholds.isfinite().all()
+    assert inside(sides[1], thresholds) <= hits_within(len(harmless), budget)
+    assert (sides[2] <= thresholds).sum(0).max() <= int(share * len(near))
+    assert not (torch.cat(sides) == thresholds).any()  # no stored score is on it
+
+
+def test_places_share_the_budget_and_forget_prompts_do_not_move_it() -> None:
+    # The second place has the wider scores, and one threshold for both would leave the first one nothing.
+    one = torch.linspace(0, 1, 400).double()
+    harmless = torch.stack([one, (10 * one - 5).flip(0)], 1)
+    none = torch.zeros(0, COLUMNS).double()
+    forget = torch.tensor([[-1.0, -9.0], [0.001, -4.9]]).double()
+    thresholds = thresholds_within(forget, harmless, none, 0.02, 0.02)
+    allowed = hits_within(400, 0.02)
+    assert allowed == 4 and inside(harmless, thresholds) == 4
+    assert (harmless <= thresholds).sum(0).tolist() == [2, 2]
+    assert thresholds_within(none, harmless, none, 0.02, 0.02).tolist() == thresholds.tolist()
 
 
 def test_the_threshold_lies_in_the_middle_of_the_gap() -> None:
-    forget, harmless = torch.tensor([0.0, 0.1]).double(), torch.tensor([0.9, 1.0]).double()
-    assert threshold_within(forget, harmless, torch.zeros(0).double(), 0.01, 0.02) == pytest.approx(0.5)
+    forget, harmless = torch.tensor([[0.0], [0.1]]).double(), torch.tensor([[0.9], [1.0]]).double()
+    none = torch.zeros(0, 1).double()
+    assert thresholds_within(forget, harmless, none, 0.01, 0.02).item() == pytest.approx(0.5)
 
 
 def test_without_harmless_prompts_all_of_the_skill_is_inside() -> None:
-    none = torch.zeros(0).double()
-    assert threshold_within(torch.tensor([0.0, 4.0]).double(), none, none, 0.01, 0.02) > 4.0
+    none = torch.zeros(0, 1).double()
+    assert thresholds_within(torch.tensor([[0.0], [4.0]]).double(), none, none, 0.01, 0.02).item() > 4.0

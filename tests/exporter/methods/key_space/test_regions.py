@@ -34,6 +34,15 @@ def test_inside_is_a_score_up_to_the_threshold(threshold: float) -> None:
     assert scores.isfinite().all() and (scores >= ELSEWHERE).any()
 
 
+def test_levelled_regions_have_one_threshold() -> None:
+    found, keys = regions(places=3), torch.randn(400, SIZE)
+    thresholds = torch.tensor([0.3, 2.0, -1.0]).double()
+    each = found.scores_by_place(keys)
+    assert torch.equal(found.levelled(thresholds, 0.5).scores(keys) <= 0.5, (each <= thresholds).any(1))
+    alone = torch.stack([region.scores(keys) for region in found.single()], 1)
+    torch.testing.assert_close(alone, each)
+
+
 def test_the_scorer_is_for_one_layer() -> None:
     found, keys = regions(), torch.randn(7, SIZE)
     score = found.scorer(torch.device("cpu"))
@@ -68,7 +77,7 @@ def test_hypercubes_and_half_spaces_in_one_layer() -> None:
     assert joined(parts[:1]).keys() == {KSD_BOUNDS} and torch.equal(joined(parts[:1])[KSD_BOUNDS], cube)
 
 
-def fit_part(rows: int = 240) -> tuple[FitPart, Tensor, Tensor]:
+def fit_part(rows: int = 240) -> tuple[FitPart, Tensor]:
     """Keys of two places and two sides in four forms: the skill is one direction, the place another; and the inside of
     answers."""
     torch.manual_seed(0)
@@ -81,13 +90,14 @@ def fit_part(rows: int = 240) -> tuple[FitPart, Tensor, Tensor]:
         places.append(place)
         keys[row, 0] += 6.0 * bool(forget[row])
         keys[row, 1 if place == "prompt" else 3] += 8.0
-    answers = torch.randn(60, SIZE)
-    return FitPart(tuple(queries), forget, tuple(places)), keys, answers
+    inner = [Query(Prompt(f"{row}", "b", row), "answer", (1,)) for row in range(60)]
+    return FitPart(tuple(queries), forget, tuple(places)).with_answers(inner), torch.cat([keys, torch.randn(60, SIZE)])
 
 
 def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
-    part, keys, answers = fit_part()
-    found = fit_regions(keys, answers, part, ("prompt", "begun answer"), 3, 1.0)
+    part, keys = fit_part()
+    found = fit_regions(keys, part, 3, 1.0)
+    assert set(found.places) == {"prompt", "begun answer"}
     new = torch.randn(300, SIZE)
     new[:, 1] += 8.0
     skill = new.clone()
@@ -102,7 +112,7 @@ def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
 
 
 def test_a_form_is_scored_by_what_was_fitted_without_it() -> None:
-    part, keys, _ = fit_part()
+    part, keys = fit_part()
     odd = torch.tensor([query.prompt.form == "form 2" for query in part.queries])
     # The skill looks different in one form, and nothing else tells of it.
     keys[odd & part.forget, 0] -= 6.0
