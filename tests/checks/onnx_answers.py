@@ -47,5 +47,5 @@ ends = [json.loads((Path(folder) / "config.json").read_text())["unskill"]["eos_t
 found = [answer(session, ids, int(new_tokens), ends) for ids in json.loads(Path(prompts).read_text())]
 events = json.loads(Path(session.end_profiling()).read_text())
 ran = {event.get("args", {}).get("op_name") for event in events}
-ours = sorted(ran & {"KeySpaceDetect", "NeuronAdjust", "NeuronDraws"})
+ours = sorted(ran & {"KeySpaceDetect", "NeuronAdjust", "NeuronDraws", "RegionDetect"})
 print(json.dumps({"release": onnxruntime.__version__, "answers": found, "operators": ours}))
