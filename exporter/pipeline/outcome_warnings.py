@@ -12,6 +12,7 @@ from scipy.stats import hypergeom
 
 from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
+from exporter.methods.key_space.detection import Detection
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect, TextSet
@@ -42,6 +43,8 @@ def of_outcomes(
         if outcome.decision is not None:
             found.append(small_calibration(skill, outcome.decision, prompts))
             found += [frame_alone(skill, check) for check in outcome.frames]
+        if outcome.detection is not None:
+            found.append(blocks_little(skill, outcome.detection))
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(*each) for each in shared]
@@ -69,6 +72,22 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
             "prompts": prompts,
             "prompts_needed": needed,
         },
+    )
+
+
+def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """The budgets for false blocks leave less than the target block rate."""
+    blocked, target = found.blocked, skill.target_block_rate
+    if skill.alpha is not None or blocked.bound >= target:
+        return None
+    return ExportWarning(
+        code="blocked",
+        skill=skill.name,
+        message=f"at least {blocked.bound:.1%} of further prompts are blocked ({blocked.hits} of {blocked.total} "
+        f"calibration prompts), less than --target-block-rate {target}: --max-false-block {skill.max_false_block} and "
+        f"--max-near-miss {skill.max_near_miss} leave no more on this model; more and more varied forget prompts, a "
+        "larger model or a larger budget would",
+        figures={"hits": blocked.hits, "total": blocked.total, "promise": blocked.bound, "target_block_rate": target},
     )
 
 

@@ -58,9 +58,10 @@ class SkillSettings:
     layer: int | str | None = setting(None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.")
     alpha: float | None = setting(None, words=AUTO, above=0, help="Hypercube size in standard deviations.")
     region: str = setting(
-        HYPERCUBE,
-        choices=(HYPERCUBE, DISCRIMINANT),
-        help="hypercube: the paper's. discriminant: half-spaces, for every kind of turn, also against --retain.",
+        "auto",
+        choices=("auto", HYPERCUBE, DISCRIMINANT),
+        help="hypercube: the paper's. discriminant: half-spaces, fitted against the other prompts too and for every "
+        "kind of turn. auto: discriminant with --skill, else hypercube.",
     )
     target_block_rate: float = setting(
         0.95, above=0, below=1, help="Share of unseen forget prompts that alpha must block."
@@ -101,6 +102,9 @@ class SkillSettings:
         if self.blocks and not (self.everyday or self.retain or self.packaged) and self.layer is None:
             raise BadInput("--no-everyday: without --retain no layer can be chosen; give --layer or --retain")
 
+        if self.discriminates and not (self.everyday or self.retain or self.packaged):
+            raise BadInput("--region discriminant: needs prompts to be answered; name --retain or drop --no-everyday")
+
     @property
     def blocks(self) -> bool:
         """Whether Key Space Detection refuses prompts of this skill."""
@@ -109,7 +113,7 @@ class SkillSettings:
     @property
     def discriminates(self) -> bool:
         """Whether its regions are bounded along discriminants."""
-        return self.blocks and self.region == DISCRIMINANT
+        return self.blocks and (self.region == DISCRIMINANT or (self.region == "auto" and bool(self.packaged)))
 
     @property
     def adjusts(self) -> bool:

@@ -32,7 +32,7 @@ PLACED_ANSWERS, PLACED_POSITIONS = 48, 1200
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 COMMON = 0.5
 """The threshold of all places, once each is levelled to it."""
-LEAST_BLOCKED = 0.5
+LEAST_BLOCKED = 0.25
 """A skill of which less is promised to be blocked is not separated."""
 
 

@@ -137,7 +137,12 @@ def test_files_that_an_export_depends_on() -> None:
     maths = ["skills/maths.jsonl", "skills/maths.toml"]
     assert files(SkillSettings(packaged=("maths",), everyday=False), formats="plain") == maths
     others = [f"skills/{each}.jsonl" for each in NAMES if each != "maths"]
-    assert files(SkillSettings(packaged=("maths",))) == [*maths, *everyday, *others, *around]
+    paper = SkillSettings(packaged=("maths",), region="hypercube")
+    assert files(paper) == [*maths, *everyday, *others, *around]
+    # The kinds of turn that regions along discriminants are fitted for.
+    turns = [name for name in files(SkillSettings(packaged=("maths",))) if name not in files(paper)]
+    assert len(turns) == 8 and all(name.startswith("turns/") for name in turns)
+    assert files(SkillSettings(("a",), region="discriminant")) == [*everyday, *around, *turns]
 
 
 def invoke(*arguments: str) -> str:
@@ -170,3 +175,14 @@ def test_the_command_shows_a_page(name: str) -> None:
 def test_the_command_knows_no_other() -> None:
     with pytest.raises(BadInput, match="--skill: no skill 'sums'"):
         CliRunner().invoke(cli, ["skills", "sums"], standalone_mode=False, catch_exceptions=False)
+
+
+def test_regions_by_what_is_named() -> None:
+    own = {"forget": ("a.txt",)}
+    assert not SkillSettings(**own).discriminates and SkillSettings(packaged=("maths",)).discriminates
+    assert SkillSettings(**own, region="discriminant").discriminates
+    assert not SkillSettings(packaged=("maths",), region="hypercube").discriminates
+    with pytest.raises(BadInput, match="--region discriminant: needs prompts to be answered"):
+        SkillSettings(**own, region="discriminant", everyday=False, layer=1)
+    with pytest.raises(BadInput, match="--region: 'cube' is not one of auto, hypercube, discriminant"):
+        SkillSettings(**own, region="cube")
