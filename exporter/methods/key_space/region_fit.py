@@ -137,7 +137,9 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
 
 def fit_place(here: Tensor, elsewhere: Tensor) -> tuple[Tensor, float]:
     """The direction (d,) float64 that tells the keys of one place from all others, and its limit: the middle of the
-    gap between both sides, or the least of the place where they overlap."""
+    gap between both sides, or the least of the place where they overlap; where there is no other place, 0 for all."""
+    if not len(elsewhere):
+        return torch.zeros(here.shape[1], dtype=torch.float64), 0.0
     keys = torch.cat([here, elsewhere])
     side = torch.arange(len(keys)) < len(here)
     rows = Rows.of(keys)
