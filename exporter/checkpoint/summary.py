@@ -213,7 +213,7 @@ class KeySpaceSummary(MeasuredRates):
     everyday_kinds_over_answers: dict[str, StoredRate]
     frames: tuple[FrameSummary, ...]
     layers: tuple[LayerSummary, ...]
-    discriminant: DiscriminantSummary | None = Field(None, exclude_if=lambda found: found is None)
+    discriminant: DiscriminantSummary | None = Field(default=None, exclude_if=lambda found: found is None)
 
     @property
     def region(self) -> str:

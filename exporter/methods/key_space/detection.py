@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +28,14 @@ from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, PROMPT, REPORT
 from exporter.recipes.settings import SkillSettings
 
+T = TypeVar("T")
+
 ANSWER_TOKENS = 64
 ANSWERED = 150
 """Harmless prompts of a part whose answers are looked at, at every position."""
-PLACED_ANSWERS, PLACED_POSITIONS = 48, 1200
+FITTED = {"asked": 1000, "answered": 1800, "after": 300}
+"""Most queries of the fit part by side, so that a fit has at most 4,000 rows with those inside answers."""
+PLACED_ANSWERS, PLACED_POSITIONS = 48, 900
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 COMMON = 0.5
 """The threshold of all places, once each is levelled to it."""
@@ -202,14 +209,15 @@ def fit(
 ) -> tuple[Regions, list[LayerTrial], LayerTrial]:
     """The regions, every layer's trial, and that of the chosen layer and shrinkage."""
     part = parts.fit
-    queries = (*part.asked, *part.answered, *part.after)
-    forget = torch.arange(len(queries)) < len(part.asked)
+    asked, *others = (some(getattr(part, side), most) for side, most in FITTED.items())
+    queries = (*asked, *chain(*others))
+    forget = torch.arange(len(queries)) < len(asked)
     fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
     with KeySpool() as spool:
         for _ in spool.keep(prober.last_token_keys(queries, "fit part")):
             pass
-        budget, asked = skill.max_false_block, skill.layer_number(prober.layers)
-        layers = range(prober.layers) if asked is None else [asked]
+        budget, given = skill.max_false_block, skill.layer_number(prober.layers)
+        layers = range(prober.layers) if given is None else [given]
         trials = [
             trial
             for layer in layers
@@ -226,11 +234,11 @@ def fit(
 
 def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
-    some = spread(queries, PLACED_ANSWERS)
-    answers = prober.answers(some, tokens, "fit part: answers")
+    asked = spread(queries, PLACED_ANSWERS)
+    answers = prober.answers(asked, tokens, "fit part: answers")
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
-        for query, answer in zip(some, answers, strict=True)
+        for query, answer in zip(asked, answers, strict=True)
         for length in range(1, len(answer) + 1)
     ]
     return spread(inner, PLACED_POSITIONS)
@@ -266,7 +274,18 @@ def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, wh
     return regions.scores(last_keys(prober, queries, regions.layer, what))
 
 
-def spread(items: Sequence, most: int) -> list:
+def some(queries: Sequence[Query], most: int) -> list[Query]:
+    """At most so many of the queries, drawn by a hash: neighbours are one prompt in several kinds of turn."""
+    if len(queries) <= most:
+        return list(queries)
+
+    def rank(query: Query) -> bytes:
+        return sha256(f"{query.prompt.sha256}|{query.format}|{query.variant}".encode()).digest()
+
+    return sorted(queries, key=rank)[:most]
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
     """At most so many of the items, evenly spread."""
     count = min(most, len(items))
     return [items[place * len(items) // count] for place in range(count)]

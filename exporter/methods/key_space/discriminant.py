@@ -17,11 +17,10 @@ SHRINKAGE = 1.0
 class Rows:
     """Standardised rows of two sides, and their Gram matrix, in float64.
 
-    rows: (n, d); centre, scale: (d,), what rows were standardised by; gram: (n, n), the products of all rows.
+    rows: (n, d); scale: (d,), their deviations before that; gram: (n, n), the products of all rows.
     """
 
     rows: Tensor
-    centre: Tensor
     scale: Tensor
     gram: Tensor
 
@@ -32,13 +31,11 @@ class Rows:
         centre, scale = exact.mean(0), exact.std(0)
         scale = scale.clamp(min=max(DEVIATION_FLOOR * float(scale.median()), torch.finfo(torch.float32).tiny))
         rows = (exact - centre) / scale
-        return cls(rows, centre, scale, rows @ rows.T)
+        return cls(rows, scale, rows @ rows.T)
 
-    def direction(self, coefficients: Tensor) -> tuple[Tensor, float]:
-        """The direction (d,) in the key space that a combination of rows (n,) means, and the offset of its
-        coordinate: that of a vector k is direction . k - offset."""
-        found = (coefficients @ self.rows) / self.scale
-        return found, float(found @ self.centre)
+    def direction(self, coefficients: Tensor) -> Tensor:
+        """The direction (d,) in the key space that a combination of rows (n,) means."""
+        return (coefficients @ self.rows) / self.scale
 
 
 def discriminant(gram: Tensor, forget: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:

@@ -112,7 +112,7 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         forget = part.forget[chosen]
         weights = balanced(queries, forget)
         rows = Rows.of(keys[chosen])
-        direction, _ = rows.direction(discriminant(rows.gram, forget, weights, shrinkage))
+        direction = rows.direction(discriminant(rows.gram, forget, weights, shrinkage))
         left_out = scores_left_out(rows, forget, weights, fold_names(queries, forget), shrinkage)
         # Of rows that were left out: those that a direction was fitted on lie further apart than new ones.
         along = keys[chosen].double() @ direction
@@ -143,7 +143,7 @@ def fit_place(here: Tensor, elsewhere: Tensor) -> tuple[Tensor, float]:
     keys = torch.cat([here, elsewhere])
     side = torch.arange(len(keys)) < len(here)
     rows = Rows.of(keys)
-    direction, _ = rows.direction(discriminant(rows.gram, side, torch.ones(len(keys)).double()))
+    direction = rows.direction(discriminant(rows.gram, side, torch.ones(len(keys)).double()))
     along = keys.double() @ direction.float().double()
     least, greatest = float(along[side].min()), float(along[~side].max())
     return direction, min(least, (least + greatest) / 2)
