@@ -124,11 +124,8 @@ def test_a_form_is_scored_by_what_was_fitted_without_it() -> None:
 
 def test_many_prompts_of_one_source_do_not_drown_varied_ones() -> None:
     many = [Query(Prompt(f"{row}", "gsm8k", row), "plain", (1,)) for row in range(400)]
-    varied = [
-        Query(Prompt(f"{row}", "maths", row, form=f"{row % 10}", language=f"{row % 4}"), "plain", (1,))
-        for row in range(40)
-    ]
+    varied = [Query(Prompt(f"{row}", "maths", row, form=f"{row % 10}"), "plain", (1,)) for row in range(40)]
     weights = balanced([*many, *varied], torch.ones(440, dtype=torch.bool))
     assert float(weights.mean()) == pytest.approx(1)
-    # 20 groups of two against one of 400: 20 times the root of 2 against 20.
-    assert float(weights[400:].sum() / weights[:400].sum()) == pytest.approx(20 * 2**0.5 / 20)
+    # Ten groups of four against one of 400: ten times the root of 4 against that of 400.
+    assert float(weights[400:].sum() / weights[:400].sum()) == pytest.approx(10 * 2 / 20)
