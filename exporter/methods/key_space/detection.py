@@ -213,18 +213,18 @@ def fit(
     queries = (*asked, *chain(*others))
     forget = torch.arange(len(queries)) < len(asked)
     fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
+    budget, given = skill.max_false_block, skill.layer_number(prober.layers)
+    layers = range(prober.layers) if given is None else [given]
     with KeySpool() as spool:
-        for _ in spool.keep(prober.last_token_keys(queries, "fit part")):
+        for _ in spool.keep(prober.last_token_keys(queries, "fit part", given)):
             pass
-        budget, given = skill.max_false_block, skill.layer_number(prober.layers)
-        layers = range(prober.layers) if given is None else [given]
         trials = [
             trial
-            for layer in layers
-            for trial in try_layer(check_finite(spool.layer(layer), "fit part"), fitted, PROMPT, budget, layer)
+            for place, layer in enumerate(layers)
+            for trial in try_layer(check_finite(spool.layer(place), "fit part"), fitted, PROMPT, budget, layer)
         ]
         layer = max(trials, key=lambda trial: (trial.mean, trial.margin)).layer
-        keys = spool.layer(layer)
+        keys = spool.layer(layers.index(layer))
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     chosen = max(shrunk, key=lambda trial: (trial.mean, trial.margin))
     inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN], answer_tokens)

@@ -46,7 +46,7 @@ class KeySpool:
             yield rows, keys
 
     def layer(self, layer: int) -> torch.Tensor:
-        """One layer's keys of all queries, (n, d_ff) float32, in the order of their rows."""
+        """The keys of one of the layers kept, by its place among them: (n, d_ff) float32, in the order of the rows."""
         sizes = [len(rows) for rows, _ in self._batches]
         found = torch.empty(sum(sizes), self._batches[0][1][-1])
         start = 0
