@@ -55,7 +55,7 @@ KEYS = {
 }
 SKILL = {"name", "method", "works", "neurons", "key_space", "sources"}
 NEURONS = {"score", "beta", "within_budget", "neurons", "layers", "texts", "max_retain_loss"}
-KEY_SPACE = {"layer", "alpha", "separates", "fault", "formats", "rates"}
+KEY_SPACE = {"layer", "alpha", "separates", "fault", "region", "discriminant", "formats", "rates"}
 
 
 def check_schema(found: dict[str, Any]) -> None:
