@@ -13,11 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from exporter.common.errors import RunFailed
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
 from exporter.models.hooks import LastLayerReached, final_state_hook, key_hooks
 from exporter.models.loading import LoadedModel
+from exporter.models.prefixes import PrefixCache, shared_prefixes
 from exporter.models.tokens import padded, positions_of
 from exporter.prompts.formats import Query
 
@@ -80,9 +82,13 @@ class KeyProber(ABC):
         what: str,
         tokens: int = PROBE_TOKENS,
         unit: str = "prompt",
+        shared: Sequence[tuple[int, list[int]]] | None = None,
     ) -> Iterator[T]:
-        """The result of run(rows) for each batch (see `batched`), with a progress bar."""
-        rows = batched(range(len(queries)), lambda row: len(queries[row].ids), tokens, self.batch_size)
+        """The result of run(rows) for each batch (see `batched`), with a progress bar. shared: see `shared_prefixes`,
+        of which a batch has rows of one group alone; by default none."""
+        rows = []
+        for length, group in [(0, list(range(len(queries))))] if shared is None else shared:
+            rows += batched(group, lambda row, length=length: len(queries[row].ids) - length, tokens, self.batch_size)
         bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
         with bar:
             for done, result in run_batches(rows, run, what):
@@ -110,16 +116,22 @@ class Prober(KeyProber):
     def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
         """See `KeyProber`. layer: the only one whose keys are wanted, (n, 1, d_ff); later ones are not computed.
 
-        A query that begins another one is read from the other's forward.
+        A query that begins another one is read from the other's forward, and a prefix that many share is run once.
         """
         groups = list(begun_by(queries).items())
         longest = [queries[row] for row, _ in groups]
+        last = self.layers - 1 if layer is None else layer
+        shared = shared_prefixes(
+            [query.ids for query in longest], [min(len(queries[row].ids) for row in rows) for _, rows in groups]
+        )
+        length_of = {place: length for length, places in shared for place in places}
+        cache = PrefixCache(self.loaded.model, last)
 
         def run(places: list[int]) -> Batch:
             seen: list[Tensor] = []
-            width = max(len(longest[place].ids) for place in places)
+            length = length_of[places[0]]
             found = [
-                (line, width - len(longest[place].ids) + len(queries[row].ids) - 1, row)
+                (line, len(queries[row].ids) - length - 1, row)
                 for line, place in enumerate(places)
                 for row in groups[place][1]
             ]
@@ -129,12 +141,13 @@ class Prober(KeyProber):
                 if layer is None or at == layer:
                     seen.append(key[lines, columns].float())
 
-            taps = key_hooks(self.loaded.model, receive, stop_after=self.layers - 1 if layer is None else layer)
-            with suppress(LastLayerReached), taps:
-                self.forward([longest[place] for place in places])
+            past = cache.of(longest[places[0]].ids[:length], len(places)) if length else None
+            with suppress(LastLayerReached), key_hooks(self.loaded.model, receive, stop_after=last):
+                # On the right: pads between prefix and query would count within a sliding window.
+                self.forward([longest[place] for place in places], "right", past, length)
             return rows, torch.stack(seen, 1).cpu()
 
-        yield from self.batches(longest, run, what)
+        yield from self.batches(longest, run, what, shared=shared)
 
     def answers(self, queries: Sequence[Query], new_tokens: int, what: str) -> list[tuple[int, ...]]:
         """The model's own greedy answers as token ids, without the end token."""
@@ -197,11 +210,19 @@ class Prober(KeyProber):
     def device(self) -> torch.device:
         return self.loaded.device
 
-    def forward(self, queries: Sequence[Query]) -> None:
-        """One forward of the base model without its head."""
-        inputs = self.pad(queries)
+    def forward(
+        self, queries: Sequence[Query], side: str = "left", past: DynamicCache | None = None, length: int = 0
+    ) -> None:
+        """One forward of the base model without its head. side: of the pads; past: the cache of the first `length` ids
+        of every query."""
+        inputs = padded([query.ids[length:] for query in queries], self.pad_id, side, self.device)
+        positions = positions_of(inputs) + length
+        mask = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.cat([mask.new_ones(len(mask), length), mask], 1)
         with torch.inference_mode():
-            self.loaded.model.base_model(**inputs, position_ids=positions_of(inputs), use_cache=False)
+            self.loaded.model.base_model(
+                **inputs, position_ids=positions, past_key_values=past, use_cache=past is not None
+            )
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         with torch.inference_mode():

@@ -33,9 +33,9 @@ T = TypeVar("T")
 ANSWER_TOKENS = 64
 ANSWERED = 150
 """Harmless prompts of a part whose answers are looked at, at every position."""
-FITTED = {"asked": 1000, "answered": 1800, "after": 300}
+FITTED = {"asked": 900, "answered": 1500, "after": 300}
 """Most queries of the fit part by side, so that a fit has at most 4,000 rows with those inside answers."""
-PLACED_ANSWERS, PLACED_POSITIONS = 48, 900
+PLACED_ANSWERS, PLACED_POSITIONS = 60, 1300
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 COMMON = 0.5
 """The threshold of all places, once each is levelled to it."""

@@ -13,11 +13,15 @@ from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminan
 from exporter.methods.key_space.regions import Regions
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import BEGUN
+from exporter.prompts.turns import BEGUN, PROMPT, REFUSED
 
 SHRINKAGES = (0.1, 0.3, SHRINKAGE)
 ANSWER = "answer"
 """The place inside an answer."""
+PLACE_SHRINKAGE = 0.1
+"""lambda of the directions of places, which lie far apart: less of it parts them further (SmolLM2, layer 20)."""
+LOST = 0.01
+"""Share of a place that may be outside its limit, so that nothing inside an answer is within."""
 FOLDS = 5
 """Groups of prompts without a form; each is left out of the fit that scores it, as each form is."""
 
@@ -34,6 +38,14 @@ class FitPart:
     def at(self, place: str) -> Tensor:
         """Which rows stand at a place: (n,) bool."""
         return torch.tensor([each == place for each in self.places], dtype=torch.bool)
+
+    def at_kind_of(self, place: str) -> Tensor:
+        """Which rows stand where a region of this place may hold.
+
+        The end of a message after a refusal is one of any message: that it was refused lies before it, and is no
+        limit that one position could be told by.
+        """
+        return self.at(PROMPT) | self.at(REFUSED) if place in (PROMPT, REFUSED) else self.at(place)
 
     def against_all(self, place: str) -> Tensor:
         """Rows from which the skill is known at a place: its forget rows, and the other side's of all places.
@@ -121,8 +133,12 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         # Left-out scores are 1 - (coordinate - zero) / (one - zero): where their means lie is 0 and 1 from now on.
         unit = (one - zero) * (far - near)
         shift = zero + (1 - far) * (one - zero)
-        here = part.at(place)
-        where, least = fit_place(keys[here], keys[~here])
+        here = part.at_kind_of(place)
+        prompts = [fold_of(query) for query in part.queries]
+        folds = [
+            fold for mine in (True, False) for fold, there in zip(prompts, here.tolist(), strict=True) if there is mine
+        ]
+        where, least = fit_place(keys[here], keys[~here], folds)
         found.append((direction / unit, shift / unit, where, least))
     skill, shift_, place_, least_ = zip(*found, strict=True)
     return Regions(
@@ -135,28 +151,36 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
     )
 
 
-def fit_place(here: Tensor, elsewhere: Tensor) -> tuple[Tensor, float]:
-    """The direction (d,) float64 that tells the keys of one place from all others, and its limit: the middle of the
-    gap between both sides, or the least of the place where they overlap; where there is no other place, 0 for all."""
+def fit_place(here: Tensor, elsewhere: Tensor, folds: Sequence[str]) -> tuple[Tensor, float]:
+    """The direction (d,) float64 that tells the keys of one kind of place from all others, and its limit; 0 for all
+    where there is no other place.
+
+    folds: of the keys here, then of those elsewhere. The limit is of keys by directions that had not seen their fold:
+    the middle of the gap between both sides; where they overlap, what LOST of the place are below.
+    """
     if not len(elsewhere):
         return torch.zeros(here.shape[1], dtype=torch.float64), 0.0
     keys = torch.cat([here, elsewhere])
     side = torch.arange(len(keys)) < len(here)
-    rows = Rows.of(keys)
-    direction = rows.direction(discriminant(rows.gram, side, torch.ones(len(keys)).double()))
-    along = keys.double() @ direction.float().double()
-    least, greatest = float(along[side].min()), float(along[~side].max())
-    return direction, min(least, (least + greatest) / 2)
+    rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
+    direction = rows.direction(discriminant(rows.gram, side, weights, PLACE_SHRINKAGE)).float().double()
+    left_out = 1 - scores_left_out(rows, side, weights, folds, PLACE_SHRINKAGE)
+    least, greatest = float(left_out[side].quantile(LOST)), float(left_out[~side].max())
+    along = keys.double() @ direction
+    one, zero = float(along[side].mean()), float(along[~side].mean())
+    return direction, zero + (one - zero) * min(least, (least + greatest) / 2)
 
 
 def fold_names(queries: Sequence[Query], forget: Tensor) -> list[str]:
     """What is left out together with each query: its form; where it has none, or all forget queries have the same, one
     of FOLDS groups of prompts."""
     forms = {query.prompt.form for query, mine in zip(queries, forget.tolist(), strict=True) if mine}
-    return [
-        (len(forms) > 1 and query.prompt.form) or f"fold {int(query.prompt.sha256[:8], 16) % FOLDS}"
-        for query in queries
-    ]
+    return [(len(forms) > 1 and query.prompt.form) or fold_of(query) for query in queries]
+
+
+def fold_of(query: Query) -> str:
+    """The group of prompts that a query is left out with."""
+    return f"fold {int(query.prompt.sha256[:8], 16) % FOLDS}"
 
 
 def balanced(queries: Sequence[Query], forget: Tensor) -> Tensor:

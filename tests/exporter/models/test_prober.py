@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from exporter.models.families import GATED_FAMILIES
 from exporter.models.files import find_base
 from exporter.models.loading import load
+from exporter.models.prefixes import GROUP_COST, shared_prefixes
 from exporter.models.prober import Prober, begun_by
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
@@ -27,6 +31,40 @@ def test_queries_are_grouped_under_one_that_they_begin() -> None:
         assert all(asked[own].ids[: len(asked[row].ids)] == asked[row].ids for row in rows)
     # (1, 2) begins two of them, and is read from one.
     assert len(groups) == 4 and begun_by([]) == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60).map(tuple), unique=True, max_size=12), st.data())
+def test_rows_are_grouped_by_a_prefix_that_saves_tokens(ids: list[tuple[int, ...]], data: st.DataObject) -> None:
+    least = [data.draw(st.integers(1, len(each))) for each in ids]
+    groups = shared_prefixes(ids, least)
+    assert sorted(row for _, rows in groups for row in rows) == list(range(len(ids)))
+    for length, rows in groups:
+        assert len({ids[row][:length] for row in rows}) == 1 and all(length < least[row] for row in rows)
+        assert not length or (len(rows) - 1) * length > GROUP_COST
+
+
+def test_a_prefix_is_that_of_the_system_prompt_where_several_share_it() -> None:
+    systems = [tuple(range(start, start + 40)) for start in (100, 200)]
+    ids = [(*system, *range(row, row + 5)) for system in systems for row in range(6)]
+    groups = shared_prefixes(ids, [len(each) for each in ids])
+    assert sorted(groups) == [(40, [0, 1, 2, 3, 4, 5]), (40, [6, 7, 8, 9, 10, 11])]
+
+
+@pytest.mark.parametrize("family", GATED_FAMILIES)
+def test_keys_behind_a_shared_prefix_are_those_of_a_forward_of_its_own(tmp_path: Path, family: str) -> None:
+    prober = Prober(load(find_base(str(tiny_model(tmp_path / "base", family))), "float32", "cpu"))
+    torch.manual_seed(0)
+    shared = torch.randint(5, 300, (80,)).tolist()  # longer than the window of those that have one
+    ends = [torch.randint(5, 300, (length,)).tolist() for length in (3, 9, 1, 5)]
+    asked = queries(*((*shared, *end) for end in ends), (*shared, *ends[1][:4]), (9, 8, 7))
+    with one_thread():
+        found = {}
+        for rows, keys in prober.last_token_keys(asked, "keys"):
+            found |= dict(zip(rows, keys, strict=True))
+        for row, query in enumerate(asked):
+            ((_, alone),) = prober.last_token_keys([query], "keys")
+            torch.testing.assert_close(found[row], alone[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [None, 1])
