@@ -17,7 +17,8 @@ from exporter.prompts.formats import PLAIN, SECOND_TURN, SYSTEM, Formatter, Mess
 from exporter.prompts.sources import Prompt
 
 PROMPT, BEGUN, REFUSED = "prompt", "begun answer", "after a refusal"
-"""Places: the end of a message, of the beginning of an answer, and of a message after a refusal."""
+PLACES = (PROMPT, BEGUN, REFUSED)
+"""The end of a message, of the beginning of an answer, and of a message after a refusal."""
 DEEP, BURIED, PREFILL, INSISTING = "deep", "buried", "prefill", "insisting"
 REQUEST = "{request}"
 """Where a packaged text quotes the prompt."""

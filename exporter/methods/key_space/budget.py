@@ -23,9 +23,14 @@ class Promise:
     bound: float
 
 
-def at_most(hits: int, total: int) -> Promise:
-    """An upper bound (Clopper-Pearson, one-sided)."""
-    return Promise(hits, total, float(beta.ppf(CONFIDENCE, hits + 1, total - hits)) if hits < total else 1.0)
+def at_most(hits: int, total: int, places: int = 1) -> Promise:
+    """An upper bound (Clopper-Pearson, one-sided).
+
+    places: how many thresholds were set on these prompts. Each of them may reach up to the next prompt, so that the
+    share inside is one of `hits + places` of the gaps between `total` prompts, not of `hits + 1`.
+    """
+    gaps = hits + places
+    return Promise(hits, total, float(beta.ppf(CONFIDENCE, gaps, total + 1 - gaps)) if gaps <= total else 1.0)
 
 
 def at_least(hits: int, total: int) -> Promise:
@@ -33,10 +38,10 @@ def at_least(hits: int, total: int) -> Promise:
     return Promise(hits, total, float(beta.ppf(1 - CONFIDENCE, hits, total - hits + 1)) if hits else 0.0)
 
 
-def hits_within(total: int, budget: float) -> int:
+def hits_within(total: int, budget: float, places: int = 1) -> int:
     """The most false blocks of `total` prompts whose upper bound is within the budget; 0 where even none is not."""
     hits = 0
-    while hits + 1 < total and at_most(hits + 1, total).bound <= budget:
+    while hits + places < total and at_most(hits + 1, total, places).bound <= budget:
         hits += 1
     return hits
 
@@ -46,14 +51,16 @@ def thresholds_within(
 ) -> Tensor:
     """Of each place the greatest threshold within both budgets: (K,).
 
-    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places, which
-    share this budget evenly: in each as many are inside, the most for which all places together are within. The budget
-    for near misses, a point estimate, is one of each place. A threshold lies half way between two scores, so that no
+    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. All that
+    may be inside are at the first place, the end of a message: most of the skill is asked for there. The budget for
+    near misses, a point estimate, is one of each place. A threshold lies half way between two scores, so that no
     stored prompt is on it.
     """
     beyond = torch.full((forget.shape[1],), torch.inf, dtype=torch.float64)
     if len(harmless):
-        beyond = first_beyond(harmless, hits_within(len(harmless), max_false_block))
+        ordered = harmless.sort(0).values
+        beyond = ordered[0].clone()
+        beyond[0] = ordered[min(hits_within(len(harmless), max_false_block, len(beyond)), len(ordered) - 1), 0]
     if (allowed := math.floor(max_near_miss * len(near))) < len(near):
         beyond = torch.minimum(beyond, near.sort(0).values[allowed])
     every = torch.cat([forget, harmless, near])
@@ -61,14 +68,3 @@ def thresholds_within(
     # Where no score is below or beyond, any number on the other side of the one that there is.
     below, beyond = torch.where(below.isinf(), beyond - 1, below), torch.where(beyond.isinf(), below + 1, beyond)
     return (below + beyond) / 2
-
-
-def first_beyond(scores: Tensor, allowed: int) -> Tensor:
-    """The first score of each place that is not to be inside, for at most so many prompts inside in all: (K,)."""
-    ordered = scores.sort(0).values
-    within = ordered[0]
-    for rank in range(min(allowed + 1, len(ordered))):
-        if int((scores < ordered[rank]).any(1).sum()) > allowed:
-            break
-        within = ordered[rank]
-    return within

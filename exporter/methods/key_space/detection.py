@@ -198,8 +198,8 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         parts,
         scores,
         at_least(*inside(own.asked[plain])),
-        at_most(*inside(harmless)),
-        at_most(*inside(near)),
+        at_most(*inside(harmless), len(thresholds)),
+        at_most(*inside(near), len(thresholds)),
         answer_tokens,
     )
 

@@ -13,7 +13,7 @@ from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminan
 from exporter.methods.key_space.regions import Regions
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import BEGUN, PROMPT, REFUSED
+from exporter.prompts.turns import BEGUN, PLACES, PROMPT, REFUSED
 
 SHRINKAGES = (0.1, 0.3, SHRINKAGE)
 ANSWER = "answer"
@@ -117,7 +117,7 @@ def scores_left_out(rows: Rows, forget: Tensor, weights: Tensor, folds: Sequence
 def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Regions:
     """The regions of one layer, one for each place of the forget rows. keys: (n, d_ff) of the part's queries."""
     found = []
-    places = list(dict.fromkeys(place for place, mine in zip(part.places, part.forget.tolist(), strict=True) if mine))
+    places = [place for place in PLACES if bool((part.at(place) & part.forget).any())]
     for place in places:
         chosen = part.against_all(place)
         queries = [query for query, mine in zip(part.queries, chosen.tolist(), strict=True) if mine]
