@@ -12,7 +12,7 @@ from scipy.stats import hypergeom
 
 from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
 from exporter.methods.key_space.calibration import scores_for
-from exporter.methods.key_space.detection import Detection
+from exporter.methods.key_space.detection import LEAST_OF_PLACE, Detection
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect, TextSet
@@ -44,7 +44,7 @@ def of_outcomes(
             found.append(small_calibration(skill, outcome.decision, prompts))
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.detection is not None:
-            found.append(blocks_little(skill, outcome.detection))
+            found += [blocks_little(skill, outcome.detection), places_uncovered(skill, outcome.detection)]
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(*each) for each in shared]
@@ -88,6 +88,19 @@ def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | Non
         f"--max-near-miss {skill.max_near_miss} leave no more on this model; more and more varied forget prompts, a "
         "larger model or a larger budget would",
         figures={"hits": blocked.hits, "total": blocked.total, "promise": blocked.bound, "target_block_rate": target},
+    )
+
+
+def places_uncovered(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """Places in a conversation that have no region."""
+    if not found.uncovered:
+        return None
+    return ExportWarning(
+        code="uncovered",
+        skill=skill.name,
+        message=f"not covered: {' and '.join(found.uncovered)}; within the budgets for false blocks under "
+        f"{LEAST_OF_PLACE:.0%} of what is asked there would be blocked",
+        figures={"places": list(found.uncovered)},
     )
 
 

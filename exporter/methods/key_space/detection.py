@@ -41,6 +41,8 @@ COMMON = 0.5
 """The threshold of all places, once each is levelled to it."""
 LEAST_BLOCKED = 0.25
 """A skill of which less is promised to be blocked is not separated."""
+LEAST_OF_PLACE = 0.1
+"""Share of what is asked at a place that its region has to hold; the first place has one in any case."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class PlaceScores:
                 prompts[query.prompt].append(row)
         found = [least[rows].amin(0) for rows in prompts.values()]
         return torch.stack(found) if found else least[:0]
+
+    def thresholds(self, part: Part, skill: SkillSettings) -> Tensor:
+        """Of each place the one within the budgets: (K,)."""
+        budgets = skill.max_false_block, skill.max_near_miss
+        return thresholds_within(self.asked, self.harmless(part, False), self.harmless(part, True), *budgets)
+
+    def of_places(self, kept: Sequence[int]) -> PlaceScores:
+        """The scores of some of the places, by number."""
+        sides = (each[:, list(kept)] for each in (self.asked, self.answered, self.after))
+        return PlaceScores(*sides, self.rows, self.answers[:, list(kept)])
 
     def levelled(self, thresholds: Tensor, common: float) -> PartScores:
         """The scores of regions with a common threshold, see `Regions.levelled`."""
@@ -94,7 +106,8 @@ class PartScores:
 @dataclass(frozen=True)
 class Detection:
     """The regions of one skill. trials: every layer's; tried: at the chosen layer, by shrinkage; scores: of the
-    calibration and report parts; answer_tokens: most tokens of an answer that were looked at."""
+    calibration and report parts; answer_tokens: most tokens of an answer that were looked at; uncovered: places
+    at which the budgets leave nearly nothing, and that have no region."""
 
     regions: Regions
     threshold: float
@@ -106,14 +119,16 @@ class Detection:
     false_blocks: Promise
     near_misses: Promise
     answer_tokens: int
+    uncovered: tuple[str, ...] = ()
 
     @property
     def fault(self) -> str | None:
         """Why the skill is not separated; None where it is."""
         if self.blocked.bound >= LEAST_BLOCKED:
             return None
+        tried = "no layer separates" if len(self.trials) > 1 else f"layer {self.chosen.layer} does not separate"
         return (
-            f"no layer separates the skill: at the threshold that keeps false blocks within budget "
+            f"{tried} the skill: at the threshold that keeps false blocks within budget "
             f"{self.blocked.hits} of {self.blocked.total} calibration prompts are blocked"
         )
 
@@ -179,11 +194,16 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         name: score_part(prober, getattr(parts, name), regions, answer_tokens, name) for name in (CALIBRATE, REPORT)
     }
     part, own = parts.calibrate, found[CALIBRATE]
-    harmless, near = own.harmless(part, False), own.harmless(part, True)
     common = COMMON if skill.alpha is None else skill.alpha
     thresholds = torch.full((len(regions.places),), common, dtype=torch.float64)
     if skill.alpha is None:
-        thresholds = thresholds_within(own.asked, harmless, near, skill.max_false_block, skill.max_near_miss)
+        thresholds = own.thresholds(part, skill)
+        kept = worth_keeping(regions, parts, own.asked <= thresholds)
+        if len(kept) < len(regions.places):
+            regions, found = regions.of_places(kept), {name: each.of_places(kept) for name, each in found.items()}
+            own = found[CALIBRATE]
+            thresholds = own.thresholds(part, skill)
+    harmless, near = own.harmless(part, False), own.harmless(part, True)
     plain = torch.tensor([query.format == PLAIN for query in part.asked])
     scores = {name: each.levelled(thresholds, common) for name, each in found.items()}
 
@@ -201,7 +221,22 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         at_most(*inside(harmless), len(thresholds)),
         at_most(*inside(near), len(thresholds)),
         answer_tokens,
+        tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
+
+
+def worth_keeping(regions: Regions, parts: RegionParts, inside: Tensor) -> list[int]:
+    """The first place, and every other one whose region holds enough of what is asked there, by number.
+
+    inside: (n, K) bool, of the calibration part's forget queries.
+    """
+    places = [parts.places[query.format] for query in parts.calibrate.asked]
+    kept = [0]
+    for number, place in enumerate(regions.places[1:], 1):
+        there = torch.tensor([each == place for each in places])
+        if float(inside[there, number].double().mean()) >= LEAST_OF_PLACE:
+            kept.append(number)
+    return kept
 
 
 def fit(

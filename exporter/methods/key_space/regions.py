@@ -55,12 +55,15 @@ class Regions:
         """The same regions with one threshold for all places, `common`, in the place of one for each, (K,)."""
         return replace(self, shift=self.shift + common - thresholds)
 
+    def of_places(self, kept: Sequence[int]) -> Regions:
+        """The regions of some of the places, by number."""
+        chosen = list(kept)
+        names = tuple(self.places[number] for number in chosen)
+        return Regions(self.layer, names, *(part[chosen] for part in self.parts.values()))
+
     def single(self) -> list[Regions]:
         """The region of each place alone."""
-        return [
-            Regions(self.layer, (place,), *(part[number : number + 1] for part in self.parts.values()))
-            for number, place in enumerate(self.places)
-        ]
+        return [self.of_places([number]) for number in range(len(self.places))]
 
     def scorer(self, device: torch.device) -> Callable[[int, Tensor], Tensor]:
         """See `KeyScores`: scores of this layer's keys (n, d_ff), and zeros for other layers."""
