@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import chain
 from typing import TypeVar
 
@@ -310,14 +309,11 @@ def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, wh
 
 
 def some(queries: Sequence[Query], most: int) -> list[Query]:
-    """At most so many of the queries, drawn by a hash: neighbours are one prompt in several kinds of turn."""
+    """At most so many of the queries: those of some prompts, drawn by their hash, in all kinds of turn, of which some
+    begin others and are run with them."""
     if len(queries) <= most:
         return list(queries)
-
-    def rank(query: Query) -> bytes:
-        return sha256(f"{query.prompt.sha256}|{query.format}|{query.variant}".encode()).digest()
-
-    return sorted(queries, key=rank)[:most]
+    return sorted(queries, key=lambda query: query.prompt.sha256)[:most]
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
