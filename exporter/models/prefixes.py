@@ -17,7 +17,7 @@ GROUP_COST = 32
 """Tokens that a group has to save, since it is a forward and batches of its own."""
 
 
-def shared_prefixes(ids: Sequence[Sequence[int]], least: Sequence[int]) -> list[tuple[int, list[int]]]:
+def shared_prefixes(ids: Sequence[tuple[int, ...]], least: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Groups of rows as (length of the prefix that they share, 0 for none; rows), with the fewest tokens to run.
 
     least: of each row, the number of leading tokens that a prefix has to be shorter than.

@@ -88,7 +88,8 @@ class KeyProber(ABC):
         of which a batch has rows of one group alone; by default none."""
         rows = []
         for length, group in [(0, list(range(len(queries))))] if shared is None else shared:
-            rows += batched(group, lambda row, length=length: len(queries[row].ids) - length, tokens, self.batch_size)
+            rest = {row: len(queries[row].ids) - length for row in group}
+            rows += batched(group, rest.__getitem__, tokens, self.batch_size)
         bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
         with bar:
             for done, result in run_batches(rows, run, what):

@@ -22,7 +22,7 @@ from exporter.prompts.splits import (
     split_retain,
 )
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
-from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
+from exporter.prompts.turns import CALIBRATE, FIT, MOST, REPORT, Said, Turns, deal, some
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -273,7 +273,10 @@ def plan_regions(
         asked = [query for prompt in forget[part] for query in turns.asked(prompt, part)]
         answered = [query for prompt in retain[part] for query in turns.answered(prompt, part)]
         after = (*turns.after_refusal(forget[part], part), *turns.after_answer(part))
-        found[part] = Part(tuple(asked), tuple(answered), after)
+        sides = (
+            tuple(some(queries, most)) for queries, most in zip((asked, answered, after), MOST[part], strict=True)
+        )
+        found[part] = Part(*sides)
     ours, others = (
         {part: tuple(query for query in getattr(each, side) if query.format == PLAIN) for part, each in found.items()}
         for side in ("asked", "answered")

@@ -29,6 +29,9 @@ FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
+MOST = {FIT: (900, 1500, 300), CALIBRATE: (700, 1200, 300), REPORT: (700, 1200, 300)}
+"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. With positions inside
+answers a fit has at most 4,000 rows."""
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
 
@@ -193,6 +196,19 @@ class Turns:
     def _draw(self, prompt: Prompt, what: str) -> int:
         text = f"{what}|{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def some(queries: Sequence[Query], most: int) -> tuple[Query, ...]:
+    """At most so many of the queries, in their order: plain ones before other kinds of turn, of which each prompt may
+    keep some. A begun answer costs little beside its plain query, which it is run with."""
+
+    def rank(row: int) -> tuple[bool, bytes]:
+        query = queries[row]
+        text = f"some|{query.format}|{query.prompt.source}|{query.prompt.row}|{query.prompt.sha256}"
+        return query.format != PLAIN, hashlib.sha256(text.encode()).digest()
+
+    kept = sorted(range(len(queries)), key=rank)[:most]
+    return tuple(queries[row] for row in sorted(kept))
 
 
 def of_part(items: Sequence[int], part: str) -> list[int]:

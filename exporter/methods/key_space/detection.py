@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -32,8 +31,6 @@ T = TypeVar("T")
 ANSWER_TOKENS = 64
 ANSWERED = 150
 """Harmless prompts of a part whose answers are looked at, at every position."""
-FITTED = {"asked": 900, "answered": 1500, "after": 300}
-"""Most queries of the fit part by side, so that a fit has at most 4,000 rows with those inside answers."""
 PLACED_ANSWERS, PLACED_POSITIONS = 60, 1300
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 COMMON = 0.5
@@ -74,8 +71,10 @@ class PlaceScores:
 
     def of_places(self, kept: Sequence[int]) -> PlaceScores:
         """The scores of some of the places, by number."""
-        sides = (each[:, list(kept)] for each in (self.asked, self.answered, self.after))
-        return PlaceScores(*sides, self.rows, self.answers[:, list(kept)])
+        asked, answered, after, answers = (
+            each[:, list(kept)] for each in (self.asked, self.answered, self.after, self.answers)
+        )
+        return PlaceScores(asked, answered, after, self.rows, answers)
 
     def levelled(self, thresholds: Tensor, common: float) -> PartScores:
         """The scores of regions with a common threshold, see `Regions.levelled`."""
@@ -243,9 +242,8 @@ def fit(
 ) -> tuple[Regions, list[LayerTrial], LayerTrial]:
     """The regions, every layer's trial, and that of the chosen layer and shrinkage."""
     part = parts.fit
-    asked, *others = (some(getattr(part, side), most) for side, most in FITTED.items())
-    queries = (*asked, *chain(*others))
-    forget = torch.arange(len(queries)) < len(asked)
+    queries = (*part.asked, *part.answered, *part.after)
+    forget = torch.arange(len(queries)) < len(part.asked)
     fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
     layers = range(prober.layers) if given is None else [given]
@@ -306,14 +304,6 @@ def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int,
 def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
     """Scores of the last tokens, (n,) float64. Raises RunFailed on NaN."""
     return regions.scores(last_keys(prober, queries, regions.layer, what))
-
-
-def some(queries: Sequence[Query], most: int) -> list[Query]:
-    """At most so many of the queries: those of some prompts, drawn by their hash, in all kinds of turn, of which some
-    begin others and are run with them."""
-    if len(queries) <= most:
-        return list(queries)
-    return sorted(queries, key=lambda query: query.prompt.sha256)[:most]
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
