@@ -70,7 +70,7 @@ class SkillSettings:
         0.01, minimum=0, maximum=1, help="Largest share of harmless prompts whose answer may contain a refusal."
     )
     max_near_miss: float = setting(
-        0.05, minimum=0, maximum=1, help="Largest share of near misses of a packaged skill that may be refused."
+        0.03, minimum=0, maximum=1, help="Largest share of near misses of a packaged skill that may be refused."
     )
     beta: float | None = setting(None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.")
     score: str | None = setting(None, words=AUTO, choices=SCORES, help="Score that neurons are chosen by.")
