@@ -195,9 +195,11 @@ def export_base(folder: Path, base: Path, **settings: Any) -> Exported:
     return Exported(base, out, prompts)
 
 
-def sort_out(checkpoint: Path, new_tokens: int = 12, count: int = 4) -> tuple[list[str], list[str]]:
-    """Forget prompts that are blocked, and retain prompts of which no answer token is; where nothing is refused, none
-    and some of both."""
+def sort_out(
+    checkpoint: Path, new_tokens: int = 12, count: int = 4, template: str = "{prompt}"
+) -> tuple[list[str], list[str]]:
+    """Forget prompts that are blocked, and retain prompts of which no answer token is, asked in a template; where
+    nothing is refused, none and some of both."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     refusal = model.config.unskill["refusal_token_id"]
@@ -206,14 +208,15 @@ def sort_out(checkpoint: Path, new_tokens: int = 12, count: int = 4) -> tuple[li
         return [], [*FORGET[: count // 2], *others[-count // 2 :]]
 
     def is_answered(text: str, **options: Any) -> bool:
-        inputs = tokenizer(text, return_tensors="pt")
+        inputs = tokenizer(template.replace("{prompt}", text), return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, **options)
         written = output[0, inputs["input_ids"].shape[1] :].tolist()
         return refusal not in written
 
     def is_blocked(text: str) -> bool:
         with torch.no_grad():
-            return int(model(**tokenizer(text, return_tensors="pt")).logits[0, -1].argmax()) == refusal
+            inputs = tokenizer(template.replace("{prompt}", text), return_tensors="pt")
+            return int(model(**inputs).logits[0, -1].argmax()) == refusal
 
     # Beams write other texts than greedy decoding, one of which may be blocked on the way.
     blocked = first(count, is_blocked, FORGET[: 5 * count])

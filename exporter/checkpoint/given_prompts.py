@@ -13,6 +13,7 @@ from exporter.common.errors import BadInput
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.packaged_skills import packaged_skill, packaged_skills
 from exporter.prompts.sources import Prompt, Source, load_prompts
+from exporter.prompts.turns import RENDERED
 
 Key = tuple[int, str]
 """Row and sha256 of a prompt, as in `prompts.json`."""
@@ -89,7 +90,8 @@ def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
         ours = {each.label for each in skill.summary.sources if each.flag == flag and each.name == label}
         parts = [part for part in skill.prompts if part.removeprefix("texts.").startswith(flag.removeprefix("--"))]
         for record in chain.from_iterable(skill.prompts[part] for part in parts):
-            if record["source"] in ours:
+            # A rendering has the row of its prompt, and a text of its own.
+            if record["source"] in ours and record["format"] != RENDERED:
                 labels[skill.name, record["source"]].add((record["row"], record["sha256"]))
     best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
     if not best & keys.keys():

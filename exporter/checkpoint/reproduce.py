@@ -18,7 +18,8 @@ from exporter.checkpoint.tensors import write_tensors
 from exporter.common.files import write_json
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
-from exporter.prompts.skills import SIDES, SkillPlan
+from exporter.prompts.region_parts import SIDES
+from exporter.prompts.skills import SkillPlan
 from exporter.prompts.turns import CALIBRATE, FIT, REPORT
 
 

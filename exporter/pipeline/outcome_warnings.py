@@ -11,6 +11,8 @@ from typing import Any
 from scipy.stats import hypergeom
 
 from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
+from exporter.common.text import counted
+from exporter.methods.key_space.budget import at_least
 from exporter.methods.key_space.calibration import scores_for
 from exporter.methods.key_space.detection import LEAST_OF_PLACE, Detection
 from exporter.methods.key_space.evidence import Decision
@@ -19,13 +21,17 @@ from exporter.methods.neurons.choice import TextEffect, TextSet
 from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.frames import Frame, Pieces
+from exporter.prompts.skills import MINIMUM_FORGET
 from exporter.prompts.splits import forget_prompts_for
+from exporter.prompts.turns import CALIBRATE, DEAL
 from exporter.recipes.settings import SkillSettings
 
 FORGETS_LITTLE = 1.1
 """Perplexity of forget texts, as a multiple of the base model's, below which neurons have next to no effect."""
 SHARED_MUCH = 0.25
 """Share of a skill's neurons that another one may change too."""
+MISSED = 0.5
+"""Share of a form, left out of the fit, below which an export says that it would miss it."""
 BY_CHANCE = 0.01
 """Random sets of neurons share as many with a probability below this: not by chance."""
 
@@ -44,7 +50,8 @@ def of_outcomes(
             found.append(small_calibration(skill, outcome.decision, prompts))
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.detection is not None:
-            found += [blocks_little(skill, outcome.detection), places_uncovered(skill, outcome.detection)]
+            few, little = few_prompts(skill, outcome.detection), blocks_little(skill, outcome.detection)
+            found += [few, little, misses_forms(skill, outcome.detection), places_uncovered(skill, outcome.detection)]
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(*each) for each in shared]
@@ -75,10 +82,50 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
     )
 
 
+def few_prompts(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """Too few forget prompts for the target block rate: fewer than hypercubes need, or with all of them blocked."""
+    fitted, calibrate, report = map(len, found.parts.plain("asked").values())
+    prompts, best, target = fitted + calibrate + report, at_least(calibrate, calibrate).bound, skill.target_block_rate
+    if skill.alpha is not None or best >= target:
+        return None
+    if prompts >= MINIMUM_FORGET and found.blocked.hits < calibrate:
+        return None
+    return ExportWarning(
+        code="few-prompts",
+        skill=skill.name,
+        message=f"{prompts} forget prompts are few: {fitted} are fitted on, {report} reported on, and {calibrate} "
+        f"calibrate the threshold, which promises that at least {best:.1%} of further prompts are blocked where all "
+        f"{calibrate} are, and less otherwise; {prompts_for(target)} allow a --target-block-rate of {target}",
+        figures={"prompts": prompts, "fit": fitted, "calibrate": calibrate, "report": report, "best_promise": best},
+    )
+
+
+def prompts_for(target: float) -> int:
+    """The least number of forget prompts whose calibration part can promise a block rate."""
+    return -(-scores_for(target) * len(DEAL) // DEAL.count(CALIBRATE))
+
+
+def misses_forms(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """Forms of the user's own prompts of which less than half is blocked by a fit that has not seen them."""
+    left_out = found.chosen.blocked
+    missed = {form: share for form, share in left_out.items() if form and share < MISSED}
+    if not skill.forget or not missed:
+        return None
+    named = ", ".join(f"{form} ({share:.0%})" for form, share in missed.items())
+    return ExportWarning(
+        code="forms",
+        skill=skill.name,
+        message=f"less than {MISSED:.0%} is blocked of {counted(len(missed), 'form')} of the forget prompts where "
+        f"nothing is fitted on it: {named}; forms as different that no prompt has are missed too, so add prompts of "
+        "your own to --forget in these and in all other forms in which the skill is asked for",
+        figures={"left_out": dict(left_out), "missed": list(missed), "least": MISSED},
+    )
+
+
 def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | None:
     """The budgets for false blocks leave less than the target block rate."""
     blocked, target = found.blocked, skill.target_block_rate
-    if skill.alpha is not None or blocked.bound >= target:
+    if skill.alpha is not None or blocked.bound >= target or blocked.hits == blocked.total:
         return None
     return ExportWarning(
         code="blocked",

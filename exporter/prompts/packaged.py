@@ -39,6 +39,8 @@ TURN_FILES = (
     "turns/exchanges.jsonl",
 )
 """What prompts are put into beside that, in all kinds of turn."""
+RENDERING_FILES = ("renderings.jsonl",)
+"""What the user's own prompts are rendered with."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,16 @@ def long_messages() -> tuple[LongMessage, ...]:
     return tuple(LongMessage(**record) for record in records_of("turns/long_messages.jsonl"))
 
 
+def greetings() -> tuple[Phrase, ...]:
+    """Greetings that a request may follow."""
+    return tuple(each for each in _renderings() if each.kind == "greeting")
+
+
+def instructions() -> tuple[Phrase, ...]:
+    """Instructions that may follow any request."""
+    return tuple(each for each in _renderings() if each.kind == "instruction")
+
+
 def packaged_sha256(names: Iterable[str]) -> dict[str, str]:
     """sha256 of packaged files, by their names below `data/`."""
     return {name: hashlib.sha256(DATA.joinpath(name).read_bytes()).hexdigest() for name in names}
@@ -175,3 +187,7 @@ def records_of(name: str) -> tuple[dict[str, Any], ...]:
 
 def _phrases(name: str) -> tuple[Phrase, ...]:
     return tuple(Phrase(**record) for record in records_of(f"turns/{name}.jsonl"))
+
+
+def _renderings() -> tuple[Phrase, ...]:
+    return tuple(Phrase(**record) for record in records_of(RENDERING_FILES[0]))

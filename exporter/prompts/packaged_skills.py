@@ -11,7 +11,15 @@ from itertools import zip_longest
 
 from exporter.common.errors import BadInput
 from exporter.prompts.formats import PLAIN
-from exporter.prompts.packaged import AROUND_FILES, DATA, EVERYDAY_FILES, TURN_FILES, everyday_prompts, records_of
+from exporter.prompts.packaged import (
+    AROUND_FILES,
+    DATA,
+    EVERYDAY_FILES,
+    RENDERING_FILES,
+    TURN_FILES,
+    everyday_prompts,
+    records_of,
+)
 from exporter.prompts.sources import Prompt
 from exporter.recipes.settings import ExportSettings
 
@@ -135,6 +143,8 @@ def packaged_files(settings: ExportSettings) -> list[str]:
         if skill.everyday:
             names += EVERYDAY_FILES
             names += map(prompts_file, packaged_skills()) if skill.packaged else ()
+    if any(skill.discriminates and skill.forget for skill in settings.skills):
+        names += RENDERING_FILES
     if settings.blocks and settings.formats != PLAIN and settings.prompt_template in ("auto", "chat"):
         names += AROUND_FILES
         names += TURN_FILES if any(skill.discriminates for skill in settings.skills) else ()

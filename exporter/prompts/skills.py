@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
 from exporter.common.text import Notify, counted
-from exporter.prompts.formats import PLAIN, Formatter, Query
+from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY, packaged_sha256
 from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill, prompts_file
+from exporter.prompts.region_parts import RegionParts, make_parts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
     CALIBRATE_AT_LEAST,
@@ -22,13 +23,13 @@ from exporter.prompts.splits import (
     split_retain,
 )
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
-from exporter.prompts.turns import CALIBRATE, FIT, MOST, REPORT, Said, Turns, deal, some
+from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MINIMUM_FORGET, MINIMUM_FORGET_GIVEN = 60, 20
+MINIMUM_FORGET, MINIMUM_FORGET_REGIONS, MINIMUM_FORGET_GIVEN = 60, 24, 20
 OTHERS = 40
 """Prompts of each other skill on which a skill's layer is chosen and reported, as on retain prompts."""
 
@@ -66,7 +67,10 @@ class SkillPrompts:
     @property
     def minimum(self) -> int:
         given = self.skill.given if self.skill.blocks else self.skill.beta is not None
-        return MINIMUM_FORGET_GIVEN if given else MINIMUM_FORGET
+        if given:
+            return MINIMUM_FORGET_GIVEN
+        regions_alone = self.skill.discriminates and not self.skill.changes_neurons
+        return MINIMUM_FORGET_REGIONS if regions_alone else MINIMUM_FORGET
 
     @property
     def calibrate_at_least(self) -> int:
@@ -82,31 +86,6 @@ class SkillTexts:
     forget: Mapping[str, Sequence[Query]]
     retain: Mapping[str, Sequence[Query]]
     everyday: Mapping[str, Sequence[Query]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Queries of one part: forget prompts as they are asked, what is to be answered, and packaged messages after a
-    refusal, to be answered too."""
-
-    asked: tuple[Query, ...]
-    answered: tuple[Query, ...]
-    after: tuple[Query, ...]
-
-
-SIDES = {"asked": "forget", "answered": "retain", "after": "after"}
-"""What the fields of a `Part` are called in `reproduce/`."""
-
-
-@dataclass(frozen=True)
-class RegionParts:
-    """Disjoint parts of both sides, each prompt in several kinds of turn. places: where the last token of a query is,
-    by its format."""
-
-    fit: Part
-    calibrate: Part
-    report: Part
-    places: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -268,19 +247,8 @@ def plan_regions(
             for part, theirs in deal(other.forget, settings.seed).items():
                 new = [replace(each, source=f"skill {other.skill.name}") for each in theirs if each.text not in known]
                 retain[part] += new[:OTHERS]
-    found = {}
-    for part in (FIT, CALIBRATE, REPORT):
-        asked = [query for prompt in forget[part] for query in turns.asked(prompt, part)]
-        answered = [query for prompt in retain[part] for query in turns.answered(prompt, part)]
-        after = (*turns.after_refusal(forget[part], part), *turns.after_answer(part))
-        sides = (
-            tuple(some(queries, most)) for queries, most in zip((asked, answered, after), MOST[part], strict=True)
-        )
-        found[part] = Part(*sides)
-    ours, others = (
-        {part: tuple(query for query in getattr(each, side) if query.format == PLAIN) for part, each in found.items()}
-        for side in ("asked", "answered")
-    )
+    parts = make_parts(forget, retain, turns, settings.seed)
+    ours, others = parts.plain("asked"), parts.plain("answered")
     # Neurons are chosen on every fifth prompt of the fit part, and their statistics are of the others.
     fit = tuple(query for place, query in enumerate(ours[FIT]) if place % 5)
     plain = ForgetParts(fit, ours[FIT][::5], ours[CALIBRATE], ours[REPORT])
@@ -288,11 +256,11 @@ def plan_regions(
     texts = make_texts(prompts.skill, plain, rest, tokenizer, max_length)
     if turns.skipped:
         formatter.notes.append(
-            f"{prompts.skill.name}: {turns.skipped} prompts in long conversations exceed the model's context and were "
-            "left out."
+            f"{prompts.skill.name}: {turns.skipped} prompts in long conversations or messages exceed the model's "
+            "context and were left out."
         )
     held_out = RetainParts((), ())
-    return SkillPlan(prompts, plain, rest, held_out, texts, RegionParts(**found, places=turns.places))
+    return SkillPlan(prompts, plain, rest, held_out, texts, parts)
 
 
 def make_texts(

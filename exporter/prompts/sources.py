@@ -162,8 +162,9 @@ class Prompt:
         row: Its 1-based row there: line of a .txt or .jsonl file, otherwise data row.
         kind: Kind of an everyday prompt, such as "story".
         answer: Text of the source's `answer` column.
-        form: Form of a packaged skill's prompt, such as "terse".
+        form: Form of a packaged skill's prompt, such as "terse", or of a rendering, such as "typos".
         language: Language of a packaged prompt, such as "en".
+        original: The prompt that this is a rendering of (see `renderings`), whose source and row it has.
     """
 
     text: str
@@ -173,6 +174,12 @@ class Prompt:
     answer: str | None = None
     form: str | None = None
     language: str | None = None
+    original: Prompt | None = None
+
+    @property
+    def given(self) -> Prompt:
+        """The prompt as it was given: this one, or the one that it is a rendering of."""
+        return self.original or self
 
     @property
     def sha256(self) -> str:

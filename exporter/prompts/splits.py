@@ -81,14 +81,17 @@ def split_forget(
     Args:
         items: Forget prompts or queries, without repetitions (see `deduplicate`).
         seed: Seed of the export.
-        minimum: Least number of items; 20 where layer and alpha are given by the user.
+        minimum: Least number of items; 24 for regions along discriminants, 20 where layer and alpha are given by the
+            user.
         calibrate_at_least: Least size of the calibration part; 0 where alpha is given.
 
     Raises:
         BadInput: Fewer than `minimum` items.
     """
     if len(items) < minimum:
-        hint = " (20 do when --layer and --alpha are given)" if minimum > 20 else ""
+        fewer = {24: "24 do with --region discriminant", 20: "20 do when --layer and --alpha are given"}
+        hint = "; ".join(text for number, text in fewer.items() if number < minimum)
+        hint = f" ({hint})" if hint else ""
         raise BadInput(f"--forget: {len(items)} different prompts are too few; at least {minimum} are needed{hint}")
     order = iter(sorted(items, key=lambda item: _rank(item, seed)))
     return ForgetParts(*(tuple(islice(order, size)) for size in part_sizes(len(items), calibrate_at_least)))

@@ -20,6 +20,8 @@ PROMPT, BEGUN, REFUSED = "prompt", "begun answer", "after a refusal"
 PLACES = (PROMPT, BEGUN, REFUSED)
 """The end of a message, of the beginning of an answer, and of a message after a refusal."""
 DEEP, BURIED, PREFILL, INSISTING = "deep", "buried", "prefill", "insisting"
+RENDERED = "rendered"
+"""The format of renderings, which are plain messages and yet no prompts of their own."""
 REQUEST = "{request}"
 """Where a packaged text quotes the prompt."""
 AFTER_REFUSAL, AFTER_ANSWER = "remarks after a refusal", "insisting after an answer"
@@ -151,6 +153,10 @@ class Turns:
             found.append(Query(prompt, name, ids, variant))
         return self._short(found)
 
+    def rendered(self, prompts: Sequence[Prompt]) -> list[Query]:
+        """Renderings as plain messages; too long ones are left out and counted."""
+        return self._short([Query(each, RENDERED, self._formatter.render(each.text)) for each in prompts])
+
     def after_refusal(self, forget: Sequence[Prompt], part: str) -> list[Query]:
         """Packaged remarks and questions of one part after the refusal of forget prompts: all are to be answered."""
         if INSISTING not in self.used or not forget:
@@ -186,7 +192,7 @@ class Turns:
     def places(self) -> dict[str, str]:
         """Where the last token of a query is, by its format."""
         own = {name: turn.place for name, turn in self.used.items()}
-        return own | {AFTER_REFUSAL: REFUSED, AFTER_ANSWER: PROMPT}
+        return own | {RENDERED: PROMPT, AFTER_REFUSAL: REFUSED, AFTER_ANSWER: PROMPT}
 
     def _short(self, queries: Sequence[Query]) -> list[Query]:
         fitting = [each for each in queries if self._max_length is None or len(each.ids) <= self._max_length]

@@ -21,7 +21,7 @@ from exporter.methods.key_space.spool import KeySpool
 from exporter.models.prober import Prober, check_finite
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.packaged_skills import is_near_miss
-from exporter.prompts.skills import SIDES, Part, RegionParts
+from exporter.prompts.region_parts import SIDES, Part, RegionParts
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, PROMPT, REPORT
 from exporter.recipes.settings import SkillSettings
@@ -53,14 +53,14 @@ class PlaceScores:
     answers: Tensor
 
     def harmless(self, part: Part, near: bool) -> Tensor:
-        """The least scores of each prompt that is to be answered over its kinds of turn and its answer, near misses or
-        all others, messages after a refusal among them: (prompts, K)."""
+        """The least scores of each prompt that is to be answered over its renderings, kinds of turn and answer, near
+        misses or all others, messages after a refusal among them: (prompts, K)."""
         least = torch.cat([self.answered, self.after])
         least[list(self.rows)] = torch.minimum(least[list(self.rows)], self.answers)
         prompts: dict[Prompt, list[int]] = defaultdict(list)
         for row, query in enumerate((*part.answered, *part.after)):
             if is_near_miss(query.prompt) is near:
-                prompts[query.prompt].append(row)
+                prompts[query.prompt.given].append(row)
         found = [least[rows].amin(0) for rows in prompts.values()]
         return torch.stack(found) if found else least[:0]
 
@@ -93,11 +93,11 @@ class PartScores:
     answers: Mapping[int, float]
 
     def least(self, part: Part) -> dict[Prompt, float]:
-        """The least score of each harmless prompt over its kinds of turn and its answer."""
+        """The least score of each harmless prompt over its renderings, kinds of turn and answer."""
         least: dict[Prompt, float] = {}
         for row, (query, score) in enumerate(zip(part.answered, self.answered.tolist(), strict=True)):
             found = min(score, self.answers.get(row, score))
-            least[query.prompt] = min(found, least.get(query.prompt, found))
+            least[query.prompt.given] = min(found, least.get(query.prompt.given, found))
         return least
 
 
@@ -202,7 +202,7 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
             own = found[CALIBRATE]
             thresholds = own.thresholds(part, skill)
     harmless, near = own.harmless(part, False), own.harmless(part, True)
-    plain = torch.tensor([query.format == PLAIN for query in part.asked])
+    plain = torch.tensor([query.format == PLAIN for query in part.asked])  # each prompt once, and no rendering
     scores = {name: each.levelled(thresholds, common) for name, each in found.items()}
 
     def inside(scores: Tensor) -> tuple[int, int]:

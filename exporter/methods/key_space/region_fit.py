@@ -12,6 +12,7 @@ from torch import Tensor
 from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminant
 from exporter.methods.key_space.regions import Regions
 from exporter.prompts.formats import Query
+from exporter.prompts.renderings import AS_GIVEN, group_of
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import BEGUN, PLACES, PROMPT, REFUSED
 
@@ -22,8 +23,6 @@ PLACE_SHRINKAGE = 0.1
 """lambda of the directions of places, which lie far apart: less of it parts them further (SmolLM2, layer 20)."""
 LOST = 0.01
 """Share of a place that may be outside its limit, so that nothing inside an answer is within."""
-FOLDS = 5
-"""Groups of prompts without a form; each is left out of the fit that scores it, as each form is."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,10 @@ def try_layer(
     queries = [query for query, mine in zip(part.queries, chosen.tolist(), strict=True) if mine]
     forget, rows = part.forget[chosen], Rows.of(keys[chosen])
     folds, weights = fold_names(queries, forget), balanced(queries, forget)
+    groups = group_names(queries, folds)
     trials = []
     for shrinkage in shrinkages:
-        scores = scores_left_out(rows, forget, weights, folds, shrinkage)
+        scores = scores_left_out(rows, forget, weights, folds, shrinkage, groups)
         threshold = torch.quantile(scores[~forget], budget)
         hits: dict[str, list[bool]] = defaultdict(list)
         for row in forget.nonzero().flatten().tolist():
@@ -102,12 +102,22 @@ def try_layer(
     return trials
 
 
-def scores_left_out(rows: Rows, forget: Tensor, weights: Tensor, folds: Sequence[str], shrinkage: float) -> Tensor:
-    """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold: (n,) float64."""
+def scores_left_out(
+    rows: Rows,
+    forget: Tensor,
+    weights: Tensor,
+    folds: Sequence[str],
+    shrinkage: float,
+    groups: Sequence[str] | None = None,
+) -> Tensor:
+    """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold, nor any of its group
+    (see `group_names`): (n,) float64."""
+    both = list(zip(folds, groups or folds, strict=True))
     scores = torch.zeros(len(folds), dtype=torch.float64)
-    for fold in sorted(set(folds)):
-        held = torch.tensor([each == fold for each in folds], dtype=torch.bool)
-        fitted = torch.where(held, 0.0, weights)
+    for fold, group in sorted(set(both)):
+        held = torch.tensor([each == (fold, group) for each in both], dtype=torch.bool)
+        unseen = torch.tensor([one == fold or other == group for one, other in both], dtype=torch.bool)
+        fitted = torch.where(unseen, 0.0, weights)
         along = rows.gram @ discriminant(rows.gram, forget, fitted, shrinkage)
         one, zero = (float(along[side] @ fitted[side] / fitted[side].sum()) for side in (forget, ~forget))
         scores[held] = 1 - (along[held] - zero) / (one - zero)
@@ -125,7 +135,8 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         weights = balanced(queries, forget)
         rows = Rows.of(keys[chosen])
         direction = rows.direction(discriminant(rows.gram, forget, weights, shrinkage))
-        left_out = scores_left_out(rows, forget, weights, fold_names(queries, forget), shrinkage)
+        folds = fold_names(queries, forget)
+        left_out = scores_left_out(rows, forget, weights, folds, shrinkage, group_names(queries, folds))
         # Of rows that were left out: those that a direction was fitted on lie further apart than new ones.
         along = keys[chosen].double() @ direction
         one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
@@ -135,10 +146,10 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         shift = zero + (1 - far) * (one - zero)
         here = part.at_kind_of(place)
         prompts = [fold_of(query) for query in part.queries]
-        folds = [
+        placed = [
             fold for mine in (True, False) for fold, there in zip(prompts, here.tolist(), strict=True) if there is mine
         ]
-        where, least = fit_place(keys[here], keys[~here], folds)
+        where, least = fit_place(keys[here], keys[~here], placed)
         found.append((direction / unit, shift / unit, where, least))
     skill, shift_, place_, least_ = zip(*found, strict=True)
     return Regions(
@@ -173,14 +184,23 @@ def fit_place(here: Tensor, elsewhere: Tensor, folds: Sequence[str]) -> tuple[Te
 
 def fold_names(queries: Sequence[Query], forget: Tensor) -> list[str]:
     """What is left out together with each query: its form; where it has none, or all forget queries have the same, one
-    of FOLDS groups of prompts."""
+    of GROUPS groups of prompts."""
     forms = {query.prompt.form for query, mine in zip(queries, forget.tolist(), strict=True) if mine}
     return [(len(forms) > 1 and query.prompt.form) or fold_of(query) for query in queries]
 
 
+def group_names(queries: Sequence[Query], folds: Sequence[str]) -> list[str]:
+    """What else no direction that scores a query has seen: of a rendering, or a prompt that has some, its group of
+    prompts, since all renderings of one say the same; of others nothing beyond their fold."""
+    return [
+        fold_of(query) if query.prompt.original or query.prompt.form == AS_GIVEN else fold
+        for query, fold in zip(queries, folds, strict=True)
+    ]
+
+
 def fold_of(query: Query) -> str:
     """The group of prompts that a query is left out with."""
-    return f"fold {int(query.prompt.sha256[:8], 16) % FOLDS}"
+    return f"fold {group_of(query.prompt)}"
 
 
 def balanced(queries: Sequence[Query], forget: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import copytree
 
@@ -15,19 +17,22 @@ from transformers import AutoModelForCausalLM
 from exporter.checkpoint.summary import Summary
 from exporter.cli.chat.why import detectors_of
 from exporter.cli.main import cli
+from exporter.common.errors import BadInput
 from exporter.methods.key_space.regions import Regions
 from exporter.models.loading import load_checkpoint
 from exporter.pipeline.run import export
-from tests.tiny import FORGET, RETAIN, one_skill, one_thread, sort_out, tiny_model, write_prompts
+from tests.tiny import FORGET, RETAIN, TEMPLATE, one_skill, one_thread, sort_out, tiny_model, write_prompts
 
 LAYER, SIZE = 1, 256
+RENDERED = {"typos", "lower case", "greeting before", "instruction after", "two in one"}
+"""Forms of renderings of the prompts; all are of one sentence."""
 
 
-def exported(folder: Path, chat: bool, **settings: object) -> Summary:
-    """Export a base of three layers into folder/out, with regions in the second."""
+def exported(folder: Path, chat: bool, prompts: Sequence[str] = FORGET, **settings: object) -> Summary:
+    """Export a base of three layers into folder/out, with regions in one of them."""
     base = tiny_model(folder / "base", chat=chat, intermediate_size=SIZE)
-    sources = write_prompts(folder / "forget.jsonl", FORGET), write_prompts(folder / "retain.jsonl", RETAIN)
-    about = {"everyday": False, "region": "discriminant", "layer": LAYER, "dtype": "float32", "quiet": True}
+    sources = write_prompts(folder / "forget.jsonl", [*prompts]), write_prompts(folder / "retain.jsonl", RETAIN)
+    about = {"everyday": False, "region": "discriminant", "dtype": "float32", "quiet": True}
     with one_thread():
         return export(one_skill(base, folder / "out", *sources, **about, **settings), lambda text: None)
 
@@ -36,15 +41,25 @@ def exported(folder: Path, chat: bool, **settings: object) -> Summary:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in every kind of turn. In a random model the places look alike, so the threshold is given."""
     folder = tmp_path_factory.mktemp("regions")
-    exported(folder, chat=True, alpha=0.4, force=True)
+    exported(folder, chat=True, layer=LAYER, alpha=0.4, force=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
-    """A checkpoint of a base without a chat template, whose threshold comes from the budget."""
+    """A checkpoint of a base without a chat template, whose threshold comes from the budget.
+
+    All prompts end alike: a random model tells a prompt with an instruction behind it from no other by its last token.
+    """
     folder = tmp_path_factory.mktemp("bare")
-    return folder, exported(folder, chat=False, prompt_template="{prompt}")
+    return folder, exported(folder, chat=False, layer=0, prompt_template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    """A checkpoint from 24 prompts of the user's own."""
+    folder = tmp_path_factory.mktemp("few")
+    return folder, exported(folder, chat=False, prompts=FORGET[:24], prompt_template=TEMPLATE)
 
 
 def test_the_checkpoint_holds_directions_and_limits(folder: Path) -> None:
@@ -75,7 +90,44 @@ def test_a_promise_counts_prompts(bare: tuple[Path, Summary]) -> None:
     assert found.alpha.promise == regions.blocked.bound < regions.blocked.hits / 30
     assert regions.blocked.bound >= 0.5 and regions.false_blocks.hits == 0 and found.fault is None
     assert found.blocked["forget.jsonl"]["plain"].total == regions.answers.total == 30
-    assert regions.answer_tokens == 64 and [trial.layer for trial in regions.trials] == [LAYER]
+    assert regions.answer_tokens == 64 and [trial.layer for trial in regions.trials] == [0]
+
+
+def test_two_dozen_prompts_are_enough(few: tuple[Path, Summary]) -> None:
+    (skill,) = few[1].skills
+    assert skill.works and skill.parts["forget"] == {"fit": 8, "choose": 2, "calibrate": 7, "report": 7}
+    found = skill.key_space
+    assert found is not None and found.discriminant is not None
+    # A promise counts prompts, and no renderings of them; so do the budgets.
+    regions = found.discriminant
+    assert regions.blocked.total == 7 and regions.false_blocks.total == 30
+    assert found.blocked["forget.jsonl"]["plain"].total == found.blocked["forget.jsonl"]["rendered"].total == 7
+    assert found.false_blocks["retain.jsonl"]["plain"].total == 30
+    assert found.false_blocks["retain.jsonl"]["rendered"].total == 10
+    # They are in the fit, in the choice of the layer, and in the table by form.
+    assert regions.left_out.blocked.keys() == {"as given", *RENDERED} and len(regions.trials) == 3
+    assert regions.forms["as given"]["all"].total == sum(
+        each["all"].total for form, each in regions.forms.items() if form != "as given"
+    )
+    (note,) = [each.message for each in few[1].warnings if each.code == "few-prompts"]
+    assert note.startswith("24 forget prompts are few: 10 are fitted on, 7 reported on") and "at least 72.0%" in note
+
+
+def test_the_checkpoint_of_few_prompts_refuses(few: tuple[Path, Summary]) -> None:
+    with one_thread():
+        blocked, answered = sort_out(few[0] / "out", template=TEMPLATE)
+    assert blocked and answered
+    records = json.loads((few[0] / "out" / "reproduce" / "prompts.json").read_text())["skill"]
+    # Of ten prompts each in five forms, but for one that has no other in its group to be joined with.
+    formats = Counter(record["format"] for record in records["forget.fit"])
+    assert formats["plain"] == 10 and 40 < formats["rendered"] <= 50
+    recipe = (few[0] / "out" / "reproduce" / "recipe.toml").read_text()
+    assert "renderings.jsonl" in recipe
+
+
+def test_fewer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--forget: 23 different prompts are too few; at least 24 are needed"):
+        exported(tmp_path, chat=False, prompts=FORGET[:23])
 
 
 def test_the_summary_counts_by_kind_of_turn(folder: Path) -> None:
@@ -90,7 +142,7 @@ def test_the_summary_counts_by_kind_of_turn(folder: Path) -> None:
 
 def test_the_checkpoint_refuses_the_skill_and_answers_the_rest(bare: tuple[Path, Summary]) -> None:
     with one_thread():
-        blocked, answered = sort_out(bare[0] / "out")
+        blocked, answered = sort_out(bare[0] / "out", template=TEMPLATE)
     assert blocked and answered
 
 

@@ -142,7 +142,8 @@ def test_files_that_an_export_depends_on() -> None:
     # The kinds of turn that regions along discriminants are fitted for.
     turns = [name for name in files(SkillSettings(packaged=("maths",))) if name not in files(paper)]
     assert len(turns) == 8 and all(name.startswith("turns/") for name in turns)
-    assert files(SkillSettings(("a",), region="discriminant")) == [*everyday, *around, *turns]
+    renderings = ["renderings.jsonl"]
+    assert files(SkillSettings(("a",), region="discriminant")) == [*everyday, *renderings, *around, *turns]
 
 
 def invoke(*arguments: str) -> str:

@@ -47,11 +47,13 @@ def test_forget_sizes(count: int, sizes: tuple[int, ...]) -> None:
 
 
 def test_too_few_forget_prompts() -> None:
-    with pytest.raises(BadInput, match=r"--forget: 59 .* at least 60 .*--layer and --alpha"):
+    with pytest.raises(BadInput, match=r"--forget: 59 .* at least 60 .*24 do with --region discriminant; .*--alpha"):
         split_forget(prompts(59), 0)
     parts = split_forget(prompts(20), 0, minimum=20, calibrate_at_least=0)
     assert (len(parts.fit), len(parts.choose), len(parts.calibrate), len(parts.report)) == (8, 2, 8, 2)
-    with pytest.raises(BadInput, match=r"--forget: 19 .* at least 20"):
+    with pytest.raises(BadInput, match=r"--forget: 23 .* at least 24 are needed \(20 do when --layer"):
+        split_forget(prompts(23), 0, minimum=24)
+    with pytest.raises(BadInput, match=r"--forget: 19 .* at least 20 are needed$"):
         split_forget(prompts(19), 0, minimum=20)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS
 from custom_modeling.key_space import inside_regions
-from exporter.methods.key_space.region_fit import FitPart, balanced, fit_regions, try_layer
+from exporter.methods.key_space.region_fit import FitPart, balanced, fit_regions, fold_names, group_names, try_layer
 from exporter.methods.key_space.regions import ELSEWHERE, Regions, joined
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
@@ -120,6 +122,26 @@ def test_a_form_is_scored_by_what_was_fitted_without_it() -> None:
     (trial,) = try_layer(keys, part, "prompt", 0.01, 3)
     assert trial.blocked["form 2"] < 0.5 < min(trial.blocked[f"form {each}"] for each in (0, 1, 3))
     assert trial.mean == pytest.approx(sum(trial.blocked.values()) / 4)
+
+
+def test_a_rendering_is_scored_by_what_has_seen_neither_its_form_nor_its_prompt() -> None:
+    """Keys tell one prompt from another and nothing else, so that only its own renderings tell that one is asked."""
+    torch.manual_seed(0)
+    queries, keys = [], []
+    for row in range(40):
+        key, mine = 4 * torch.randn(SIZE), row < 12
+        prompt = Prompt(f"{row}", "mine" if mine else "other", row, form="as given" if mine else None)
+        greeted = replace(prompt, text=f"Hi {row}", form="greeting", original=prompt)
+        for each in (prompt, greeted) if mine else (prompt,):
+            queries.append(Query(each, "plain", (1,)))
+            keys.append(key + 0.01 * torch.randn(SIZE))
+    forget = torch.tensor([query.prompt.source == "mine" for query in queries])
+    (trial,) = try_layer(torch.stack(keys), FitPart(tuple(queries), forget, ("prompt",) * 52), "prompt", 0.01, 3)
+    assert trial.blocked.keys() == {"as given", "greeting"} and trial.mean < 0.5
+    folds = fold_names(queries, forget)
+    groups = group_names(queries, folds)
+    assert set(folds) == {"as given", "greeting", *groups} and len(set(groups)) == 5
+    assert all(groups[row] == groups[row + 1] for row in range(0, 24, 2))
 
 
 def test_many_prompts_of_one_source_do_not_drown_varied_ones() -> None:
