@@ -14,7 +14,7 @@ from exporter.common.errors import BadInput, first_line
 from exporter.common.files import sibling
 from exporter.common.text import Notify
 from exporter.models.loading import check_device
-from exporter.verification import behaviour, code, config, files, interventions, onnx, tokenizer, weights
+from exporter.verification import attack, behaviour, code, config, files, interventions, onnx, tokenizer, weights
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
 from exporter.verification.in_memory import InMemory
 from exporter.verification.on_disk import OnDisk
@@ -25,7 +25,7 @@ class VerifySettings:
     """Settings of `unskill verify`; the names are those of the flags.
 
     model: False leaves out the checks that load the weights; onnx: None looks for CHECKPOINT-onnx beside it, unless
-    `beside` is False.
+    `beside` is False; attack: also ask packaged skills in every kind of turn.
     """
 
     checkpoint: str
@@ -33,12 +33,15 @@ class VerifySettings:
     model: bool = True
     onnx: Path | None = None
     beside: bool = True
+    attack: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Raises BadInput for settings that contradict each other or name a folder that is not there."""
         if self.forget and not self.model:
             raise BadInput("--forget: its prompts are asked of the model, which --without-model leaves out")
+        if self.attack and not self.model:
+            raise BadInput("--attack: its prompts are asked of the model, which --without-model leaves out")
         if self.onnx is not None and not os.path.isdir(self.onnx):
             raise BadInput(f"--onnx: no such folder: {self.onnx}")
 
@@ -56,19 +59,21 @@ class VerifySettings:
 def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     """Check a checkpoint; see `Check` for the result of each check.
 
-    Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]}. Raises BadInput where unskill did not
-    write CHECKPOINT, for prompts that the export did not read, and for a device that is not there.
+    Returns {"checkpoint": name, "ok": whether no check failed, "checks": [...]} and, of an attack, "attack": what was
+    found of each skill. Raises BadInput where unskill did not write CHECKPOINT, for prompts that the export did not
+    read, for an attack where no packaged skill is refused, and for a device that is not there.
     """
     if settings.model:
         check_device(settings.device)
     notify(f"reading {settings.checkpoint} ...")
     view = OnDisk.of(settings.checkpoint)
     checks = [make(name, check, view) for name, check in OF_FILES.items()]
-    given, live, why = None, None, "left out (--without-model)"
+    given, packaged, live, why = None, None, None, "left out (--without-model)"
     if settings.model and failed(checks):
         why = "a check above failed, and the code is not run"
     elif settings.model:
         given = read_prompts(view, settings.forget) if settings.forget else None
+        packaged = attack.read_packaged(view) if settings.attack else None
         notify(f"loading {view.name} ...")
         loaded: list[InMemory] = []
         checks.append(make("loading", load, view, settings.device, loaded))
@@ -81,9 +86,13 @@ def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
         "refused": lambda live: behaviour.check_refused(live, given),
     }
     checks += [make(name, check, live) if live else Check(name, None, why) for name, check in of_model.items()]
+    attacks: list[attack.Attack] = []
+    if settings.attack:
+        checks += of_attack(live, packaged, notify, attacks, why)
     if settings.onnx_folder is not None:
         checks += of_onnx(view, live, settings.onnx_folder, why)
-    return {"checkpoint": view.name, "ok": not failed(checks), "checks": [asdict(check) for check in checks]}
+    found = {"checkpoint": view.name, "ok": not failed(checks), "checks": [asdict(check) for check in checks]}
+    return found | ({"attack": [each.as_json() for each in attacks]} if settings.attack else {})
 
 
 OF_FILES: dict[str, Callable[[OnDisk], str]] = {
@@ -125,6 +134,20 @@ def read_prompts(view: OnDisk, forget: tuple[str, ...]) -> Given:
             f"CHECKPOINT {view.name}: reproduce/ does not say which prompts the export read ({type(error).__name__}: "
             f"{first_line(error)})"
         ) from error
+
+
+def of_attack(
+    live: InMemory | None, packaged: attack.Packaged | None, notify: Notify, attacks: list[attack.Attack], why: str
+) -> list[Check]:
+    """attacks: to which what was found is appended; why: reason for having no live checkpoint."""
+    names = ("attack", "attack: promise", "attack: as exported")
+    if live is None or packaged is None:
+        return [Check(name, None, why) for name in names]
+    asked = make(names[0], attack.attack, live, packaged, notify, attacks)
+    if not asked.ok:
+        return [asked, *(Check(name, None, asked.detail) for name in names[1:])]
+    promise = make(names[1], attack.check_promise, attacks)
+    return [asked, promise, make(names[2], attack.check_recorded, live, attacks)]
 
 
 def of_onnx(view: OnDisk, live: InMemory | None, folder: Path, why: str) -> list[Check]:

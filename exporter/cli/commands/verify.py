@@ -14,6 +14,7 @@ from exporter.cli.output import echo_json, messages
 @click.command("verify", short_help="Check that a checkpoint is complete and works.")
 @click.argument("checkpoint")
 @click.option("--forget", multiple=True, metavar="SOURCE", help="A --forget source of the export, to ask its prompts.")
+@click.option("--attack", is_flag=True, help="Ask for its packaged skills in every kind of turn; takes minutes.")
 @click.option(
     "--onnx",
     type=click.Path(path_type=Path, file_okay=False),
@@ -31,6 +32,10 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     Exit 0 if no check failed, 1 if one did. A check that could not be made says why and counts as neither. The code of
     the checkpoint is run only if no check of its files failed; code from another version of unskill is run without
     being compared. --without-model runs none.
+
+    --attack asks up to 60 held-out prompts of each packaged skill in every kind of turn, near misses and everyday
+    prompts, and prints how many are refused. It fails if fewer are than is promised, or if a prompt is decided
+    otherwise than at the export.
 
     \b
     unskill verify OUT --forget maths.jsonl,column=question
