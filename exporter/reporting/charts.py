@@ -8,13 +8,24 @@ from typing import Any
 import altair as alt
 
 from exporter.checkpoint.card.figure import Figure
-from exporter.reporting.key_space import ANSWERS, EVERYDAY_PROMPTS, EXPECTED, FORGET, MEASURED, OTHERS, RETAIN, UNSEEN
+from exporter.reporting.key_space import (
+    ANSWERS,
+    EVERYDAY_PROMPTS,
+    EXPECTED,
+    FORGET,
+    MEASURED,
+    NEAR_MISSES,
+    OTHERS,
+    RETAIN,
+    UNSEEN,
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ((1, 0), (8, 3), (3, 2), (8, 3, 2, 3), (4, 2), (12, 4))
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # The same prompts look the same in every figure; other series take colours, dashes and shapes in order.
 PLACES = {FORGET: 0, RETAIN: 1, EVERYDAY_PROMPTS: 2, ANSWERS: 3, OTHERS: 4, UNSEEN: 5, MEASURED: 0, EXPECTED: 1}
+PLACES |= {NEAR_MISSES: 1}
 
 HEIGHT, PNG_WIDTH = 300, 680
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
@@ -78,6 +89,8 @@ def for_png(figure: Figure) -> dict[str, Any]:
 
 
 def height(figure: Figure) -> int:
+    if figure.kind == "shares":
+        return 60 + 14 * len(figure.rows) + 8 * len({row["by"] for row in figure.rows})
     return 60 + 44 * len({row["prompts"] for row in figure.rows}) if figure.kind in ("matrix", "methods") else HEIGHT
 
 
@@ -219,6 +232,30 @@ def bars(figure: Figure) -> Drawn:
     return alt.layer(bar)
 
 
+def shares(figure: Figure) -> Drawn:
+    """Bars beside each other for the series of each group, with their intervals."""
+    groups, names = (list(dict.fromkeys(row[name] for row in figure.rows)) for name in ("by", "series"))
+    base = alt.Chart(alt.NamedData("rows")).encode(
+        y=alt.Y("by:N", sort=groups, title=None, axis=alt.Axis(labelLimit=150)),
+        yOffset=alt.YOffset("series:N", sort=names),
+        tooltip=tips(
+            ("by:N", "asked", ""),
+            ("series:N", "prompts", ""),
+            ("share:Q", "blocked", ".1%"),
+            ("hits:Q", "queries", "d"),
+            ("total:Q", "of", "d"),
+            ("low:Q", "95 % interval from", ".1%"),
+            ("high:Q", "to", ".1%"),
+        ),
+    )
+    colours = alt.Scale(domain=names, range=[COLOURS[PLACES[name]] for name in names])
+    bar = base.mark_bar().encode(
+        x=alt.X("share:Q", title="blocked", axis=alt.Axis(format=".0%"), scale=alt.Scale(domain=[0, 1])),
+        color=alt.Color("series:N", scale=colours, sort=None, legend=alt.Legend(title=None)),
+    )
+    return alt.layer(bar, base.mark_rule(strokeWidth=1.2).encode(x="low:Q", x2="high:Q"))
+
+
 def cells(columns_are: str, share_is: str) -> Callable[[Figure], Drawn]:
     """A chart of counts in rows and columns, shaded by their share."""
 
@@ -286,6 +323,7 @@ CHARTS: dict[str, Callable[[Figure], Drawn]] = {
     ),
     "trade_off": trade_off,
     "neurons": bars,
+    "shares": shares,
     "matrix": cells("inside the hypercubes of", "share inside"),
     "methods": cells("method", "share"),
 }

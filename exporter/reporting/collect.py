@@ -13,6 +13,7 @@ from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warn
 from exporter.checkpoint.summary import StoredRate
 from exporter.common.version import __version__
 from exporter.prompts.packaged import EVERYDAY
+from exporter.reporting.discriminant import discriminant_figures
 from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, place_figure, trade_off_figures
 
@@ -57,14 +58,14 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
         "neurons": None,
     }
     if (cubes := found.key_space) is not None:
-        # Figures are of hypercubes alone so far.
-        figures += key_space_figures(skill, number, names) if cubes.discriminant is None else []
+        hypercubes = cubes.discriminant is None
+        figures += key_space_figures(skill, number, names) if hypercubes else discriminant_figures(cubes, number)
         numbers["key_space"] = {
             "promise": promise(cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype, cubes.discriminant),
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),
             "rates": rate_rows(cubes),
-            "nearest": nearest(skill, cubes) if cubes.discriminant is None else {},
+            "nearest": nearest(skill, cubes) if hypercubes else {},
         }
     if found.neurons is not None:
         figures += [*trade_off_figures(skill, number), place_figure(skill, found.neurons, number)]

@@ -18,6 +18,7 @@ from exporter.prompts.packaged import EVERYDAY
 
 FORGET, UNSEEN = "forget set", "forget set, unseen formats"
 RETAIN, EVERYDAY_PROMPTS, OTHERS, ANSWERS = "retain set", "everyday prompts", "other skills", "harmless, over answers"
+NEAR_MISSES = "near misses"
 MEASURED, EXPECTED = "measured", "independent Gaussians"
 
 NEAREST = 8

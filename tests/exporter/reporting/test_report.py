@@ -249,8 +249,9 @@ def test_the_same_checkpoint_gives_the_same_bytes(several: Several, reported: Re
 def test_every_figure_says_what_and_how_many(several: Several, reported: Reported) -> None:
     _, numbers = reported(several.checkpoint)
     drawn = [numbers["matrix"], *(each for skill in numbers["skills"] for each in skill["figures"])]
-    # Gaussian neurons need the base model, methods side by side are drawn by examples/paper (tests/test_paper.py).
-    assert {each["kind"] for each in drawn} == set(CHARTS) - {"neuron_gaussian", "methods"}
+    # Gaussian neurons need the base model, methods side by side are drawn by examples/paper (tests/test_paper.py), and
+    # shares are of regions along discriminants (test_discriminant.py).
+    assert {each["kind"] for each in drawn} == set(CHARTS) - {"neuron_gaussian", "methods", "shares"}
     for each in drawn:
         assert each["title"] and each["rows"]
         assert re.search(r"[Pp]art", each["caption"]) or each["kind"] == "neurons", each["caption"]

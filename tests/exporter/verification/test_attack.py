@@ -53,8 +53,8 @@ def simple_maths() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def maths(tmp_path_factory: pytest.TempPathFactory, simple_maths: None) -> Path:
-    """A checkpoint of the skill. The threshold is given, so nothing is promised. Of everyday prompts there is one kind,
-    for the time that more take."""
+    """A checkpoint of the skill. The threshold is given, so nothing is promised. One kind of everyday prompts
+    is enough, for the time that more take."""
     folder = tmp_path_factory.mktemp("maths")
     base = tiny_model(folder / "base", intermediate_size=256)
     kinds = {prompt.kind for prompt in everyday_prompts() if prompt.kind} - {"roleplay"}
