@@ -19,6 +19,7 @@ from exporter.reporting.key_space import (
     RETAIN,
     UNSEEN,
 )
+from exporter.reporting.themes import THEMES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ((1, 0), (8, 3), (3, 2), (8, 3, 2, 3), (4, 2), (12, 4))
@@ -28,48 +29,9 @@ PLACES = {FORGET: 0, RETAIN: 1, EVERYDAY_PROMPTS: 2, ANSWERS: 3, OTHERS: 4, UNSE
 PLACES |= {NEAR_MISSES: 1}
 
 HEIGHT, PNG_WIDTH = 300, 680
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 Drawn = alt.LayerChart | alt.FacetChart
 """Altair's type of a layered chart; none here has facets."""
-
-
-def theme(ink: str, faint: str, grid: str, background: str) -> dict[str, Any]:
-    """A Vega-Lite config. Text has at least the contrast of 4.5 : 1 that WCAG requires."""
-    labels = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12}
-    return {
-        "background": background,
-        "font": FONT,
-        "padding": 6,
-        "view": {"stroke": None},
-        "axis": {
-            **labels,
-            "titleFontSize": 12.5,
-            "titleFontWeight": "normal",
-            "gridColor": grid,
-            "domainColor": faint,
-            "tickColor": faint,
-            "titlePadding": 8,
-        },
-        "legend": {
-            **labels,
-            "orient": "bottom",
-            "direction": "horizontal",
-            "columns": 3,
-            "symbolSize": 110,
-            "symbolStrokeWidth": 2,
-            "labelLimit": 260,
-        },
-        "title": {"color": ink, "fontSize": 15, "anchor": "start", "offset": 12},
-        "text": {"color": ink, "fontSize": 12},
-        "rule": {"color": ink},
-    }
-
-
-THEMES = {
-    "light": theme("#1f2328", "#6e7781", "#e4e7eb", "#ffffff"),
-    "dark": theme("#e6edf3", "#8b949e", "#2d333b", "#14181d"),
-}
 
 
 def chart(figure: Figure) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from exporter.checkpoint.card.figure import Figure
-from exporter.reporting.charts import THEMES, chart, for_png
+from exporter.reporting.charts import chart, for_png
+from exporter.reporting.themes import THEMES
 
 PNG_SCALE = 2
 BUNDLE = "window.vegaEmbed = vegaEmbed;"

@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 
-from exporter.reporting.charts import COLOURS, DASHES, SHAPES, THEMES
+from exporter.reporting.charts import COLOURS, DASHES, SHAPES
+from exporter.reporting.themes import THEMES
 
 # Linear RGB as it is seen without red, green or blue cones: Machado, Oliveira and Fernandes (2009), severity 1.
 BLINDNESS = {
