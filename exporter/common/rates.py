@@ -34,11 +34,6 @@ def rate(hits: int, total: int) -> Rate:
     return Rate(hits, total, float(interval.low), float(interval.high))
 
 
-def upper_bound(hits: int, total: int) -> float:
-    """The exact one-sided 95 % (Clopper-Pearson) upper bound of a share."""
-    return float(binomtest(hits, total, alternative="less").proportion_ci(0.95, "exact").high) if total else 1.0
-
-
 def rates(value: Any) -> Any:
     """The same nesting with every Rate as a JSON object."""
     if isinstance(value, Mapping):

@@ -17,8 +17,9 @@ from exporter.checkpoint.layout import RECIPE
 from exporter.checkpoint.reading import Stored, StoredSkill, read_stored
 from exporter.checkpoint.reproduce import records
 from exporter.common.errors import BadInput
-from exporter.common.rates import Rate, rate, upper_bound
+from exporter.common.rates import Rate, rate
 from exporter.common.text import Notify, counted
+from exporter.methods.key_space.budget import at_most
 from exporter.methods.key_space.detection import spread
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, SYSTEM, Query
@@ -37,6 +38,8 @@ MOST = 60
 EXACT = 1e-5
 """Distance of a score from the threshold, on a scale where the means of both sides are 1 apart, within which rounding
 may decide in float32. Other dtypes have theirs in ROUNDING."""
+SURE = 0.95
+"""Confidence that what is promised is not there, before a checkpoint fails."""
 IDENTITY = ("source", "row", "sha256", "format", "variant")
 """What a query of the export is known by."""
 
@@ -100,7 +103,7 @@ class Attack:
     @property
     def upper_bound(self) -> float:
         """Of the share of plain prompts that are refused."""
-        return upper_bound(self.plain.hits, self.plain.total)
+        return at_most(self.plain.hits, self.plain.total, confidence=SURE).bound
 
     @property
     def compared(self) -> list[Asked]:

@@ -23,14 +23,14 @@ class Promise:
     bound: float
 
 
-def at_most(hits: int, total: int, places: int = 1) -> Promise:
+def at_most(hits: int, total: int, places: int = 1, confidence: float = CONFIDENCE) -> Promise:
     """An upper bound (Clopper-Pearson, one-sided).
 
     places: how many thresholds were set on these prompts. Each of them may reach up to the next prompt, so that the
     share inside is one of `hits + places` of the gaps between `total` prompts, not of `hits + 1`.
     """
     gaps = hits + places
-    return Promise(hits, total, float(beta.ppf(CONFIDENCE, gaps, total + 1 - gaps)) if gaps <= total else 1.0)
+    return Promise(hits, total, float(beta.ppf(confidence, gaps, total + 1 - gaps)) if gaps <= total else 1.0)
 
 
 def at_least(hits: int, total: int) -> Promise:

@@ -57,7 +57,7 @@ def discriminant(gram: Tensor, forget: Tensor, weights: Tensor, shrinkage: float
     system = root[:, None] * centred * root / total
     system.diagonal().add_(shrinkage)
     along = root * (gram @ difference - (shares @ (gram @ difference))[own])
-    solved = root * torch.linalg.solve(system, along) / total
+    solved = root * torch.cholesky_solve(along[:, None], torch.linalg.cholesky(system))[:, 0] / total
     # The transpose of "less the mean of its side".
     sums = torch.stack([solved[forget].sum(), solved[~forget].sum()])
     return (difference - solved + shares.T @ sums) / shrinkage

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from exporter.checkpoint.layout import PROMPTS, STATISTICS, SUMMARY
 from exporter.cli.main import cli, main
 from exporter.common.errors import BadInput
-from exporter.common.rates import rate, upper_bound
+from exporter.methods.key_space.budget import at_most
 from exporter.pipeline.run import export
 from exporter.prompts.packaged import everyday_prompts, packaged_sha256, records_of
 from exporter.prompts.packaged_skills import packaged_skill
@@ -103,7 +103,8 @@ def test_the_report_part_is_asked_in_every_kind_of_turn(maths: Path) -> None:
     # Every plain prompt of the report part was counted at the export too, and decided alike.
     counted = stored["blocked"]["maths"]
     assert figures["kinds"]["plain"] == counted["plain"] and counted["plain"]["total"] > 30
-    assert figures["upper_bound"] == upper_bound(counted["plain"]["hits"], counted["plain"]["total"])
+    plain = counted["plain"]
+    assert figures["upper_bound"] == at_most(plain["hits"], plain["total"], confidence=0.95).bound
     near = stored["false_blocks"]["maths near misses"]["plain"]
     assert figures["harmless"]["near misses"] == near and figures["harmless"]["everyday prompts"]["total"] > 0
     kinds = {"plain", "system", "second-turn", "deep", "buried", "prefill", "insisting"}
@@ -202,10 +203,3 @@ def test_without_a_packaged_skill(
 def test_without_the_model() -> None:
     with pytest.raises(BadInput, match="--attack: its prompts are asked of the model"):
         VerifySettings("out", model=False, attack=True)
-
-
-def test_the_bound_of_a_share() -> None:
-    # With no hit of n, 1 - 0.05^(1/n).
-    assert upper_bound(0, 30) == pytest.approx(1 - 0.05 ** (1 / 30))
-    assert upper_bound(30, 30) == upper_bound(0, 0) == 1.0
-    assert rate(12, 30).rate < upper_bound(12, 30) < rate(12, 30).high

@@ -16,6 +16,7 @@ def test_promises_are_exact_bounds() -> None:
     # At the bound, as few (or as many) hits have a probability of one tenth.
     assert binom.cdf(3, 400, at_most(3, 400).bound) == pytest.approx(0.1)
     assert binom.sf(110, 117, at_least(111, 117).bound) == pytest.approx(0.1)
+    assert at_most(0, 30, confidence=0.95).bound == pytest.approx(1 - 0.05 ** (1 / 30))
     assert at_most(0, 360).bound == pytest.approx(1 - 0.1 ** (1 / 360))
     assert (at_least(0, 5).bound, at_most(5, 5).bound, at_most(0, 0).bound) == (0, 1, 1)
 
