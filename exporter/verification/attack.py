@@ -246,7 +246,8 @@ def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def check_promise(attacks: Sequence[Attack]) -> str:
     """The share of plain prompts refused may be what is promised, by its one-sided 95 % bound."""
-    below, seen = [], []
+    below: list[str] = []
+    seen: list[str] = []
     for each in attacks:
         plain, bound = each.plain, each.upper_bound
         if each.promise is None or not plain.total:

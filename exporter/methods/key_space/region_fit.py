@@ -38,13 +38,13 @@ class FitPart:
         """Which rows stand at a place: (n,) bool."""
         return torch.tensor([each == place for each in self.places], dtype=torch.bool)
 
-    def at_kind_of(self, place: str) -> Tensor:
-        """Which rows stand where a region of this place may hold.
+    @staticmethod
+    def kind_of(place: str) -> frozenset[str]:
+        """The places that one position cannot be told from this one by.
 
-        The end of a message after a refusal is one of any message: that it was refused lies before it, and is no
-        limit that one position could be told by.
+        The end of a message after a refusal is one of any message: that it was refused lies before it.
         """
-        return self.at(PROMPT) | self.at(REFUSED) if place in (PROMPT, REFUSED) else self.at(place)
+        return frozenset((PROMPT, REFUSED) if place in (PROMPT, REFUSED) else (place,))
 
     def against_all(self, place: str) -> Tensor:
         """Rows from which the skill is known at a place: its forget rows, and the other side's of all places.
@@ -144,14 +144,11 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         # Left-out scores are 1 - (coordinate - zero) / (one - zero): where their means lie is 0 and 1 from now on.
         unit = (one - zero) * (far - near)
         shift = zero + (1 - far) * (one - zero)
-        here = part.at_kind_of(place)
-        prompts = [fold_of(query) for query in part.queries]
-        placed = [
-            fold for mine in (True, False) for fold, there in zip(prompts, here.tolist(), strict=True) if there is mine
-        ]
-        where, least = fit_place(keys[here], keys[~here], placed)
-        found.append((direction / unit, shift / unit, where, least))
-    skill, shift_, place_, least_ = zip(*found, strict=True)
+        found.append((direction / unit, shift / unit))
+    skill, shift_ = zip(*found, strict=True)
+    kinds = [part.kind_of(place) for place in places]
+    of_kinds = {kind: fit_place(keys, part, kind) for kind in dict.fromkeys(kinds)}
+    place_, least_ = zip(*(of_kinds[kind] for kind in kinds), strict=True)
     return Regions(
         layer,
         tuple(places),
@@ -162,19 +159,19 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
     )
 
 
-def fit_place(here: Tensor, elsewhere: Tensor, folds: Sequence[str]) -> tuple[Tensor, float]:
+def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor, float]:
     """The direction (d,) float64 that tells the keys of one kind of place from all others, and its limit; 0 for all
     where there is no other place.
 
-    folds: of the keys here, then of those elsewhere. The limit is of keys by directions that had not seen their fold:
-    the middle of the gap between both sides; where they overlap, what LOST of the place are below.
+    The limit is of keys by directions that had not seen their fold: the middle of the gap between both sides; where
+    they overlap, what LOST of the place are below.
     """
-    if not len(elsewhere):
-        return torch.zeros(here.shape[1], dtype=torch.float64), 0.0
-    keys = torch.cat([here, elsewhere])
-    side = torch.arange(len(keys)) < len(here)
+    side = torch.tensor([place in kind for place in part.places])
+    if bool(side.all()):
+        return torch.zeros(keys.shape[1], dtype=torch.float64), 0.0
     rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
     direction = rows.direction(discriminant(rows.gram, side, weights, PLACE_SHRINKAGE)).float().double()
+    folds = [fold_of(query) for query in part.queries]
     left_out = 1 - scores_left_out(rows, side, weights, folds, PLACE_SHRINKAGE)
     least, greatest = float(left_out[side].quantile(LOST)), float(left_out[~side].max())
     along = keys.double() @ direction
