@@ -7,7 +7,7 @@ import pytest
 from exporter.checkpoint.summary import DiscriminantSummary, KeySpaceSummary, SourceRates, StoredRate
 from exporter.common.rates import rate
 from exporter.reporting.charts import chart
-from exporter.reporting.discriminant import discriminant_figures
+from exporter.reporting.regions import discriminant_figures
 
 
 def stored(hits: int, total: int) -> StoredRate:
