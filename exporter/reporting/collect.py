@@ -13,9 +13,9 @@ from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warn
 from exporter.checkpoint.summary import StoredRate
 from exporter.common.version import __version__
 from exporter.prompts.packaged import EVERYDAY
-from exporter.reporting.regions import discriminant_figures
 from exporter.reporting.key_space import key_space_figures, nearest
 from exporter.reporting.neurons import effect_rows, place_figure, trade_off_figures
+from exporter.reporting.regions import discriminant_figures
 
 
 def collect(stored: Stored) -> dict[str, Any]:
