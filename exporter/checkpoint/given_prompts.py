@@ -91,7 +91,7 @@ def check_rows(stored: Stored, found: Sequence[Prompt], flag: str) -> None:
         parts = [part for part in skill.prompts if part.removeprefix("texts.").startswith(flag.removeprefix("--"))]
         for record in chain.from_iterable(skill.prompts[part] for part in parts):
             # A rendering has the row of its prompt, and a text of its own.
-            if record["source"] in ours and record.get("format") != RENDERED:
+            if record["source"] in ours and record["format"] != RENDERED:
                 labels[skill.name, record["source"]].add((record["row"], record["sha256"]))
     best = max(labels.values(), key=lambda wanted: len(wanted & keys.keys()), default=set())
     if not best & keys.keys():

@@ -64,7 +64,10 @@ def test_each_file_of_one_name_is_found_again(name: str, tmp_path: Path) -> None
     prompts, paths = collected(tmp_path, [name, name])
     summary = SkillSummary.model_construct(sources=tuple(map(recorded, prompts.records)))
     parts = {
-        "forget.report": [{"source": each.source, "row": each.row, "sha256": each.sha256} for each in prompts.forget]
+        "forget.report": [
+            {"source": each.source, "row": each.row, "sha256": each.sha256, "format": "plain"}
+            for each in prompts.forget
+        ]
     }
     whole = Summary.model_construct(skills=(summary,))
     stored = Stored("checkpoint", {}, {}, whole, (StoredSkill("skill", summary, parts, {}),))
