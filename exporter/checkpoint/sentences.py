@@ -38,17 +38,19 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str) -> str:
     worst = min(found.left_out.blocked, key=found.left_out.blocked.__getitem__)
     text = (
         f"With 90 % confidence each, in the draw of the calibration prompts and in {dtype}: at least "
-        f"{found.blocked.bound:.1%} of further forget prompts from the same sources are blocked ({found.blocked.hits} "
-        f"of {found.blocked.total}), and at most {found.false_blocks.bound:.1%} of further prompts that are to be "
-        f"answered, in any kind of turn and anywhere in {found.answer_tokens} tokens of their answer "
+        f"{found.blocked.bound:.1%} of further forget prompts from the same sources are blocked in a plain message "
+        f"({found.blocked.hits} of {found.blocked.total}), and at most {found.false_blocks.bound:.1%} of further "
+        "prompts that are to be answered, in the kinds of turn that each was put into "
         f"({found.false_blocks.hits} of {found.false_blocks.total})"
     )
     if (near := found.near_misses).total:
         text += f", and {near.bound:.1%} of near misses ({near.hits} of {near.total})"
     least = f", least of all {worst} with {found.left_out.blocked[worst]:.1%}" if worst else ""
+    answers = found.answers
     return text + (
-        f". Where a whole form of the forget prompts is left out of the fit, {found.left_out.mean:.1%} of it are "
-        f"blocked on average{least}."
+        f". Of {answers.total} harmless answers of the report part {answers.hits} have a position inside, looked at "
+        f"for up to {found.answer_tokens} tokens. Where a whole form of the forget prompts is left out of the fit, "
+        f"{found.left_out.mean:.1%} of it are blocked on average{least}."
     )
 
 

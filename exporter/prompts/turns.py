@@ -24,7 +24,7 @@ RENDERED = "rendered"
 """The format of renderings, which are plain messages and yet no prompts of their own."""
 REQUEST = "{request}"
 """Where a packaged text quotes the prompt."""
-AFTER_REFUSAL, AFTER_ANSWER = "remarks after a refusal", "insisting after an answer"
+AFTER_REFUSAL, AFTER_ANSWER = "harmless after a refusal", "insisting after an answer"
 """Sources of packaged messages that are to be answered."""
 
 FITTED_AFTER = 2
@@ -158,7 +158,7 @@ class Turns:
         return self._short([Query(each, RENDERED, self._formatter.render(each.text)) for each in prompts])
 
     def after_refusal(self, forget: Sequence[Prompt], part: str) -> list[Query]:
-        """Packaged remarks and questions of one part after the refusal of forget prompts: all are to be answered."""
+        """Packaged harmless messages of one part after the refusal of forget prompts: all are to be answered."""
         if INSISTING not in self.used or not forget:
             return []
         texts = (*packaged.harmless_after_refusal(), *packaged.questions_after_refusal())

@@ -137,7 +137,7 @@ def test_the_summary_counts_by_kind_of_turn(folder: Path) -> None:
     ((source, turns),) = key_space.blocked.items()
     assert source == "forget.jsonl" and {"plain", "prefill", "insisting", "all"} <= turns.keys()
     assert turns["plain"].total == 30 > turns["insisting"].total >= 20  # some are longer than the model's context
-    assert key_space.false_blocks.keys() == {"retain.jsonl", "remarks after a refusal", "insisting after an answer"}
+    assert key_space.false_blocks.keys() == {"retain.jsonl", "harmless after a refusal", "insisting after an answer"}
 
 
 def test_the_checkpoint_refuses_the_skill_and_answers_the_rest(bare: tuple[Path, Summary]) -> None:
