@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporter.methods.key_space.discriminant import SHRINKAGE, Rows, discriminant
+from exporter.methods.key_space.discriminant import SHRINKAGE, Discriminant, Rows
 from exporter.methods.key_space.regions import Regions
 from exporter.prompts.formats import Query
 from exporter.prompts.renderings import AS_GIVEN, group_of
@@ -91,7 +91,7 @@ def try_layer(
     groups = group_names(queries, folds)
     trials = []
     for shrinkage in shrinkages:
-        scores = scores_left_out(rows, forget, weights, folds, shrinkage, groups)
+        scores = scores_left_out(Discriminant.of(rows.gram, forget, weights, shrinkage), folds, groups)
         threshold = torch.quantile(scores[~forget], budget)
         hits: dict[str, list[bool]] = defaultdict(list)
         for row in forget.nonzero().flatten().tolist():
@@ -102,14 +102,7 @@ def try_layer(
     return trials
 
 
-def scores_left_out(
-    rows: Rows,
-    forget: Tensor,
-    weights: Tensor,
-    folds: Sequence[str],
-    shrinkage: float,
-    groups: Sequence[str] | None = None,
-) -> Tensor:
+def scores_left_out(fitted: Discriminant, folds: Sequence[str], groups: Sequence[str] | None = None) -> Tensor:
     """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold, nor any of its group
     (see `group_names`): (n,) float64."""
     both = list(zip(folds, groups or folds, strict=True))
@@ -117,10 +110,7 @@ def scores_left_out(
     for fold, group in sorted(set(both)):
         held = torch.tensor([each == (fold, group) for each in both], dtype=torch.bool)
         unseen = torch.tensor([one == fold or other == group for one, other in both], dtype=torch.bool)
-        fitted = torch.where(unseen, 0.0, weights)
-        along = rows.gram @ discriminant(rows.gram, forget, fitted, shrinkage)
-        one, zero = (float(along[side] @ fitted[side] / fitted[side].sum()) for side in (forget, ~forget))
-        scores[held] = 1 - (along[held] - zero) / (one - zero)
+        scores[held] = fitted.scores_without(unseen, held)
     return scores
 
 
@@ -134,9 +124,10 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         forget = part.forget[chosen]
         weights = balanced(queries, forget)
         rows = Rows.of(keys[chosen])
-        direction = rows.direction(discriminant(rows.gram, forget, weights, shrinkage))
+        fitted = Discriminant.of(rows.gram, forget, weights, shrinkage)
+        direction = rows.direction(fitted.coefficients)
         folds = fold_names(queries, forget)
-        left_out = scores_left_out(rows, forget, weights, folds, shrinkage, group_names(queries, folds))
+        left_out = scores_left_out(fitted, folds, group_names(queries, folds))
         # Of rows that were left out: those that a direction was fitted on lie further apart than new ones.
         along = keys[chosen].double() @ direction
         one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
@@ -170,9 +161,9 @@ def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor
     if bool(side.all()):
         return torch.zeros(keys.shape[1], dtype=torch.float64), 0.0
     rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
-    direction = rows.direction(discriminant(rows.gram, side, weights, PLACE_SHRINKAGE)).float().double()
-    folds = [fold_of(query) for query in part.queries]
-    left_out = 1 - scores_left_out(rows, side, weights, folds, PLACE_SHRINKAGE)
+    fitted = Discriminant.of(rows.gram, side, weights, PLACE_SHRINKAGE)
+    direction = rows.direction(fitted.coefficients).float().double()
+    left_out = 1 - scores_left_out(fitted, [fold_of(query) for query in part.queries])
     least, greatest = float(left_out[side].quantile(LOST)), float(left_out[~side].max())
     along = keys.double() @ direction
     one, zero = float(along[side].mean()), float(along[~side].mean())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from exporter.methods.key_space.discriminant import Rows, discriminant
+from exporter.methods.key_space.discriminant import Discriminant, Rows
 
 
 def sides(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,6 +18,10 @@ def sides(rows: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     forget = torch.arange(rows) % 3 == 0
     keys[forget] += 0.7
     return keys, forget, torch.rand(rows).double() + 0.1
+
+
+def unit(direction: Tensor) -> Tensor:
+    return direction / direction.norm()
 
 
 def closed_form(rows: Tensor, forget: Tensor, weights: Tensor, shrinkage: float) -> Tensor:
@@ -32,8 +36,8 @@ def closed_form(rows: Tensor, forget: Tensor, weights: Tensor, shrinkage: float)
 def test_it_is_the_shrunk_linear_discriminant(rows: int, size: int, shrinkage: float) -> None:
     keys, forget, weights = sides(rows, size)
     found = Rows.of(keys)
-    ours = found.rows.T @ discriminant(found.gram, forget, weights, shrinkage)
-    torch.testing.assert_close(ours, closed_form(found.rows, forget, weights, shrinkage))
+    ours = found.rows.T @ Discriminant.of(found.gram, forget, weights, shrinkage).coefficients
+    torch.testing.assert_close(unit(ours), unit(closed_form(found.rows, forget, weights, shrinkage)))
 
 
 def test_rows_without_weight_are_left_out() -> None:
@@ -41,14 +45,31 @@ def test_rows_without_weight_are_left_out() -> None:
     found = Rows.of(keys)
     weights[5:9] = 0
     kept = weights > 0
-    ours = found.rows.T @ discriminant(found.gram, forget, weights)
-    torch.testing.assert_close(ours, closed_form(found.rows[kept], forget[kept], weights[kept], 1.0))
+    ours = found.rows.T @ Discriminant.of(found.gram, forget, weights).coefficients
+    torch.testing.assert_close(unit(ours), unit(closed_form(found.rows[kept], forget[kept], weights[kept], 1.0)))
+
+
+@given(rows=st.integers(12, 40), size=st.integers(1, 40), shrinkage=st.sampled_from([0.1, 1.0, 3.0]))
+def test_scores_without_some_rows_are_those_of_a_fit_without_them(rows: int, size: int, shrinkage: float) -> None:
+    keys, forget, weights = sides(rows, size)
+    found = Rows.of(keys)
+    unseen, held = torch.arange(rows) % 4 == 1, torch.arange(rows) % 8 == 1
+    scores = Discriminant.of(found.gram, forget, weights, shrinkage).scores_without(unseen, held)
+    seen = ~unseen
+    # The same lambda counts more beside a smaller weight.
+    stronger = shrinkage * float(weights.sum() / weights[seen].sum())
+    direction = closed_form(found.rows[seen], forget[seen], weights[seen], stronger)
+    along = found.rows @ direction
+    one, zero = (
+        float((weights * along)[side].sum() / weights[side].sum()) for side in (forget & seen, ~forget & seen)
+    )
+    torch.testing.assert_close(scores, (1 - (along - zero) / (one - zero))[held])
 
 
 def test_the_direction_in_the_key_space() -> None:
     keys, forget, weights = sides(30, 12)
     rows = Rows.of(keys)
-    coefficients = discriminant(rows.gram, forget, weights)
+    coefficients = Discriminant.of(rows.gram, forget, weights).coefficients
     # Coordinates of keys and of standardised rows differ by a constant.
     apart = keys @ rows.direction(coefficients) - rows.gram @ coefficients
     torch.testing.assert_close(apart, apart.mean().expand(30))
@@ -58,7 +79,7 @@ def test_dimensions_that_never_vary_do_no_harm() -> None:
     keys, forget, weights = sides(30, 12)
     keys[:, 4] = 3.0
     rows = Rows.of(keys)
-    direction = rows.direction(discriminant(rows.gram, forget, weights))
+    direction = rows.direction(Discriminant.of(rows.gram, forget, weights).coefficients)
     assert direction.isfinite().all()
     # What does not vary says nothing, whatever a later key has there.
     assert float(direction[4].abs()) == pytest.approx(0, abs=1e-9)
