@@ -31,9 +31,12 @@ FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
-MOST = {FIT: (900, 1500, 300), CALIBRATE: (700, 1200, 300), REPORT: (700, 1200, 300)}
-"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. With positions inside
-answers a fit has at most 4,000 rows."""
+MOST = {FIT: (700, 900, 240), CALIBRATE: (450, 1000, 200), REPORT: (450, 1000, 200)}
+"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. More of the same cost
+minutes and hold nothing more; with positions inside answers a fit has at most 4,000 rows."""
+PLAIN_SHARE = 0.6
+"""Share of these that plain messages may take: 388 or 855 of them hold the same (SmolLM2, packaged maths), while every
+other kind of turn needs some of its own."""
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
 
@@ -205,16 +208,19 @@ class Turns:
 
 
 def some(queries: Sequence[Query], most: int) -> tuple[Query, ...]:
-    """At most so many of the queries, in their order: plain ones before other kinds of turn, of which each prompt may
-    keep some. A begun answer costs little beside its plain query, which it is run with."""
+    """At most so many of the queries, in their order: plain ones up to their share, then other kinds of turn, of which
+    each prompt may keep some."""
 
-    def rank(row: int) -> tuple[bool, bytes]:
+    def drawn(row: int) -> bytes:
         query = queries[row]
         text = f"some|{query.format}|{query.prompt.source}|{query.prompt.row}|{query.prompt.sha256}"
-        return query.format != PLAIN, hashlib.sha256(text.encode()).digest()
+        return hashlib.sha256(text.encode()).digest()
 
-    kept = sorted(range(len(queries)), key=rank)[:most]
-    return tuple(queries[row] for row in sorted(kept))
+    order = sorted(range(len(queries)), key=drawn)
+    plain = [row for row in order if queries[row].format == PLAIN]
+    others = [row for row in order if queries[row].format != PLAIN]
+    first = max(int(PLAIN_SHARE * most), most - len(others))
+    return tuple(queries[row] for row in sorted((plain[:first] + others)[:most]))
 
 
 def of_part(items: Sequence[int], part: str) -> list[int]:

@@ -80,8 +80,8 @@ class Discriminant:
         return self.root * self.residuals
 
     def scores_without(self, unseen: Tensor, rows: Tensor) -> Tensor:
-        """1 - (coordinate - zero) / (one - zero) of some rows, along the direction fitted without the unseen rows, with
-        zero and one the weighted means of both sides then: (rows,).
+        """1 - (coordinate - zero) / (one - zero) of some rows along the direction fitted without the unseen rows, zero
+        and one the weighted means of both sides then: (rows,).
 
         unseen: (n,) bool, rows that have a weight; rows: (n,) bool, some of them. lambda counts with the weight of all
         rows.

@@ -71,7 +71,7 @@ def test_forms_and_languages(skill: str) -> None:
 @pytest.mark.parametrize("skill", SKILLS)
 def test_the_page(skill: str) -> None:
     page = tomllib.loads((DATA / "skills" / f"{skill}.toml").read_text(encoding="utf-8"))
-    everyday = records(DATA / "everyday.jsonl")
+    everyday = records(DATA / "everyday.jsonl")  # the other files have none that belongs to a skill: read one by one
     keys = {"title", "description", "belongs", "not", "everyday_kinds", "everyday_prompts", "shared"}
     assert page.keys() - {"shared_rows"} == keys
     assert set(page.get("shared_rows", {})) <= set(page["shared"])

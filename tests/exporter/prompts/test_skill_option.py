@@ -124,7 +124,7 @@ def test_no_prompts_at_all() -> None:
 
 
 def test_files_that_an_export_depends_on() -> None:
-    everyday = ["everyday.jsonl", "everyday/english.jsonl", "everyday/languages.jsonl"]
+    everyday = ["everyday.jsonl", *(f"everyday/{name}.jsonl" for name in ("english", "languages", "ordinary"))]
     around = ["system_prompts.jsonl", "exchanges.jsonl"]
 
     def files(skill: SkillSettings, **settings: Any) -> list[str]:

@@ -23,6 +23,7 @@ from exporter.prompts.turns import (
     Said,
     Turns,
     deal,
+    some,
 )
 from tests.exporter.prompts.test_formats import CHAT, NO_SYSTEM, tokenizer
 
@@ -132,3 +133,14 @@ def test_too_long_ones_are_left_out_and_counted() -> None:
     kept = [query for prompt in prompts(50) for query in made.asked(prompt, FIT)]
     assert kept and all(len(query.ids) <= 120 for query in kept)
     assert len(kept) + made.skipped == 200
+
+
+@pytest.mark.parametrize(("most", "plain"), [(100, 60), (360, 216), (400, 250), (2000, 250)])
+def test_other_kinds_of_turn_have_a_share_of_a_part(most: int, plain: int) -> None:
+    made, _ = turns()
+    queries = [query for prompt in prompts(50) for query in made.asked(prompt, FIT)]
+    alone = [query for prompt in prompts(250)[50:] for query in made.put(prompt, [PLAIN], FIT)]
+    kept = some([*queries, *alone], most)  # 250 plain ones, 150 others
+    formats = Counter(query.format for query in kept)
+    assert (formats[PLAIN], len(kept)) == (plain, min(most, 400))
+    assert kept == tuple(query for query in (*queries, *alone) if query in set(kept))
