@@ -1,7 +1,7 @@
 """From prompts to token ids, formatted as they will be at inference.
 
-With a chat template each prompt is formatted in one of three ways: as it is, under a system prompt, or as the second
-turn after a harmless exchange. Fitted on the plain format alone, a hypercube holds 22-68 % of GSM8K under another
+With a chat template each prompt is formatted in one of several ways: as it is, in another state of the template's
+switches, under a system prompt, or as the second turn after a harmless exchange. Fitted on the plain format alone, a hypercube holds 22-68 % of GSM8K under another
 system prompt; fitted on the mixture, 82-98 % under system prompts that it never saw (SmolLM2-135M, layers 20-22).
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
@@ -19,6 +19,7 @@ from exporter.common.errors import BadInput, first_line
 from exporter.prompts import packaged
 from exporter.prompts.packaged import Exchange
 from exporter.prompts.sources import Prompt
+from exporter.prompts.switches import MARK, State, states_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +33,6 @@ FOLDS = 10
 Message = dict[str, str]
 """One chat message: {"role": "system" | "user" | "assistant", "content": text}."""
 
-_MARK = "Zaunkoenig"
-
 
 @dataclass(frozen=True)
 class Query:
@@ -41,7 +40,7 @@ class Query:
 
     Attributes:
         prompt: Where it comes from.
-        format: "plain", "system" or "second-turn".
+        format: "plain", "system", "second-turn" or a state of the chat template.
         ids: Token ids, special tokens included; the last one is the position whose key vector counts.
         variant: The number of its system prompt or exchange; for a plain prompt, which of FOLDS.
     """
@@ -59,14 +58,16 @@ class Formatter:
         tokenizer: Tokenizer of the base model.
         template: "chat" for its chat template, "auto" for that if there is one and the bare prompt otherwise, or a
             text in which `{prompt}` is replaced.
-        formats: "mixed" for a third of the prompts in each format, drawn by the seed; "plain" for that alone.
+        formats: "mixed" for as many of the prompts in each format, drawn by the seed; "plain" for that alone.
         system_prompts: The user's own, drawn along with the packaged ones.
+        states: States of the chat template to use beside those that are found in it.
         seed: Seed of the draws. A prompt's draw depends on nothing but the seed and itself.
         max_length: Most tokens a query may have, usually the model's context; None for no limit.
         skip_long: Drop and count longer prompts instead of raising.
 
     Attributes:
         formats_used: The formats that prompts are given.
+        states: By format, those of them that are states of the chat template.
         notes: Sentences that the user should see.
         skipped: Number of prompts dropped so far because they are too long.
 
@@ -81,6 +82,7 @@ class Formatter:
         template: str = "auto",
         formats: str = "mixed",
         system_prompts: Sequence[str] = (),
+        states: Sequence[State] = (),
         seed: int = 0,
         max_length: int | None = None,
         skip_long: bool = False,
@@ -89,6 +91,8 @@ class Formatter:
             raise BadInput(f"--formats: '{formats}' is neither 'mixed' nor 'plain'")
         if system_prompts and formats == PLAIN:
             raise BadInput("--system-prompt: '--formats plain' uses no system prompts; leave one of the two out")
+        if states and formats == PLAIN:
+            raise BadInput("--template-args: '--formats plain' uses no other states; leave one of the two out")
         if not all(text.strip() for text in system_prompts):
             raise BadInput("--system-prompt: the text is empty")
         self._tokenizer = tokenizer
@@ -98,8 +102,14 @@ class Formatter:
         self._template = self._choose_template(template)  # None: the chat template
         self._system_prompts = tuple(dict.fromkeys((*packaged.system_prompts(), *system_prompts)))
         self._exchanges = packaged.exchanges()
+        self.states: dict[str, State] = {}
         if self._template is None:
             self.formats_used = self._supported_formats((PLAIN,) if formats == PLAIN else FORMATS)
+            if formats != PLAIN:
+                self.states = self._states(states)
+                self.formats_used += tuple(self.states)
+        elif states:
+            raise BadInput("--template-args: needs a chat template, and --prompt-template or the model gives none")
         elif system_prompts:
             raise BadInput("--system-prompt: needs a chat template, and --prompt-template or the model gives none")
         else:
@@ -156,6 +166,7 @@ class Formatter:
             text,
             system=self._system_prompts[variant] if format_ == SYSTEM else None,
             history=self._exchanges[variant].messages() if format_ == SECOND_TURN else (),
+            state=self.states.get(format_),
         )
 
     def _fits(self, ids: Sequence[int]) -> bool:
@@ -169,23 +180,37 @@ class Formatter:
         digest = hashlib.sha256(f"{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}".encode()).digest()
         which, system, exchange, fold = struct.unpack(">4Q", digest)
         variants = {
-            PLAIN: fold % FOLDS,
+            **dict.fromkeys((PLAIN, *self.states), fold % FOLDS),
             SYSTEM: system % len(self._system_prompts),
             SECOND_TURN: exchange % len(self._exchanges),
         }
         return self.formats_used[which % len(self.formats_used)], variants
 
     def render(
-        self, text: str, *, system: str | None = None, history: Sequence[Message] = (), assistant_prefill: str = ""
+        self,
+        text: str,
+        *,
+        system: str | None = None,
+        history: Sequence[Message] = (),
+        assistant_prefill: str = "",
+        state: State | None = None,
     ) -> tuple[int, ...]:
         """Token ids of one user message, ready for the model to answer. Arguments and errors: see `render_text`."""
-        rendered = self.render_text(text, system=system, history=history, assistant_prefill=assistant_prefill)
+        rendered = self.render_text(
+            text, system=system, history=history, assistant_prefill=assistant_prefill, state=state
+        )
         # A chat template writes the special tokens itself; to other text the tokenizer adds them, as at inference.
         encoding = self._tokenizer(rendered, add_special_tokens=self._template is not None, verbose=False)
         return tuple(cast("list[int]", encoding["input_ids"]))
 
     def render_text(
-        self, text: str, *, system: str | None = None, history: Sequence[Message] = (), assistant_prefill: str = ""
+        self,
+        text: str,
+        *,
+        system: str | None = None,
+        history: Sequence[Message] = (),
+        assistant_prefill: str = "",
+        state: State | None = None,
     ) -> str:
         """One user message as the text that is tokenized.
 
@@ -194,6 +219,7 @@ class Formatter:
             system: System prompt to put in front.
             history: Messages of earlier turns, such as `Exchange.messages()`.
             assistant_prefill: Beginning of the answer, appended as it is.
+            state: Of the chat template; None for its own default.
 
         Raises:
             BadInput: A system prompt or history without a chat template, or one that the chat template does not take.
@@ -204,7 +230,7 @@ class Formatter:
             return self._template.replace("{prompt}", text) + assistant_prefill
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [*history, {"role": "user", "content": text}]
-        return self._apply(messages) + assistant_prefill
+        return self._apply(messages, {} if state is None else state.arguments) + assistant_prefill
 
     def _choose_template(self, template: str) -> str | None:
         has_chat = bool(self._tokenizer.chat_template)
@@ -222,10 +248,22 @@ class Formatter:
             raise BadInput(f"--prompt-template: '{template}' is neither auto nor chat and does not contain {{prompt}}")
         return template
 
-    def _apply(self, messages: list[Message]) -> str:
+    def _states(self, given: Sequence[State]) -> dict[str, State]:
+        """The states of the chat template, by format; a note of those that are left out."""
+        template = cast("str", self._tokenizer.get_chat_template())
+        user = [{"role": "user", "content": MARK}]
+        used, beyond = states_of(template, lambda arguments: self._apply(user, arguments), given)
+        if beyond:
+            names = ", ".join(state.text for state in beyond)
+            self.notes.append(f"The model's chat template has more states than {len(used)}; not looked at: {names}.")
+        return {state.text: state for state in used}
+
+    def _apply(self, messages: list[Message], arguments: Mapping[str, Any] | None = None) -> str:
         """The rendered messages. Raises BadInput where the chat template does not take them."""
         try:
-            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **(arguments or {})
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             why = first_line(error)
             raise BadInput(f"the model's chat template does not take these messages ({why})") from error
@@ -238,14 +276,14 @@ class Formatter:
         """
         user = {"role": "user", "content": "Hello"}
         trials: dict[str, list[Message]] = {
-            PLAIN: [{"role": "user", "content": _MARK}],
-            SYSTEM: [{"role": "system", "content": _MARK}, user],
-            SECOND_TURN: [*Exchange(_MARK, "Hello").messages(), user],
+            PLAIN: [{"role": "user", "content": MARK}],
+            SYSTEM: [{"role": "system", "content": MARK}, user],
+            SECOND_TURN: [*Exchange(MARK, "Hello").messages(), user],
         }
         used = []
         for format_ in formats:
             try:
-                if _MARK in self._apply(trials[format_]):
+                if MARK in self._apply(trials[format_]):
                     used.append(format_)
                     continue
                 why = "it leaves the message out"

@@ -68,6 +68,6 @@ def make_parts(
             others = [prompt for prompt in retain[part] if prompt.form is None][::RENDERED_EVERY]
             answered += turns.rendered(rendered(others, part, seed, taken, 1))
         after = (*turns.after_refusal(prompts, part), *turns.after_answer(part))
-        most = MOST[part]
-        found[part] = Part(some(asked, most[0]), some(answered, most[1]), some(after, most[2]))
+        sides = zip((asked, answered, after), MOST[part], strict=True)
+        found[part] = Part(*(some(side, most, turns.plain) for side, most in sides))
     return RegionParts(**found, places=turns.places)

@@ -23,6 +23,7 @@ from exporter.prompts.splits import (
     split_retain,
 )
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
+from exporter.prompts.switches import State
 from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
@@ -185,6 +186,7 @@ def prepare_for(
         template=settings.prompt_template if settings.blocks else "{prompt}",
         formats=settings.formats,
         system_prompts=settings.system_prompts,
+        states=[State.given(text) for text in settings.template_args],
         seed=settings.seed,
         max_length=max_length,
         skip_long=settings.skip_long,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.prompts import packaged
 from exporter.prompts.formats import PLAIN, SECOND_TURN, SYSTEM, Formatter, Message, Query
 from exporter.prompts.sources import Prompt
+from exporter.prompts.switches import State
 
 PROMPT, BEGUN, REFUSED = "prompt", "begun answer", "after a refusal"
 PLACES = (PROMPT, BEGUN, REFUSED)
@@ -43,12 +44,14 @@ DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REP
 
 @dataclass(frozen=True)
 class Around:
-    """What surrounds a prompt: the user's message that holds it, and what stands before and after that."""
+    """What surrounds a prompt: the user's message that holds it, what stands before and after that, and the state of
+    the chat template."""
 
     message: str = REQUEST
     system: str | None = None
     history: tuple[Message, ...] = ()
     begun: str = ""
+    state: State | None = None
 
     def render(self, formatter: Formatter, prompt: str) -> tuple[int, ...]:
         """Token ids of a prompt in these surroundings."""
@@ -58,7 +61,11 @@ class Around:
 
         history = [{**each, "content": filled(each["content"])} for each in self.history]
         return formatter.render(
-            filled(self.message), system=self.system, history=history, assistant_prefill=filled(self.begun)
+            filled(self.message),
+            system=self.system,
+            history=history,
+            assistant_prefill=filled(self.begun),
+            state=self.state,
         )
 
 
@@ -110,29 +117,38 @@ TURNS = (
     Turn(PREFILL, BEGUN, PLAIN, lambda said: [Around(begun=each.text) for each in packaged.prefills()]),
     Turn(INSISTING, REFUSED, SECOND_TURN, insisting),
 )
-"""Every way in which a skill is asked for."""
+"""Every way in which a skill is asked for, in the chat template's default state."""
+
+
+def in_state(state: State) -> Turn:
+    """The kind of turn of a plain message in another state of the chat template."""
+    return Turn(state.text, PROMPT, state.text, lambda said: [Around(state=state)])
+
 
 
 class Turns:
     """Puts prompts into the kinds of turn that a model's chat template can express.
 
     seed: of the draws, which depend on it and on the prompt alone; max_length: see `Formatter`; longer queries are
-    left out and counted in `skipped`.
+    left out and counted in `skipped`. plain: the kinds that are a plain message, in each state of the chat template.
     """
 
     def __init__(self, formatter: Formatter, said: Said, seed: int, max_length: int | None) -> None:
         self._formatter, self._refusal, self._seed, self._max_length = formatter, said.refusal, seed, max_length
         used = formatter.formats_used
         mixed = used != (PLAIN,)
-        turns = [turn for turn in TURNS if turn.needs in used and (mixed or turn.name == PLAIN)]
-        self.used = {turn.name: turn for turn in turns}
-        self._around = {turn.name: tuple(turn.around(said)) for turn in turns}
+        self._states = (None, *formatter.states.values())
+        self.plain = (PLAIN, *formatter.states)
+        turns = [*TURNS, *map(in_state, formatter.states.values())]
+        self.used = {turn.name: turn for turn in turns if turn.needs in used and (mixed or turn.name == PLAIN)}
+        self._around = {name: tuple(turn.around(said)) for name, turn in self.used.items()}
         self.skipped = 0
 
     def asked(self, prompt: Prompt, part: str) -> list[Query]:
-        """A prompt as it may be asked: plain, in one other kind of message, and in each place beyond a message."""
-        others = [name for name, turn in self.used.items() if turn.place == PROMPT and name != PLAIN]
-        names = [PLAIN]
+        """A prompt as it may be asked: plain, in every state of the chat template, in one other kind of message, and
+        in each place beyond a message."""
+        names = [*self.plain]
+        others = [name for name, turn in self.used.items() if turn.place == PROMPT and name not in names]
         if others:
             names.append(others[self._draw(prompt, "turn") % len(others)])
         return self.put(prompt, [*names, *(name for name, turn in self.used.items() if turn.place != PROMPT)], part)
@@ -143,17 +159,23 @@ class Turns:
         asked = [query for query in self.asked(prompt, part) if self.used[query.format].place != REFUSED]
         thirds = self._draw(prompt, "third") % 3
         return [
-            query for query in asked if not thirds or query.format == PLAIN or self.used[query.format].place != PROMPT
+            query
+            for query in asked
+            if not thirds or query.format in self.plain or self.used[query.format].place != PROMPT
         ]
 
     def put(self, prompt: Prompt, names: Sequence[str], part: str) -> list[Query]:
-        """A prompt in kinds of turn by name, with surroundings of one part; too long ones are left out and counted."""
+        """A prompt in kinds of turn by name, with surroundings of one part; too long ones are left out and counted.
+
+        Plain messages are in the template's default state, all other kinds in any."""
         found = []
         for name in names:
             own = of_part(range(len(self._around[name])), part)
             variant = own[self._draw(prompt, name) % len(own)]
-            ids = self._around[name][variant].render(self._formatter, prompt.text)
-            found.append(Query(prompt, name, ids, variant))
+            around = self._around[name][variant]
+            if name not in self.plain:
+                around = replace(around, state=self._state(prompt, name))
+            found.append(Query(prompt, name, around.render(self._formatter, prompt.text), variant))
         return self._short(found)
 
     def rendered(self, prompts: Sequence[Prompt]) -> list[Query]:
@@ -172,7 +194,8 @@ class Turns:
             for time in range(FITTED_AFTER if part == FIT else 1):
                 asked = forget[self._draw(prompt, f"forget {time}") % len(forget)]
                 history = {"role": "user", "content": asked.text}, {"role": "assistant", "content": self._refusal}
-                ids = self._formatter.render(prompt.text, history=history)
+                state = self._state(prompt, f"forget {time}")
+                ids = self._formatter.render(prompt.text, history=history, state=state)
                 found.append(Query(prompt, AFTER_REFUSAL, ids, row))
         return self._short(found)
 
@@ -187,7 +210,8 @@ class Turns:
             own = of_part(range(len(answered)), part)
             exchange = answered[own[self._draw(prompt, "answer") % len(own)]]
             text = prompt.text.replace(REQUEST, exchange.user)
-            ids = self._formatter.render(text, history=exchange.messages())
+            state = self._state(prompt, "answer")
+            ids = self._formatter.render(text, history=exchange.messages(), state=state)
             found.append(Query(prompt, AFTER_ANSWER, ids, row))
         return self._short(found)
 
@@ -202,12 +226,15 @@ class Turns:
         self.skipped += len(queries) - len(fitting)
         return fitting
 
+    def _state(self, prompt: Prompt, what: str) -> State | None:
+        return self._states[self._draw(prompt, f"{what} state") % len(self._states)]
+
     def _draw(self, prompt: Prompt, what: str) -> int:
         text = f"{what}|{self._seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def some(queries: Sequence[Query], most: int) -> tuple[Query, ...]:
+def some(queries: Sequence[Query], most: int, plain_kinds: Sequence[str] = (PLAIN,)) -> tuple[Query, ...]:
     """At most so many of the queries, in their order: plain ones up to their share, then other kinds of turn, of which
     each prompt may keep some."""
 
@@ -217,8 +244,8 @@ def some(queries: Sequence[Query], most: int) -> tuple[Query, ...]:
         return hashlib.sha256(text.encode()).digest()
 
     order = sorted(range(len(queries)), key=drawn)
-    plain = [row for row in order if queries[row].format == PLAIN]
-    others = [row for row in order if queries[row].format != PLAIN]
+    plain = [row for row in order if queries[row].format in plain_kinds]
+    others = [row for row in order if queries[row].format not in plain_kinds]
     first = max(int(PLAIN_SHARE * most), most - len(others))
     return tuple(queries[row] for row in sorted((plain[:first] + others)[:most]))
 

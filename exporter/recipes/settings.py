@@ -173,6 +173,12 @@ class ExportSettings:
     system_prompts: tuple[str, ...] = setting(
         (), flag="--system-prompt", help="A system prompt of yours, used beside the packaged ones. Repeatable."
     )
+    template_args: tuple[str, ...] = setting(
+        (),
+        metavar="JSON",
+        help="A state of the chat template's switches to cover, such as '{\"thinking\": true}', beside those that are "
+        "found in it. Repeatable.",
+    )
     skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")
     seed: int = setting(**SEED)
     dtype: str = setting(**DTYPE)

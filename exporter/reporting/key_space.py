@@ -13,7 +13,7 @@ from exporter.checkpoint.reading import SCORED, Floats, Records, StoredSkill
 from exporter.checkpoint.summary import KeySpaceSummary
 from exporter.common.rates import rate
 from exporter.common.text import counted
-from exporter.prompts.formats import PLAIN
+from exporter.prompts.formats import SECOND_TURN, SYSTEM
 from exporter.prompts.packaged import EVERYDAY
 
 FORGET, UNSEEN = "forget set", "forget set, unseen formats"
@@ -47,7 +47,7 @@ def scores_by_series(skill: StoredSkill, names: list[str]) -> dict[str, Floats]:
     sources = [record["source"] for record in records["retain.report"]]
     others = {f"skill {name}" for name in names}
     retain = tensors["scores.retain.report.prompt"]
-    unseen = [record["format"] != PLAIN for record in records["forget.report.unseen"]]
+    unseen = [record["format"] in (SYSTEM, SECOND_TURN) for record in records["forget.report.unseen"]]
     series = {
         FORGET: tensors["scores.forget.report"],
         UNSEEN: tensors["scores.forget.report.unseen"][unseen],

@@ -22,7 +22,7 @@ from exporter.methods.key_space.detection import region_scores
 from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
 from exporter.methods.key_space.scoring import score_keys
 from exporter.models.prober import Prober
-from exporter.prompts.formats import FORMATS, PLAIN, SECOND_TURN, SYSTEM, Query
+from exporter.prompts.formats import PLAIN, SECOND_TURN, SYSTEM, Query
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, exchanges, system_prompts
 from exporter.prompts.sources import Prompt
 from exporter.recipes.settings import DISCRIMINANT
@@ -200,7 +200,7 @@ def blocking(live: InMemory) -> list[dict[str, Any]]:
 def recorded_everyday(live: InMemory) -> list[Scored]:
     """Everyday prompts that every blocking skill has scores of, some in each format. Raises NotMade where there are
     none, Wrong where one has other tokens now."""
-    texts, skills = by_key(everyday_prompts()), blocking(live)
+    texts, skills, formats = by_key(everyday_prompts()), blocking(live), live.formatter.formats_used
     statistics, prompts = live.view.statistics, live.view.read(PROMPTS)
     records: dict[tuple[Any, ...], dict[str, Any]] = {}
     found: defaultdict[tuple[Any, ...], dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
@@ -210,12 +210,12 @@ def recorded_everyday(live: InMemory) -> list[Scored]:
             asked, *scores = harmless_scores(statistics, prompts[name], skill, part)
             for record, prompt, answer in zip(asked, *scores, strict=True):
                 key = tuple(record[each] for each in ("row", "sha256", "format", "variant"))
-                if record["source"] == EVERYDAY and key[:2] in texts and record["format"] in FORMATS:
+                if record["source"] == EVERYDAY and key[:2] in texts and record["format"] in formats:
                     records[key], found[key][name] = record, (prompt, answer)
-    chosen: dict[str, list[Scored]] = {name: [] for name in FORMATS}
+    chosen: dict[str, list[Scored]] = {name: [] for name in formats}
     for key, by_skill in found.items():
         own = chosen[records[key]["format"]]
-        if len(by_skill) == len(skills) and len(own) < ASKED // len(FORMATS):
+        if len(by_skill) == len(skills) and len(own) < ASKED // len(formats):
             query = query_again(live, texts[key[:2]], records[key])
             if query is not None:
                 own.append(Scored(query, by_skill))

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from custom_modeling.buffers import KSD_BOUNDS, KSD_LIMITS
+from exporter.checkpoint.layout import SUMMARY
 from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
-from exporter.prompts.formats import Formatter, Query
+from exporter.prompts.formats import FORMATS, Formatter, Query
 from exporter.prompts.packaged import everyday_prompts
+from exporter.prompts.switches import State
 from exporter.verification.on_disk import OnDisk
 
 FEW = 4
@@ -41,7 +43,8 @@ class InMemory:
     @cached_property
     def formatter(self) -> Formatter:
         """Formats prompts as for the hypercubes; where there are none, as they are."""
-        return self.loaded.formatter(self.loaded.template or "{prompt}", skip_long=True)
+        states = [State(name) for name in self.view.read(SUMMARY)["formats"] if name not in FORMATS]
+        return self.loaded.formatter(self.loaded.template or "{prompt}", skip_long=True, states=states)
 
     @cached_property
     def plain(self) -> InMemory:

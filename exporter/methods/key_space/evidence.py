@@ -24,7 +24,7 @@ from exporter.methods.key_space.hypercubes import KeyMoments, KeySpace
 from exporter.methods.key_space.scoring import fit_keys, score_keys, score_unseen
 from exporter.methods.key_space.spool import KeySpool
 from exporter.models.prober import KeyProber
-from exporter.prompts.formats import PLAIN, SECOND_TURN, Formatter, Query
+from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Query
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.splits import ForgetParts, RetainParts
 from exporter.recipes.settings import SkillSettings
@@ -302,8 +302,8 @@ def by_source(queries: Sequence[Query], scores: Tensor, alpha: float) -> dict[st
 
 
 def unseen_rates(unseen: Scored, layer: int, alpha: float) -> dict[str, dict[str, Rate]]:
-    """Rates of forget prompts blocked in formats left out of the fit, which always includes the plain one."""
-    rows = [row for row, query in enumerate(unseen.queries) if query.format != PLAIN]
+    """Rates of forget prompts blocked under system prompts and after exchanges that were left out of the fit."""
+    rows = [row for row, query in enumerate(unseen.queries) if query.format in (SYSTEM, SECOND_TURN)]
     return by_source([unseen.queries[row] for row in rows], unseen.scores[rows, layer], alpha)
 
 
