@@ -50,7 +50,9 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str) -> str:
     return text + (
         f". Of {answers.total} harmless answers of the report part {answers.hits} have a position inside, looked at "
         f"for up to {found.answer_tokens} tokens. Where a whole form of the forget prompts is left out of the fit, "
-        f"{found.left_out.mean:.1%} of it are blocked on average{least}."
+        f"{found.left_out.mean:.1%} of it are blocked on average{least}. By their words alone, without the model, "
+        f"{found.words.hits} of {found.words.total} plain prompts of the report part would be blocked within the same "
+        "budgets."
     )
 
 

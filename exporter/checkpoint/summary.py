@@ -1,7 +1,8 @@
 """The summary of an export, `reproduce/summary.json`: everything that was measured, without paths or prompt texts.
 
-Rates are of the report parts, with exact 95 % (Clopper-Pearson) intervals, unless a field's name begins with
-`choose_`. Read without torch; keys that a later version adds are ignored.
+Rates are of the report parts, with 95 % intervals, unless a field's name begins with `choose_`: exact ones
+(Clopper-Pearson), of regions along discriminants or by bootstrap over what surrounds the prompts, if that is wider.
+Read without torch; keys that a later version adds are ignored.
 """
 
 from __future__ import annotations
@@ -184,7 +185,9 @@ class DiscriminantSummary(Part):
 
     `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
     blocked, at least; harmless prompts and near misses blocked in any kind of turn, at most. Of the report part:
-    `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`.
+    `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`;
+    `words`: plain forget prompts that their words alone would block within the same budgets; `phrases`: how many
+    texts there are around prompts, by kind of turn.
     """
 
     places: tuple[str, ...]
@@ -197,6 +200,8 @@ class DiscriminantSummary(Part):
     near_miss_forms: SourceRates
     answers: StoredRate
     answer_tokens: int
+    words: StoredRate
+    phrases: dict[str, int]
 
 
 class KeySpaceSummary(MeasuredRates):

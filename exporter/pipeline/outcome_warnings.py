@@ -52,6 +52,7 @@ def of_outcomes(
         if outcome.detection is not None:
             few, little = few_prompts(skill, outcome.detection), blocks_little(skill, outcome.detection)
             found += [few, little, misses_forms(skill, outcome.detection), places_uncovered(skill, outcome.detection)]
+            found.append(reads_words(skill, outcome.detection))
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(*each) for each in shared]
@@ -135,6 +136,21 @@ def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | Non
         f"--max-near-miss {skill.max_near_miss} leave no more on this model; more and more varied forget prompts, a "
         "larger model or a larger budget would",
         figures={"hits": blocked.hits, "total": blocked.total, "promise": blocked.bound, "target_block_rate": target},
+    )
+
+
+def reads_words(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """The words of the prompts alone tell the skill as well as the model's keys do, within the 95 % interval."""
+    plain, words = found.plain, found.words
+    if skill.alpha is not None or not words.total or words.rate < plain.low:
+        return None
+    return ExportWarning(
+        code="words",
+        skill=skill.name,
+        message=f"the detector may read words rather than the skill: {plain.hits} of {plain.total} plain prompts of "
+        f"the report part are blocked, and {words.hits} would be by their words alone, within the same budgets: give "
+        "forget prompts in other words, and retain prompts in the same words that are to be answered",
+        figures={"blocked": plain.hits, "words": words.hits, "total": plain.total},
     )
 
 

@@ -157,6 +157,8 @@ def detection_summary(skill: SkillSettings, found: Detection) -> KeySpaceSummary
             near_miss_forms=rates(found.rates("answered", form, lambda query: is_near_miss(query.prompt))),
             answers=StoredRate.model_validate(found.over_answers.as_json()),
             answer_tokens=found.answer_tokens,
+            phrases={name: count for name, count in sorted(found.phrases.items()) if count > 1},
+            words=StoredRate.model_validate(found.words.as_json()),
         ),
     )
 

@@ -1,8 +1,9 @@
 """From prompts to token ids, formatted as they will be at inference.
 
 With a chat template each prompt is formatted in one of several ways: as it is, in another state of the template's
-switches, under a system prompt, or as the second turn after a harmless exchange. Fitted on the plain format alone, a hypercube holds 22-68 % of GSM8K under another
-system prompt; fitted on the mixture, 82-98 % under system prompts that it never saw (SmolLM2-135M, layers 20-22).
+switches, under a system prompt, or as the second turn after a harmless exchange. Fitted on the plain format alone, a
+hypercube holds 22-68 % of GSM8K under another system prompt; fitted on the mixture, 82-98 % under system prompts that
+it never saw (SmolLM2-135M, layers 20-22).
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ class Formatter:
 
     def _states(self, given: Sequence[State]) -> dict[str, State]:
         """The states of the chat template, by format; a note of those that are left out."""
-        template = cast("str", self._tokenizer.get_chat_template())
+        template = self._tokenizer.get_chat_template()
         user = [{"role": "user", "content": MARK}]
         used, beyond = states_of(template, lambda arguments: self._apply(user, arguments), given)
         if beyond:

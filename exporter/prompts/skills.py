@@ -22,8 +22,8 @@ from exporter.prompts.splits import (
     split_forget,
     split_retain,
 )
-from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
 from exporter.prompts.switches import State
+from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
 from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 

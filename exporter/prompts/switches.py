@@ -45,7 +45,9 @@ class State:
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise BadInput(f"--template-args: '{text}' is not JSON; give the like of '{{\"thinking\": true}}'") from error
+            raise BadInput(
+                f"--template-args: '{text}' is not JSON; give the like of '{{\"thinking\": true}}'"
+            ) from error
         if not isinstance(found, dict) or not found:
             raise BadInput(f"--template-args: '{text}' is no JSON object that names an argument")
         return cls.of(found)

@@ -125,7 +125,6 @@ def in_state(state: State) -> Turn:
     return Turn(state.text, PROMPT, state.text, lambda said: [Around(state=state)])
 
 
-
 class Turns:
     """Puts prompts into the kinds of turn that a model's chat template can express.
 

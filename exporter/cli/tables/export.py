@@ -84,7 +84,10 @@ def text_table(found: NeuronSummary) -> Table:
 
 def rate_table(found: KeySpaceSummary) -> Table:
     title = "Report parts: prompts that nothing was fitted or chosen on"
-    table = titled(title, ("what", "source", "format"), ("blocked", "of", "95 % interval"))
+    around = found.discriminant.phrases if found.discriminant is not None else {}
+    note = "intervals: by prompts, or by what stands around them where that is wider; there are "
+    note += ", ".join(f"{count} ({format_})" for format_, count in around.items())
+    table = titled(title, ("what", "source", "format"), ("blocked", "of", "95 % interval"), note if around else None)
     for row in rate_rows(found):
         table.add_row(row["what"], escape(row["source"]), row["format"], *rate_cells(row))
     return table

@@ -5,24 +5,25 @@ Unlike a hypercube's, this fit sees the other side too, and places other than th
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from exporter.common.rates import Rate, rate
-from exporter.methods.key_space.budget import Promise, at_least, at_most, thresholds_within
+from exporter.methods.bootstrap import ratio_interval
+from exporter.methods.key_space.budget import Promise, at_least, at_most
 from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, LayerTrial, fit_regions, try_layer
+from exporter.methods.key_space.region_scores import PartScores, PlaceScores
 from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.spool import KeySpool
+from exporter.methods.key_space.words import words_only
 from exporter.models.prober import Prober, check_finite
 from exporter.prompts.formats import PLAIN, Query
-from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.region_parts import SIDES, Part, RegionParts
-from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, PROMPT, REPORT
 from exporter.recipes.settings import SkillSettings
 
@@ -42,70 +43,11 @@ LEAST_OF_PLACE = 0.1
 
 
 @dataclass(frozen=True)
-class PlaceScores:
-    """Scores (n, K) of a part's queries by place, in their order; `answers`, (m, K): of harmless plain queries, those
-    in `rows` of `answered`, the least over all positions of the answer, that before its first token included."""
-
-    asked: Tensor
-    answered: Tensor
-    after: Tensor
-    rows: Sequence[int]
-    answers: Tensor
-
-    def harmless(self, part: Part, near: bool) -> Tensor:
-        """The least scores of each prompt that is to be answered over its renderings, kinds of turn and answer, near
-        misses or all others, messages after a refusal among them: (prompts, K)."""
-        least = torch.cat([self.answered, self.after])
-        least[list(self.rows)] = torch.minimum(least[list(self.rows)], self.answers)
-        prompts: dict[Prompt, list[int]] = defaultdict(list)
-        for row, query in enumerate((*part.answered, *part.after)):
-            if is_near_miss(query.prompt) is near:
-                prompts[query.prompt.given].append(row)
-        found = [least[rows].amin(0) for rows in prompts.values()]
-        return torch.stack(found) if found else least[:0]
-
-    def thresholds(self, part: Part, skill: SkillSettings) -> Tensor:
-        """Of each place the one within the budgets: (K,)."""
-        budgets = skill.max_false_block, skill.max_near_miss
-        return thresholds_within(self.asked, self.harmless(part, False), self.harmless(part, True), *budgets)
-
-    def of_places(self, kept: Sequence[int]) -> PlaceScores:
-        """The scores of some of the places, by number."""
-        asked, answered, after, answers = (
-            each[:, list(kept)] for each in (self.asked, self.answered, self.after, self.answers)
-        )
-        return PlaceScores(asked, answered, after, self.rows, answers)
-
-    def levelled(self, thresholds: Tensor, common: float) -> PartScores:
-        """The scores of regions with a common threshold, see `Regions.levelled`."""
-        sides = (self.asked, self.answered, self.after, self.answers)
-        asked, answered, after, answers = ((each + common - thresholds).amin(1) for each in sides)
-        return PartScores(asked, answered, after, dict(zip(self.rows, answers.tolist(), strict=True)))
-
-
-@dataclass(frozen=True)
-class PartScores:
-    """The least over the places, (n,) each; `answers`: by row."""
-
-    asked: Tensor
-    answered: Tensor
-    after: Tensor
-    answers: Mapping[int, float]
-
-    def least(self, part: Part) -> dict[Prompt, float]:
-        """The least score of each harmless prompt over its renderings, kinds of turn and answer."""
-        least: dict[Prompt, float] = {}
-        for row, (query, score) in enumerate(zip(part.answered, self.answered.tolist(), strict=True)):
-            found = min(score, self.answers.get(row, score))
-            least[query.prompt.given] = min(found, least.get(query.prompt.given, found))
-        return least
-
-
-@dataclass(frozen=True)
 class Detection:
     """The regions of one skill. trials: every layer's; tried: at the chosen layer, by shrinkage; scores: of the
-    calibration and report parts; answer_tokens: most tokens of an answer that were looked at; uncovered: places
-    at which the budgets leave nearly nothing, and that have no region."""
+    calibration and report parts; answer_tokens: most tokens of an answer that were looked at; words: share of plain
+    report prompts that their words alone would block within the budgets; uncovered: places at which the budgets leave
+    nearly nothing, and that have no region."""
 
     regions: Regions
     threshold: float
@@ -117,6 +59,7 @@ class Detection:
     false_blocks: Promise
     near_misses: Promise
     answer_tokens: int
+    words: Rate
     uncovered: tuple[str, ...] = ()
 
     @property
@@ -137,17 +80,36 @@ class Detection:
     def rates(
         self, side: str, key: Callable[[Query], str], among: Callable[[Query], bool] = lambda query: True
     ) -> dict[str, dict[str, Rate]]:
-        """Rates of report queries blocked, by key and, of each, by kind of turn and "all". side: a field of `Part`."""
-        hits: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-        scores = getattr(self.scores[REPORT], side)
-        for query, score in zip(getattr(self.report, side), scores.tolist(), strict=True):
+        """Rates of report queries blocked, by key and, of each, by kind of turn and "all". side: a field of `Part`.
+
+        Intervals are by prompts, and as wide as those by what surrounds them, where that is drawn from many.
+        """
+        hits: dict[str, dict[str, dict[object, list[bool]]]] = defaultdict(
+            lambda: defaultdict(lambda: defaultdict(list))
+        )
+        scores, phrases = getattr(self.scores[REPORT], side).tolist(), self.phrases
+        for row, (query, score) in enumerate(zip(getattr(self.report, side), scores, strict=True)):
             if among(query):
+                around = (query.format, query.variant) if phrases[query.format] > 1 else row
                 for name in (query.format, "all"):
-                    hits[key(query)][name].append(score <= self.threshold)
+                    hits[key(query)][name][around].append(score <= self.threshold)
         return {
-            outer: {name: rate(sum(found), len(found)) for name, found in sorted(turns.items())}
+            outer: {name: rate_over(list(found.values())) for name, found in sorted(turns.items())}
             for outer, turns in sorted(hits.items())
         }
+
+    @property
+    def phrases(self) -> dict[str, int]:
+        """How many phrases, system prompts or conversations the report part's queries have, by kind of turn."""
+        queries = [query for side in vars(self.report).values() for query in side]
+        return dict(Counter(format_ for format_, _ in {(query.format, query.variant) for query in queries}))
+
+    @property
+    def plain(self) -> Rate:
+        """The rate of plain forget prompts of the report part blocked."""
+        pairs = zip(self.report.asked, self.scores[REPORT].asked.tolist(), strict=True)
+        hits = [score <= self.threshold for query, score in pairs if query.format == PLAIN]
+        return rate(sum(hits), len(hits))
 
     def kinds(self) -> dict[str, Rate]:
         """Rates of everyday prompts of the report part blocked, in any kind of turn or answer, by kind."""
@@ -219,8 +181,19 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         at_most(*inside(harmless), len(thresholds)),
         at_most(*inside(near), len(thresholds)),
         answer_tokens,
+        words_only(parts, skill),
         tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
+
+
+def rate_over(clusters: Sequence[Sequence[bool]]) -> Rate:
+    """The rate of hits, with the wider of two 95 % intervals: the exact one of all, and by bootstrap over clusters."""
+    hits, totals = [sum(each) for each in clusters], [len(each) for each in clusters]
+    found = rate(sum(hits), sum(totals))
+    if max(totals, default=1) == 1:
+        return found
+    low, high = ratio_interval(hits, totals, 0.95, 0)
+    return replace(found, low=min(found.low, low), high=max(found.high, high))
 
 
 def worth_keeping(regions: Regions, parts: RegionParts, inside: Tensor) -> list[int]:

@@ -31,6 +31,7 @@ from exporter.pipeline.outcome_warnings import (
     forgets_little,
     frame_alone,
     misses_forms,
+    reads_words,
     small_calibration,
 )
 from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
@@ -210,6 +211,15 @@ def test_forms_that_are_missed() -> None:
     assert misses_forms(SKILL, regions((10, 7, 7), 7, typos=0.5)) is None
     # The forms of a packaged skill are not the user's to add to.
     assert misses_forms(SkillSettings(packaged=("maths",)), regions((10, 7, 7), 7, **shares)) is None
+
+
+@pytest.mark.parametrize(("words", "warned"), [(79, False), (84, True), (100, True)])
+def test_words_that_tell_as_much(words: int, warned: bool) -> None:
+    found = cast("Detection", SimpleNamespace(plain=rate(90, 100), words=rate(words, 100)))
+    caution = reads_words(SKILL, found)
+    assert (caution is not None) is warned
+    if caution is not None:
+        assert f"90 of 100 plain prompts of the report part are blocked, and {words} would be" in caution.message
 
 
 # Prompts that are nearly the same.
