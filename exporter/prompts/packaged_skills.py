@@ -18,13 +18,17 @@ from exporter.prompts.packaged import (
     RENDERING_FILES,
     TURN_FILES,
     everyday_prompts,
+    packaged_sha256,
     records_of,
 )
 from exporter.prompts.sources import Prompt
+from exporter.recipes.recorded import text_sha256
 from exporter.recipes.settings import ExportSettings
 
 NEAR_MISSES = " near misses"
 """What the source of a packaged skill's near misses ends with, behind the skill's name."""
+LANGUAGE = "language:"
+"""What the name of a skill begins with whose prompts are the everyday prompts in one language."""
 OTHERS = 60
 """Forget prompts of each other packaged skill that a packaged skill is to leave alone."""
 
@@ -45,6 +49,7 @@ class PackagedSkill:
         shared_rows: These prompts by other skill, as their rows there.
         forget: Its prompts; source is the name, row the line of the file.
         near_misses: Prompts that look like it and are not.
+        files: Where all that is, below `data/`.
     """
 
     name: str
@@ -58,11 +63,18 @@ class PackagedSkill:
     shared_rows: Mapping[str, tuple[int, ...]]
     forget: tuple[Prompt, ...]
     near_misses: tuple[Prompt, ...]
+    files: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of its file of prompts; of several, that of theirs."""
+        digests = [digest for name, digest in packaged_sha256(self.files).items() if name.endswith(".jsonl")]
+        return text_sha256("".join(digests)) if len(digests) > 1 else digests[0]
 
 
 @cache
 def packaged_skills() -> tuple[str, ...]:
-    """The names of the packaged skills, sorted."""
+    """The names of the packaged skills that have a page, sorted."""
     found = (each.name for each in DATA.joinpath("skills").iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
 
@@ -75,8 +87,14 @@ def is_near_miss(prompt: Prompt) -> bool:
 @cache
 def packaged_skill(name: str) -> PackagedSkill:
     """The packaged skill of that name. Raises BadInput where there is none."""
+    if name in languages():
+        return language_skill(name.removeprefix(LANGUAGE))
     if name not in packaged_skills():
-        raise BadInput(f"--skill: no skill '{name}'; there are {', '.join(packaged_skills())}")
+        codes = ", ".join(each.removeprefix(LANGUAGE) for each in languages())
+        raise BadInput(
+            f"--skill: no skill '{name}'; there are {', '.join(packaged_skills())}, and {LANGUAGE}CODE with CODE one "
+            f"of {codes}"
+        )
     page = tomllib.loads(DATA.joinpath(page_file(name)).read_text(encoding="utf-8"))
     sides: defaultdict[str, list[Prompt]] = defaultdict(list)
     for row, record in enumerate(records_of(prompts_file(name)), start=1):
@@ -95,6 +113,35 @@ def packaged_skill(name: str) -> PackagedSkill:
         shared_rows={other: tuple(rows) for other, rows in page.get("shared_rows", {}).items()},
         forget=tuple(sides["forget"]),
         near_misses=tuple(sides["near-miss"]),
+        files=(prompts_file(name), page_file(name)),
+    )
+
+
+@cache
+def languages() -> tuple[str, ...]:
+    """The names of the skills that are a language, sorted."""
+    return tuple(sorted({f"{LANGUAGE}{prompt.language}" for prompt in everyday_prompts()}))
+
+
+def language_skill(code: str) -> PackagedSkill:
+    """Everything in one language: the everyday prompts in it. In other skills it is what is in that language."""
+    own = [prompt for prompt in everyday_prompts() if prompt.language == code]
+    skills = map(packaged_skill, packaged_skills())
+    rows = {skill.name: tuple(prompt.row for prompt in skill.forget if prompt.language == code) for skill in skills}
+    shared = {name: found for name, found in rows.items() if found}
+    return PackagedSkill(
+        name=f"{LANGUAGE}{code}",
+        title=f"Language {code}",
+        description=f"Answering in the language with the code {code}, whatever is asked in it.",
+        belongs=(f"Every prompt in the language {code}.",),
+        not_belonging=("Prompts in any other language, also about this one.",),
+        everyday_kinds=(),
+        everyday_prompts=tuple(prompt.row for prompt in own),
+        shared=dict.fromkeys(shared, f"Prompts in the language {code}."),
+        shared_rows=shared,
+        forget=tuple(Prompt(each.text, f"{LANGUAGE}{code}", each.row, form=each.kind, language=code) for each in own),
+        near_misses=(),
+        files=EVERYDAY_FILES,
     )
 
 
@@ -139,7 +186,7 @@ def packaged_files(settings: ExportSettings) -> list[str]:
     names: list[str] = []
     for skill in settings.skills:
         for own in skill.packaged:
-            names += [prompts_file(own), page_file(own)]
+            names += packaged_skill(own).files
         if skill.everyday:
             names += EVERYDAY_FILES
             names += map(prompts_file, packaged_skills()) if skill.packaged else ()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from exporter.common.errors import BadInput
 from exporter.common.text import Notify, counted
 from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.packaged import EVERYDAY, packaged_sha256
-from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill, prompts_file
+from exporter.prompts.packaged import EVERYDAY
+from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill
 from exporter.prompts.region_parts import RegionParts, make_parts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
@@ -127,8 +127,7 @@ def collect_from(
     retain = read("--retain", retain_sources, records)
     packaged = [packaged_skill(name) for name in dict.fromkeys(skill.packaged)]
     for each in packaged:
-        digest = packaged_sha256([prompts_file(each.name)])[prompts_file(each.name)]
-        records.append(SourceRecord("--skill", each.name, {}, digest, len(each.forget)))
+        records.append(SourceRecord("--skill", each.name, {}, each.fingerprint, len(each.forget)))
         forget += each.forget
     check_disjoint(forget, retain)
     notes = []

@@ -24,7 +24,7 @@ def skills_command(name: str | None, as_json: bool) -> None:
     unskill skills
     unskill skills maths
     """
-    from exporter.prompts.packaged_skills import packaged_skill, packaged_skills
+    from exporter.prompts.packaged_skills import languages, packaged_skill, packaged_skills
 
     if name is not None:
         found = packaged_skill(name)
@@ -33,7 +33,7 @@ def skills_command(name: str | None, as_json: bool) -> None:
         else:
             click.echo("\n".join(lines(found)))
         return
-    listed = [counts(packaged_skill(each)) for each in packaged_skills()]
+    listed = [counts(packaged_skill(each)) for each in (*packaged_skills(), *languages())]
     if as_json:
         echo_json({"skills": listed})
         return

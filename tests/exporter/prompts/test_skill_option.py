@@ -13,7 +13,14 @@ from click.testing import CliRunner
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput
 from exporter.prompts.packaged import EVERYDAY, everyday_prompts, packaged_sha256, records_of
-from exporter.prompts.packaged_skills import OTHERS, other_prompts, packaged_files, packaged_skill, packaged_skills
+from exporter.prompts.packaged_skills import (
+    OTHERS,
+    languages,
+    other_prompts,
+    packaged_files,
+    packaged_skill,
+    packaged_skills,
+)
 from exporter.prompts.skills import SkillPrompts, collect
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
@@ -156,7 +163,7 @@ def test_the_command_lists_them() -> None:
     text = invoke()
     assert all(name in text and packaged_skill(name).title in text for name in NAMES)
     listed = json.loads(invoke("--json"))["skills"]
-    assert [each["name"] for each in listed] == list(NAMES)
+    assert [each["name"] for each in listed] == [*NAMES, *languages()]
     maths = listed[2]
     assert maths["forget"] == len(packaged_skill("maths").forget)
     assert maths["near_misses"] == len(packaged_skill("maths").near_misses)
@@ -187,3 +194,22 @@ def test_regions_by_what_is_named() -> None:
         SkillSettings(**own, region="discriminant", everyday=False, layer=1)
     with pytest.raises(BadInput, match="--region: 'cube' is not one of auto, hypercube, discriminant"):
         SkillSettings(**own, region="cube")
+
+
+def test_a_language_is_a_skill() -> None:
+    skill = packaged_skill("language:de")
+    assert "language:de" in languages() and len(languages()) == 10
+    assert len(skill.forget) >= 80 and {prompt.language for prompt in skill.forget} == {"de"}
+    assert not skill.near_misses and skill.fingerprint != packaged_skill("language:fr").files[0]
+    prompts = collected("language:de", "language:fr")
+    assert {prompt.source for prompt in prompts.forget} == {"language:de", "language:fr"}
+    # Nothing in these languages is left on the other side.
+    assert prompts.retain and not {"de", "fr"} & {prompt.language for prompt in prompts.retain}
+    assert {f"skill {name}" for name in NAMES} < {prompt.source for prompt in prompts.retain}
+    settings = ExportSettings("m", Path("o"), (SkillSettings(packaged=("language:de",), everyday=False),))
+    assert set(packaged_files(settings)) >= {*skill.files}
+
+
+def test_a_language_without_prompts_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"no skill 'language:xx'; .* language:CODE with CODE one of ar, de, en, es"):
+        packaged_skill("language:xx")
