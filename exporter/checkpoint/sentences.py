@@ -49,9 +49,11 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str) -> str:
     answers = found.answers
     return text + (
         f". Of {answers.total} harmless answers of the report part {answers.hits} have a position inside, looked at "
-        f"for up to {found.answer_tokens} tokens. Where a whole form of the forget prompts is left out of the fit, "
-        f"{found.left_out.mean:.1%} of it are blocked on average{least}. By their words alone, without the model, "
-        f"{found.words.hits} of {found.words.total} plain prompts of the report part would be blocked within the same "
+        f"for up to {found.answer_tokens} tokens; of {found.interior.total} positions inside harmless prompts "
+        f"{found.interior.hits} are, where the prediction of the next token is overwritten. Where a whole form of the "
+        f"forget prompts is left out of the fit, {found.left_out.mean:.1%} of it are blocked on average{least}. By "
+        f"their words alone, without the model, {found.words.hits} of {found.words.total} plain prompts of the report "
+        "part would be blocked within the same "
         "budgets."
     )
 

@@ -186,8 +186,8 @@ class DiscriminantSummary(Part):
     `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
     blocked, at least; harmless prompts and near misses blocked in any kind of turn, at most. Of the report part:
     `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`;
-    `words`: plain forget prompts that their words alone would block within the same budgets; `phrases`: how many
-    texts there are around prompts, by kind of turn.
+    `words`: plain forget prompts that their words alone would block within the same budgets; `interior`: positions
+    inside harmless prompts that are blocked; `phrases`: how many texts there are around prompts, by kind of turn.
     """
 
     places: tuple[str, ...]
@@ -201,6 +201,7 @@ class DiscriminantSummary(Part):
     answers: StoredRate
     answer_tokens: int
     words: StoredRate
+    interior: StoredRate
     phrases: dict[str, int]
 
 

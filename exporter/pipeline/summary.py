@@ -158,6 +158,7 @@ def detection_summary(skill: SkillSettings, found: Detection) -> KeySpaceSummary
             answers=StoredRate.model_validate(found.over_answers.as_json()),
             answer_tokens=found.answer_tokens,
             phrases={name: count for name, count in sorted(found.phrases.items()) if count > 1},
+            interior=StoredRate.model_validate(found.interior.as_json()),
             words=StoredRate.model_validate(found.words.as_json()),
         ),
     )

@@ -46,8 +46,9 @@ LEAST_OF_PLACE = 0.1
 class Detection:
     """The regions of one skill. trials: every layer's; tried: at the chosen layer, by shrinkage; scores: of the
     calibration and report parts; answer_tokens: most tokens of an answer that were looked at; words: share of plain
-    report prompts that their words alone would block within the budgets; uncovered: places at which the budgets leave
-    nearly nothing, and that have no region."""
+    report prompts that their words alone would block within the budgets; interior: share of the positions inside some
+    harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly nothing, and that
+    have no region."""
 
     regions: Regions
     threshold: float
@@ -60,6 +61,7 @@ class Detection:
     near_misses: Promise
     answer_tokens: int
     words: Rate
+    interior: Rate
     uncovered: tuple[str, ...] = ()
 
     @property
@@ -166,12 +168,13 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
     harmless, near = own.harmless(part, False), own.harmless(part, True)
     plain = torch.tensor([query.format == PLAIN for query in part.asked])  # each prompt once, and no rendering
     scores = {name: each.levelled(thresholds, common) for name, each in found.items()}
+    levelled = regions.levelled(thresholds, common)
 
     def inside(scores: Tensor) -> tuple[int, int]:
         return int((scores <= thresholds).any(1).sum()), len(scores)
 
     return Detection(
-        regions.levelled(thresholds, common),
+        levelled,
         common,
         tuple(trials),
         chosen,
@@ -182,6 +185,7 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         at_most(*inside(near), len(thresholds)),
         answer_tokens,
         words_only(parts, skill),
+        inside_prompts(prober, parts.report, levelled, common),
         tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
 
@@ -247,6 +251,15 @@ def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> lis
         for length in range(1, len(answer) + 1)
     ]
     return spread(inner, PLACED_POSITIONS)
+
+
+def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float) -> Rate:
+    """The share of positions before the last one of some harmless plain queries that are within the threshold."""
+    queries = spread([query for query in part.answered if query.format == PLAIN], ANSWERED)
+    begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
+    inner = [Query(prompt, PLAIN, ids) for ids, prompt in begun.items()]
+    scores = region_scores(prober, inner, regions, "report part: inside prompts")
+    return rate(int((scores <= threshold).sum()), len(scores))
 
 
 def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -> Tensor:

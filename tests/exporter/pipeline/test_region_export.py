@@ -143,8 +143,8 @@ def test_the_summary_counts_by_kind_of_turn(folder: Path) -> None:
 def test_words_and_phrases_are_in_the_summary(folder: Path) -> None:
     found = Summary.from_json(json.loads((folder / "out" / "reproduce" / "summary.json").read_text()))
     regions = found.skills[0].key_space and found.skills[0].key_space.discriminant
-    assert regions is not None and regions.words.total == 30
-    assert regions.phrases["insisting"] >= 40 <= regions.phrases["prefill"] and "plain" not in regions.phrases
+    assert regions is not None and regions.words.total == 30 and regions.interior.total > 100
+    assert regions.phrases["insisting"] >= 15 <= regions.phrases["prefill"] and "plain" not in regions.phrases
 
 
 def test_the_checkpoint_refuses_the_skill_and_answers_the_rest(bare: tuple[Path, Summary]) -> None:
