@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -256,12 +257,21 @@ def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizer
 
 
 def check_device(device: str) -> None:
-    """Raises BadInput if this torch cannot hold a tensor on --device."""
+    """Raises BadInput, with the devices that there are, if this torch cannot hold a tensor on --device."""
     try:
         torch.empty(1, device=device).item()
-    # AssertionError: torch was built without this kind of device; NotImplementedError: "meta".
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"--device: '{device}' cannot be used here: {first_line(error)}") from error
+    # AssertionError: torch was built without this kind of device; ImportError: the kind has a package of its own;
+    # NotImplementedError: "meta".
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        raise BadInput(f"--device: torch has no {reprlib.repr(device)} here; it has {', '.join(devices())}") from error
+
+
+def devices() -> list[str]:
+    """Names of the devices on which this torch can run a model."""
+    found = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        found += [f"{kind}:{number}" for number in range(module.device_count())]
+    return found
 
 
 def make_first_calls() -> None:
