@@ -129,7 +129,7 @@ class VerifiedLoading:
         generation = getattr(self, "generation_config", None)
         if end is None or generation is None:
             return
-        ends = self.config.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
+        ends = generation.eos_token_id  # generate() looks nowhere else
         if end not in (ends if isinstance(ends, (list, tuple)) else [ends]):
             raise RuntimeError(
                 f"unskill: generation_config.json: eos_token_id {ends} lacks {end}, which ends a refusal: answers "

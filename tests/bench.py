@@ -53,7 +53,6 @@ from exporter.methods.outcome import SkillOutcome
 from exporter.models.files import check_checkpoint, find_base, find_files
 from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
-from exporter.models.tokens import eos_ids
 from exporter.pipeline.run import export
 from exporter.prompts.texts import answer_starts, as_texts
 from tests import bench_onnx
@@ -192,7 +191,7 @@ def prefill(subject: Subject, pairs: int) -> Iterator[Row]:
 def decode(subject: Subject, pairs: int) -> Iterator[Row]:
     """Greedy answers of a fixed length to short prompts that are not blocked: the same on both sides."""
     queries = sorted(subject.outcome.plan.retain.report, key=lambda query: len(query.ids))
-    ids = {"pad_token_id": subject.prober.pad_id, "eos_token_id": eos_ids(subject.models[0], subject.base.name)}
+    ids = {"pad_token_id": subject.prober.pad_id, "eos_token_id": subject.prober.loaded.eos_ids}
     config = GenerationConfig(max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **ids)
     for rows in (1, 8):
         inputs = subject.prober.pad(queries[:rows])

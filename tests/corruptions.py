@@ -178,6 +178,8 @@ CORRUPTIONS = (
     Corruption("model_max_length edited", t.tokenizer_config(d.set_(model_max_length=8)), False, READ),
     Corruption("chat template edited", t.change_template, False, READ),
     Corruption("generation_config.json: another EOS", t.other_end, True, CONFIG, has_end),
+    Corruption("generation_config.json: no EOS", t.no_end, True, CONFIG, has_end),
+    Corruption("generation_config.json: R as a pad", t.refusal_as_pad, False, "refusal token", has_end),
     Corruption("hashes.json edited", lambda f: d.edit(f / HASHES, d.set_(**{CONFIG: "0" * 64})), False, None),
     Corruption("hashes.json dropped", of(Path.unlink, lambda folder: folder / HASHES), False, None),
     Corruption("statistics altered", of(d.flip_near_end, in_reproduce("statistics.safetensors")), False, None),

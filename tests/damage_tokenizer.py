@@ -49,6 +49,14 @@ def other_end(folder: Path) -> None:
     edit(folder / "generation_config.json", set_(eos_token_id=settings_of(folder)["unskill"]["eos_token_id"] + 1))
 
 
+def no_end(folder: Path) -> None:
+    edit(folder / "generation_config.json", set_(eos_token_id=None))
+
+
+def refusal_as_pad(folder: Path) -> None:
+    edit(folder / "generation_config.json", set_(pad_token_id=settings_of(folder)["unskill"]["refusal_token_id"]))
+
+
 TRUNCATION = {"direction": "Right", "max_length": 64, "strategy": "LongestFirst", "stride": 0}
 CODE = b"from transformers import PreTrainedTokenizerFast\n\n\nclass Tokenizer(PreTrainedTokenizerFast):\n    pass\n"
 

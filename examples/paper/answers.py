@@ -9,14 +9,13 @@ from transformers import GenerationConfig
 
 from exporter.models.batches import ANSWER_TOKENS, batched
 from exporter.models.loading import LoadedModel
-from exporter.models.tokens import eos_ids
 
 
 def answers(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int | None
 ) -> list[list[int]]:
     """Answers to prompts of token ids, of at most `new_tokens` each; an EOS ends one and is not of it."""
-    eos = eos_ids(loaded.model, loaded.name)
+    eos = loaded.eos_ids
     greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=loaded.pad_id)
     found: list[list[int]] = [[] for _ in prompts]
     for rows in batched(range(len(prompts)), lambda row: len(prompts[row]) + new_tokens, ANSWER_TOKENS, batch_size):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from exporter.models.named_ids import EOS
+
 # Keys that saving and training tools leave behind: where the model was on the user's disk.
 PATH_KEYS = ("name_or_path", "_path", "_dir", "_file", "_commit_hash")
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -87,9 +89,20 @@ def _period(config: Mapping[str, Any]) -> int | None:
     return period if layers and layers == expected else None
 
 
-def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object less what tools left behind. A generation_config.json needs no other change.
+def checkpoint_generation(base: Mapping[str, Any], eos_id: int | None) -> dict[str, Any]:
+    """The checkpoint's generation_config.json: the base's, and where that names no EOS, the one that ends a refusal.
 
-    Its `transformers_version` stays: 4.57 decides by it whether a caller's own GenerationConfig is completed from it.
+    transformers would not take it from config.json, and the answer would go on after the refusal. eos_id: None where
+    nothing is refused.
+    """
+    found = without_paths(base)
+    return found | {EOS: eos_id} if eos_id is not None and found.get(EOS) is None else found
+
+
+def without_paths(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object less what tools left behind.
+
+    The `transformers_version` of a generation_config.json stays: 4.57 decides by it whether a caller's own
+    GenerationConfig is completed from it.
     """
     return {key: value for key, value in source.items() if not (isinstance(value, str) and key.endswith(PATH_KEYS))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-GENERATION = "generation_config.json"
 # Only an ONNX folder has it.
 MARKER = "self_check.json"
 

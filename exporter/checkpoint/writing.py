@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from custom_modeling.buffers import (
     KSD_BOUNDS,
@@ -30,9 +29,8 @@ from exporter.checkpoint.base.local_paths import of_base
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.code import class_names, module_name, render_modeling
-from exporter.checkpoint.config import checkpoint_config, without_paths
+from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
 from exporter.checkpoint.findings import Findings, Plan
-from exporter.checkpoint.layout import GENERATION
 from exporter.checkpoint.reproduce import write_reproduce
 from exporter.checkpoint.shards import RowPatch, copy_shard, merged_index, read_header, shard_names
 from exporter.checkpoint.summary import SkillSummary, Summary
@@ -45,10 +43,11 @@ from exporter.methods.neurons.applied import neuron_buffers
 from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates
-from exporter.methods.refusal.token import RefusalToken, check_tokenizer, write_tokenizer
+from exporter.methods.refusal.token import RefusalToken, write_checked
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import LICENCES, Base, size_in
 from exporter.models.loading import LoadedModel
+from exporter.models.named_ids import GENERATION
 from exporter.recipes.settings import ExportSettings
 
 
@@ -96,9 +95,8 @@ def write_checkpoint(
     )
     write_json(folder / "config.json", config)
     if (base.folder / GENERATION).is_file():
-        write_json(folder / GENERATION, without_paths(kept_json(base, GENERATION)))
-    write_tokenizer(base.folder, folder, token, loaded.tokenizer)
-    check_tokenizer(loaded.tokenizer, PreTrainedTokenizerFast.from_pretrained(folder), token)
+        write_json(folder / GENERATION, checkpoint_generation(kept_json(base, GENERATION), record["eos_token_id"]))
+    write_checked(base.folder, folder, token, loaded.tokenizer)
     for pattern in LICENCES:
         for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)

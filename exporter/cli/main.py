@@ -23,10 +23,13 @@ from exporter.common.text import printable
 from exporter.common.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="unskill")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context, /) -> None:
     """Write a checkpoint of a causal language model that no longer shows a skill (arXiv:2503.21730)."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 cli.add_command(export_command)

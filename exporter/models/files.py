@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import check_config
+from exporter.models.named_ids import GENERATION
 
 PREFIX = "unskill_"
 """Prefix of a checkpoint's model_type, before that of its base."""
@@ -47,6 +49,22 @@ class Base:
     revision: str | None
     config: dict[str, Any]
     shards: tuple[str, ...]
+
+    @property
+    def what(self) -> str:
+        """Its name for errors, with the argument that it is."""
+        return f"{'CHECKPOINT' if 'unskill' in self.config else 'MODEL'} {self.name}"
+
+    @property
+    def rows(self) -> int:
+        """Rows of its embedding."""
+        return size_in(self.config, "vocab_size")
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json, empty where there is none. Raises BadInput where it is not a JSON object."""
+        path = self.folder / GENERATION
+        return read_json(path, self.name, self.what.split()[0]) if path.is_file() else {}
 
     @property
     def identity(self) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +29,8 @@ from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.models.batches import out_of_memory
 from exporter.models.families import EMBEDDING, HEAD, Family, check_modules, family_of
 from exporter.models.files import PREFIX, Base, check_checkpoint, find_files
-from exporter.models.tokens import blocked, context_of, eos_ids, padded
+from exporter.models.named_ids import end_ids, lost_pad, problems, problems_of_texts, rowless, tokens_of
+from exporter.models.tokens import blocked, context_of, padded
 from exporter.prompts.formats import Formatter
 
 # Functions that torch passes on to MKL and that models, losses and the interventions call.
@@ -78,9 +81,19 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The tokenizer's pad token, else an EOS, as pads are masked. Raises BadInput if there is neither."""
+        """The tokenizer's pad token; an EOS where it has none, or none with a row, as pads are masked."""
         pad: int | None = self.tokenizer.pad_token_id
-        return pad if pad is not None else eos_ids(self.model, self.name)[0]
+        return self.eos_ids[0] if pad is None or self.lost_pad else pad
+
+    @property
+    def lost_pad(self) -> str | None:
+        """The tokenizer's pad token where the model has no row for it."""
+        return lost_pad(self.tokenizer, self.files.rows)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Ids that end an answer, at least one."""
+        return end_ids(self.files.config, self.files.generation)
 
     @property
     def device(self) -> torch.device:
@@ -102,15 +115,22 @@ class LoadedModel:
         return Formatter(self.tokenizer, template="auto" if chosen is None else chosen, **given)
 
     def pad(self, ids: Sequence[Sequence[int]], side: str) -> dict[str, Tensor]:
-        """Token ids and mask (rows, positions), padded on the left or the right."""
+        """Token ids and mask (rows, positions), padded on the left or the right.
+
+        Raises BadInput for a token that the model has no row for.
+        """
+        last = max((id_ for row in ids for id_ in row), default=0)
+        if last >= self.files.rows:
+            token = rowless(self.tokenizer, self.files.rows)[last]
+            raise BadInput(f"{self.files.what}: a text has token '{token}' ({last}), for which there is no row")
         return padded(ids, self.pad_id, side, self.device)
 
     def greedy(self, new_tokens: int) -> GenerationConfig:
-        """How generate() is to answer: greedily, with at most so many tokens. Raises BadInput without an EOS."""
+        """How generate() is to answer: greedily, with at most so many tokens."""
         return GenerationConfig(
             max_new_tokens=new_tokens,
             do_sample=False,
-            eos_token_id=eos_ids(self.model, self.name),
+            eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
         )
 
@@ -148,6 +168,7 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
     logging.disable_progress_bar()
     try:
         tokenizer = load_tokenizer(AutoTokenizer, files.folder, trust_remote_code=code)
+        check_ids(files, tokenizer)  # before a model is made: some ids are errors there
         empty_model(files.config)
     except UNSOUND as error:
         raise BadInput(f"{what} does not load: {first_line(error)}") from error
@@ -176,6 +197,14 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
     model.requires_grad_(False)
     make_first_calls()
     return LoadedModel(files, model.eval(), tokenizer)
+
+
+def check_ids(files: Base, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises BadInput where an id that the files name, or a token of every text or chat, is none with a row."""
+    tokens = tokens_of(tokenizer, files.config.get("unskill", {}).get("refusal_token_id"))
+    of_files = problems(files.config, files.generation, tokens, files.rows)
+    for problem in chain(of_files, problems_of_texts(tokenizer, files.rows)):
+        raise BadInput(f"{files.what}: {problem}")
 
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -228,12 +257,21 @@ def load_tokenizer(auto: Any, folder: Path, **named: Any) -> PreTrainedTokenizer
 
 
 def check_device(device: str) -> None:
-    """Raises BadInput if this torch cannot hold a tensor on --device."""
+    """Raises BadInput, with the devices that there are, if this torch cannot hold a tensor on --device."""
     try:
         torch.empty(1, device=device).item()
-    # AssertionError: torch was built without this kind of device; NotImplementedError: "meta".
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"--device: '{device}' cannot be used here: {first_line(error)}") from error
+    # AssertionError: torch was built without this kind of device; ImportError: the kind has a package of its own;
+    # NotImplementedError: "meta".
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        raise BadInput(f"--device: torch has no {reprlib.repr(device)} here; it has {', '.join(devices())}") from error
+
+
+def devices() -> list[str]:
+    """Names of the devices on which this torch can run a model."""
+    found = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    for kind, module in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        found += [f"{kind}:{number}" for number in range(module.device_count())]
+    return found
 
 
 def make_first_calls() -> None:

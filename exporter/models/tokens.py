@@ -1,4 +1,4 @@
-"""Token ids: padding, positions, end of answers, context length."""
+"""Token ids: padding, positions, context length."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-
-from exporter.common.errors import BadInput
 
 
 def positions_of(inputs: dict[str, Tensor]) -> Tensor:
@@ -33,15 +31,6 @@ def blocked(logits: Any) -> Any:
     There R's logit is 0; everywhere else the checkpoint lowers it by 10,000, or sets it to -50 after R itself.
     """
     return logits > -25
-
-
-def eos_ids(model: PreTrainedModel, name: str) -> list[int]:
-    """Ids that end an answer: the generation config's, else the config's. Raises BadInput if there are none."""
-    for config in (model.generation_config, model.config):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return [found] if isinstance(found, int) else list(found)
-    raise BadInput(f"MODEL {name} names no EOS token (eos_token_id in generation_config.json or config.json)")
 
 
 def context_of(model: PreTrainedModel) -> int | None:

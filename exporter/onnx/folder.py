@@ -6,7 +6,6 @@ from which those libraries derive the shape of the cache.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from exporter.common.staging import Staging, repair
 from exporter.common.text import Notify
 from exporter.common.version import __version__
 from exporter.models.files import Base, check_checkpoint, find_files, size_in
+from exporter.models.named_ids import as_ids
 from exporter.onnx.check.self_check import Row
 from exporter.onnx.graph import INPUTS, cache_shape, return_freed_memory, weights_of
 from exporter.onnx.settings import GRAPH, QUANTIZED, OnnxSettings
@@ -52,9 +52,7 @@ def write_folder(
         for path in filter(Path.is_file, sorted(files.folder.glob(pattern))):  # a folder LICENSES fits a pattern too
             shutil.copyfile(path, folder / path.name)
     write_json(folder / "config.json", plain_config(files.config, dtype))
-    path = files.folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(folder / "genai_config.json", genai_config(files.config, config, generation, dtype))
+    write_json(folder / "genai_config.json", genai_config(files.config, config, files.generation, dtype))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("exporter.onnx", "."), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -89,8 +87,7 @@ def genai_config(config: Mapping[str, Any], live: Any, generation: Mapping[str, 
     # What follows R, and the tokens of both configs: genai does not read generation_config.json, which for many chat
     # models has the token that ends a turn.
     named = [config["unskill"]["eos_token_id"], live.eos_token_id, generation.get("eos_token_id")]
-    found = [each if isinstance(each, list) else [each] for each in named if each is not None]
-    ends = list(dict.fromkeys(id_ for each in found for id_ in each))
+    ends = list(dict.fromkeys(id_ for each in named for id_ in as_ids(each)))
     family = config["model_type"].removeprefix(PREFIX)
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

@@ -34,14 +34,17 @@ from exporter.methods.neurons.statistics_file import StatisticsFile, model_finge
 from exporter.methods.neurons.trade_off import Trial
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates, find_refusal_states
+from exporter.methods.refusal.token import rehearse
 from exporter.models.loading import LoadedModel, load
+from exporter.models.named_ids import rowless
 from exporter.models.prober import Prober
-from exporter.models.tokens import context_of, eos_ids
+from exporter.models.tokens import context_of
 from exporter.pipeline.card_charts import draw_figures
 from exporter.pipeline.plan import plan
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.skills import SkillPlan, SkillPrompts, SkillTexts, prepare_for
+from exporter.prompts.without_rows import check_texts
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
@@ -78,6 +81,9 @@ def run(planned: Plan, notify: Notify) -> Findings:
     loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
     if planned.recorded is not None:
         planned.recorded.compare(environment(settings), notify)
+    rehearse(planned.base.folder, planned.token, loaded.tokenizer)
+    if (pad := loaded.lost_pad) is not None:
+        notify(f"MODEL has no row for its pad token '{pad}', so the checkpoint's tokenizer has no pad token.")
     prober = first = Prober(loaded, settings.batch_size, settings.quiet)
     for each in planned.skills:
         each.skill.layer_number(prober.layers)
@@ -108,6 +114,7 @@ def prepare(
     skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, notify: Notify
 ) -> tuple[Formatter, list[SkillPlan]]:
     """Prompts formatted as the model sees them, and split into parts."""
+    check_texts(skills, settings, loaded.tokenizer, rowless(loaded.tokenizer, loaded.files.rows))
     return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, notify)
 
 
@@ -185,7 +192,7 @@ def refusal_states(prober: Prober, plans: Sequence[SkillPlan], refusal_id: int) 
         prober.final_states(spread(*found), "refusal states: find"),
         prober.final_states(spread(*checked), "refusal states: check"),
         refusal_id,
-        eos_ids(loaded.model, loaded.name),
+        loaded.eos_ids,
     )
 
 

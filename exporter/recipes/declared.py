@@ -37,6 +37,7 @@ class Setting:
     below: float | None = None
     maximum: float | None = None
     commas: bool = False
+    used_by: str = ""
     in_recipe: bool = True
 
     @property
@@ -99,7 +100,8 @@ def setting(default: Any = MISSING, **about: Any) -> Any:
 
     `help` makes it a command-line option, called like the field unless there is a `flag`; `choices`, or `above`,
     `minimum`, `below` and `maximum` limit it; `words` stand for values, as "auto" for None; `commas` separate several
-    values; `in_recipe` False keeps it out of recipes.
+    values; `used_by` names the property of a skill's settings that holds where the setting is used, if not for every
+    skill; `in_recipe` False keeps it out of recipes.
     """
     return field(default=default, metadata=about)
 

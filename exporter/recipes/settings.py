@@ -55,27 +55,44 @@ class SkillSettings:
         choices=METHODS,
         help="ksd: refuse its prompts. na: move neurons away from it. sp: prune neurons, the paper's baseline.",
     )
-    layer: int | str | None = setting(None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.")
-    alpha: float | None = setting(None, words=AUTO, above=0, help="Hypercube size in standard deviations.")
+    layer: int | str | None = setting(
+        None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.", used_by="blocks"
+    )
+    alpha: float | None = setting(
+        None, words=AUTO, above=0, help="Hypercube size in standard deviations.", used_by="blocks"
+    )
     region: str = setting(
         "auto",
         choices=("auto", HYPERCUBE, DISCRIMINANT),
         help="hypercube: the paper's. discriminant: half-spaces, fitted against the other prompts too and for every "
         "kind of turn. auto: discriminant with --skill, else hypercube.",
+        used_by="blocks",
     )
     target_block_rate: float = setting(
-        0.95, above=0, below=1, help="Share of unseen forget prompts that alpha must block."
+        0.95, above=0, below=1, help="Share of unseen forget prompts that alpha must block.", used_by="blocks"
     )
     max_false_block: float = setting(
-        0.01, minimum=0, maximum=1, help="Largest share of harmless prompts whose answer may contain a refusal."
+        0.01,
+        minimum=0,
+        maximum=1,
+        help="Largest share of harmless prompts whose answer may contain a refusal.",
+        used_by="blocks",
     )
     max_near_miss: float = setting(
-        0.03, minimum=0, maximum=1, help="Largest share of near misses of a packaged skill that may be refused."
+        0.03,
+        minimum=0,
+        maximum=1,
+        help="Largest share of near misses of a packaged skill that may be refused.",
+        used_by="has_near_misses",
     )
-    beta: float | None = setting(None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.")
-    score: str | None = setting(None, words=AUTO, choices=SCORES, help="Score that neurons are chosen by.")
+    beta: float | None = setting(
+        None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.", used_by="changes_neurons"
+    )
+    score: str | None = setting(
+        None, words=AUTO, choices=SCORES, help="Score that neurons are chosen by.", used_by="changes_neurons"
+    )
     max_retain_loss: float = setting(
-        0.01, above=0, help="Largest rise in token loss on held-out retain texts, in nats."
+        0.01, above=0, help="Largest rise in token loss on held-out retain texts, in nats.", used_by="changes_neurons"
     )
     everyday: bool = setting(True, help="Use the packaged everyday prompts on the retain side.")
     everyday_without: tuple[str, ...] = setting(
@@ -116,6 +133,11 @@ class SkillSettings:
         return self.blocks and (self.region == DISCRIMINANT or (self.region == "auto" and bool(self.packaged)))
 
     @property
+    def has_near_misses(self) -> bool:
+        """Whether a budget for near misses is kept to: packaged skills have them, and only discriminants see them."""
+        return self.discriminates and bool(self.packaged)
+
+    @property
     def adjusts(self) -> bool:
         return self.method in ("na", "na+ksd")
 
@@ -154,30 +176,46 @@ class ExportSettings:
     out: Path
     skills: tuple[SkillSettings, ...]
     revision: str | None = setting(None, metavar="COMMIT", help="Branch, tag or commit of a MODEL on the Hub.")
-    refusal: str = setting(DEFAULT_REFUSAL, help="The answer to prompts of the skill.")
+    refusal: str = setting(DEFAULT_REFUSAL, help="The answer to prompts of the skill.", used_by="blocks")
     draws: str = setting(
         "sampled",
         choices=DRAWS,
         help="expected: no draws; a neuron moves if that is more likely than not.",
+        used_by="adjusts",
     )
     compat: str | None = setting(
-        None, choices=COMPATS, help="official: Neuron Adjust as in the authors' code, for comparison."
+        None,
+        choices=COMPATS,
+        help="official: Neuron Adjust as in the authors' code, for comparison.",
+        used_by="adjusts",
     )
-    statistics: Path | None = setting(None, help="File of unskill probe for the same model and prompts.")
+    statistics: Path | None = setting(
+        None, help="File of unskill probe for the same model and prompts.", used_by="changes_neurons"
+    )
     prompt_template: str = setting(
-        "auto", metavar="auto|chat|TEXT", help="How prompts are formatted; {prompt} in TEXT is replaced."
+        "auto",
+        metavar="auto|chat|TEXT",
+        help="How prompts are formatted; {prompt} in TEXT is replaced.",
+        used_by="blocks",
     )
     formats: str = setting(
-        "mixed", choices=("mixed", "plain"), help="mixed: also under system prompts and as a second turn."
+        "mixed",
+        choices=("mixed", "plain"),
+        help="mixed: also under system prompts and as a second turn.",
+        used_by="blocks",
     )
     system_prompts: tuple[str, ...] = setting(
-        (), flag="--system-prompt", help="A system prompt of yours, used beside the packaged ones. Repeatable."
+        (),
+        flag="--system-prompt",
+        help="A system prompt of yours, used beside the packaged ones. Repeatable.",
+        used_by="blocks",
     )
     template_args: tuple[str, ...] = setting(
         (),
         metavar="JSON",
         help="A state of the chat template's switches to cover, such as '{\"thinking\": true}', beside those that are "
         "found in it. Repeatable.",
+        used_by="blocks",
     )
     skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")
     seed: int = setting(**SEED)

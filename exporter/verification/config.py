@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from custom_modeling.loading import record_sha256
-from exporter.checkpoint.config import checkpoint_config, without_paths
-from exporter.checkpoint.layout import BASE_FOLDER, GENERATION
+from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
+from exporter.checkpoint.layout import BASE_FOLDER
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
 from exporter.models.files import PREFIX, size_in
+from exporter.models.named_ids import EOS, GENERATION, as_ids
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.on_disk import OnDisk
 
@@ -24,7 +25,7 @@ def check_config(view: OnDisk) -> str:
     record = config["unskill"]
     if record.get("record_sha256") != record_sha256(record):
         raise Wrong("config.json: the unskill object was edited (record_sha256)")
-    none_of([*names(view, config), *numbers(view, config, record), *ends(view, config, record)])
+    none_of([*names(view, config), *numbers(view, config, record), *ends(view, record)])
     blocking = any(map(blocks, record["layers"].values()))
     what = f"refuses with token {record['refusal_token_id']}" if blocking else "refuses nothing"
     return f"format {record['format']}, {config['model_type']}, {what}"
@@ -85,13 +86,12 @@ def blocks(counts: Mapping[str, int]) -> bool:
     return bool(counts.get("cubes") or counts.get("regions"))
 
 
-def ends(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+def ends(view: OnDisk, record: dict[str, Any]) -> Iterator[str]:
     """Problems with what ends an answer."""
     where = GENERATION if (view.folder / GENERATION).is_file() else "config.json"
-    found = view.read(where).get("eos_token_id")
-    found = config.get("eos_token_id") if found is None else found
-    end = record["eos_token_id"]
-    if end is not None and end not in (found if isinstance(found, list) else [found]):
+    # Where there is a generation_config.json, transformers does not look into config.json.
+    found, end = view.read(where).get(EOS), record["eos_token_id"]
+    if end is not None and end not in as_ids(found):
         yield f"{where}: eos_token_id {found} lacks {end}, which ends a refusal"
 
 
@@ -113,7 +113,7 @@ def check_base_config(view: OnDisk) -> str:
     if there != (view.folder / GENERATION).is_file():
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")
     if there:
-        own = without_paths(view.read_base(GENERATION))
+        own = checkpoint_generation(view.read_base(GENERATION), view.record["eos_token_id"])
         none_of(differences(GENERATION, own, view.read(GENERATION)))
     return "as the base's, with what the export adds"
 

@@ -20,6 +20,7 @@ from exporter.methods.refusal.token import (
 )
 from exporter.models.files import size_in
 from exporter.models.loading import load_tokenizer
+from exporter.models.named_ids import GENERATION, problems, tokens_of
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.on_disk import OnDisk
 
@@ -47,9 +48,11 @@ def loaded(auto: Any, folder: Path, what: str) -> PreTrainedTokenizerBase:
 
 
 def check_refusal_token(view: OnDisk) -> str:
-    """R, as config.json has it, in the checkpoint's own tokenizer."""
+    """R, as config.json has it, in the checkpoint's own tokenizer, and the ids of other tokens that the files name."""
     record, tokenizer = view.record, written(view)
     refusal = record["refusal_token_id"]
+    generation = view.read(GENERATION) if (view.folder / GENERATION).is_file() else {}
+    none_of(problems(view.config, generation, tokens_of(tokenizer, refusal), size_in(view.config, "vocab_size")))
     if refusal is None:
         return "loads; there is no refusal"
     piece = tokenizer.convert_ids_to_tokens(refusal)

@@ -238,20 +238,21 @@ def other_model_type(case: Case):
 
 @check
 def other_end(case: Case):
-    """generation_config.json without the EOS that follows a refusal."""
+    """generation_config.json without the EOS that follows a refusal, although config.json has it."""
     if not case.refuses:
         raise NotApplicable("nothing is refused")
-    with copied(case) as folder:
-        path = folder / "generation_config.json"
-        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        path.unlink(missing_ok=True)
-        path.write_text(json.dumps({**generation, "eos_token_id": case.eos + 1}), encoding="utf-8")
-        try:
-            case.load(folder=folder)
-        except RuntimeError as error:
-            assert "unskill" in str(error) and "eos_token_id" in str(error), error
-        else:
-            raise AssertionError("loads")
+    for end in (case.eos + 1, None):
+        with copied(case) as folder:
+            path = folder / "generation_config.json"
+            generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            path.unlink(missing_ok=True)
+            path.write_text(json.dumps({**generation, "eos_token_id": end}), encoding="utf-8")
+            try:
+                case.load(folder=folder)
+            except RuntimeError as error:
+                assert "unskill" in str(error) and "eos_token_id" in str(error), error
+            else:
+                raise AssertionError("loads")
 
 
 @check

@@ -15,7 +15,6 @@ from exporter.cli.chat.why import Detector, Moved, Verdict, watched
 from exporter.common.errors import RunFailed
 from exporter.models.batches import out_of_memory
 from exporter.models.loading import LoadedModel
-from exporter.models.tokens import eos_ids
 
 Write = Callable[[str], None]
 STOP, LENGTH, INTERRUPTED = "stop", "length", "interrupted"
@@ -98,7 +97,7 @@ def answer(
 
     Raises RunFailed if memory runs out.
     """
-    ends = eos_ids(loaded.model, loaded.name)
+    ends = loaded.eos_ids
     if loaded.refusal_id is not None:
         ends = [*ends, loaded.refusal_id]  # only EOS may follow it
     # Options left out are the model's own, and transformers warns about sampling options with greedy decoding.

@@ -94,10 +94,11 @@ def settings_of(
 ) -> tuple[ExportSettings, Recorded | None]:
     """Settings from `defaults`, the recipe, if any, and the given flags, each overriding those before it.
 
-    Also what the recipe records, if an export wrote it.
+    Also what the recipe records, if an export wrote it. Raises BadInput for a flag that no skill's method uses.
     """
     from exporter.pipeline.inputs import locate
     from exporter.recipes.recipe import merged_settings, read_recipe, recorded_in
+    from exporter.recipes.used import check_used
 
     default = click.core.ParameterSource.DEFAULT
     given = {name: value for name, value in flags.items() if context.get_parameter_source(name) != default}
@@ -110,7 +111,9 @@ def settings_of(
         given["out"] = Path(given.pop("model"))  # a single argument is what the recipe lacks
     if recipe:
         values = locate(values, given, data)
-    return merged_settings({**(defaults or {}), **values}, given), recorded_in(values, given)
+    settings = merged_settings({**(defaults or {}), **values}, given)
+    check_used(settings, given)
+    return settings, recorded_in(values, given)
 
 
 def show(found: dict[str, Any], as_json: bool) -> None:

@@ -18,7 +18,7 @@ from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import Notify
 from exporter.models.files import Base
 from exporter.models.loading import load_files
-from exporter.models.tokens import context_of, eos_ids
+from exporter.models.tokens import context_of
 from exporter.onnx.check.quantized import check_quantized
 from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
@@ -59,7 +59,6 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
         formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(model), export, notify)
         for own, plan in zip(stored.skills, plans, strict=True):
             check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
-    eos = eos_ids(model, files.name)
     with checked_folder(settings, files, size) as (graph, summary):
         adjusted, live = adjusted_neurons(model), model.config
         write_weights(model, files.name, settings.quantize, graph, notify)
@@ -68,7 +67,7 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
             notify("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
             bos = loaded.tokenizer.bos_token_id
-            exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, eos)
+            exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, loaded.eos_ids)
             fitted = refit(graph, exported, adjusted, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)
         summary |= {

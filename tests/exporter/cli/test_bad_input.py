@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.cli.main import main
+from exporter.common.errors import BadInput
+from exporter.models.loading import check_device
 from tests.damage_tokenizer import drop_token
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 
@@ -94,6 +96,19 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
 )
 def test_wrong_usage_names_its_flag(capsys, monkeypatch, files, base, arguments, expected) -> None:
     fails(capsys, monkeypatch, files, base, 2, expected, arguments=arguments)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta", "", "xla", "hpu", "x" * 5000])
+def test_a_device_that_is_not_there_is_answered_with_those_that_are(device: str) -> None:
+    with pytest.raises(BadInput, match=r"^--device: torch has no .*; it has cpu") as error:
+        check_device(device)
+    assert len(str(error.value)) < 120 and "\n" not in str(error.value)
+
+
+def test_the_command_alone_prints_its_help(capsys, monkeypatch) -> None:
+    status, out, err = run(capsys, monkeypatch)
+    assert (status, err) == (0, "") and "Usage: " in out and "export" in out
+    assert run(capsys, monkeypatch, "--help") == (0, out, "")
 
 
 def test_overwrite_does_not_take_a_model_for_a_checkpoint(capsys, monkeypatch, files, base) -> None:
