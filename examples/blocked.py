@@ -9,6 +9,7 @@ A SOURCE is what `unskill export` takes. Only transformers reads the checkpoint;
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def main(
         history = [{"role": "user", "content": after[0]}, {"role": "assistant", "content": after[1]}]
     table = Table("source", "refused", "of", "share", "95 % interval", title=f"{checkpoint.name}, {model.dtype}")
     for source in sources:
-        prompts = deduplicate(load_prompts(Source.parse(source, "SOURCE"), "SOURCE"))
+        prompts = deduplicate(load_prompts(Source.parse(source, "SOURCE"), "SOURCE", partial(click.echo, err=True)))
         rows = [formatter.render(prompt.text, system=system_prompt, history=history) for prompt in prompts]
         found = rate(refused(model, tokenizer, rows), len(rows))
         interval = f"{found.low:.1%} - {found.high:.1%}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from exporter.checkpoint.reading import Records, Stored
 from exporter.common.errors import BadInput
+from exporter.common.text import Notify, unheard
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.packaged_skills import packaged_skill, packaged_skills
 from exporter.prompts.sources import Prompt, Source, load_prompts
@@ -30,16 +31,16 @@ class Given(dict[Key, Prompt]):
         return [prompt for prompt in map(self.find, records) if prompt is not None]
 
 
-def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> Given:
+def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str], notify: Notify = unheard) -> Given:
     """Read the sources, and with any of them, or where the export had a packaged skill, all packaged prompts.
 
-    A source given without column= and so on is read as the export read it. Raises BadInput where it is no source of
-    the export, or a row that the export used has changed.
+    A source given without column= and so on is read as the export read it; notify is told how. Raises BadInput where
+    it is no source of the export, or a row that the export used has changed.
     """
     given = Given()
     for flag, specs in (("--forget", forget), ("--retain", retain)):
         for spec in specs:
-            given |= read_again(stored, spec, flag)
+            given |= read_again(stored, spec, flag, notify)
     if not given and all(each.flag != "--skill" for skill in stored.skills for each in skill.summary.sources):
         return given
     skills = map(packaged_skill, packaged_skills())
@@ -47,18 +48,21 @@ def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str]) -> 
     return Given(by_key(packaged) | given)
 
 
-def read_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:
+def read_again(stored: Stored, spec: str, flag: str, notify: Notify) -> dict[Key, Prompt]:
     """The prompts of one source, read in every way that gives rows of the export: skills may share a name."""
     prompts: dict[Key, Prompt] = {}
     errors = []
     for source in as_exported(stored, spec, flag):
+        said: list[str] = []
         try:
-            found = load_prompts(source, flag)
+            found = load_prompts(source, flag, said.append)
             check_rows(stored, found, flag)
         except BadInput as error:
             errors.append(error)
         else:
             prompts |= by_key(found)
+            for text in said:
+                notify(text)
     if not prompts:
         raise errors[0]
     return prompts

@@ -33,3 +33,7 @@ def obeyed(character: str) -> bool:
 def counted(count: int, what: str) -> str:
     """1 file, 2 files."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def unheard(text: str) -> None:
+    """A `Notify` that drops what it is told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from exporter.common.errors import BadInput
+from exporter.common.text import Notify
 from exporter.evaluation.generation import Generation, Programs, Questions, Sums
 from exporter.evaluation.items import Item, read_items, sample
 from exporter.evaluation.scoring import Choices, Perplexity, Refusals, check_choices
@@ -33,13 +34,14 @@ class Read:
     shots: list[Item] = field(default_factory=list)
 
 
-def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed: int) -> Read:
-    """Read a SOURCE of one of KINDS. Raises BadInput where it is not what the task needs."""
+def read_source(kind: str, spec: str, shots: str | None, limit: int | None, seed: int, notify: Notify) -> Read:
+    """Read a SOURCE of one of KINDS; notify is told how prompts are read. Raises BadInput where it is not what the
+    task needs."""
     flag = f"--{kind}"
     source = Source.parse(spec, flag)
     label = source.label
     if kind not in COLUMNS:
-        prompts = deduplicate(load_prompts(source, flag))
+        prompts = deduplicate(load_prompts(source, flag, notify))
         return Read(kind, label, len(prompts), prompts=sample(prompts, limit, seed))
     items, solved = read_items(spec, flag, *COLUMNS[kind]), []
     columns = items[0].fields.keys()

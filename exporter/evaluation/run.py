@@ -39,7 +39,7 @@ def evaluate(settings: EvaluateSettings, notify: Notify) -> dict[str, Any]:
     if settings.sources.get("code"):
         sandbox.require()
     read = [
-        read_source(kind, spec, settings.shots, settings.limit, settings.seed)
+        read_source(kind, spec, settings.shots, settings.limit, settings.seed, notify)
         for kind in KINDS
         for spec in settings.sources.get(kind, ())
     ]

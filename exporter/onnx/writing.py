@@ -33,7 +33,7 @@ def write_onnx(settings: OnnxSettings, notify: Callable[[str], None]) -> dict[st
     """
     files = open_checkpoint(settings, notify)
     sources = [Source.parse(spec, "--forget") for spec in settings.forget]
-    prompts = [load_prompts(source, "--forget")[:TRIED] for source in sources]
+    prompts = [load_prompts(source, "--forget", notify)[:TRIED] for source in sources]
     size = graph_size(files, settings.dtype)
     check_out(settings, size)
     loaded = load_files(files, settings.dtype, "cpu", code=True)

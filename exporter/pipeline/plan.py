@@ -38,7 +38,7 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     """
     if recorded is not None:
         check_packaged(recorded, settings)
-    skills = read_skills(settings)
+    skills = read_skills(settings, notify)
     if settings.statistics is not None and not settings.statistics.is_file():
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model, settings.revision)

@@ -47,7 +47,7 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
         raise BadInput(f"OUT: {settings.out.parent} is not a folder; make it first")
     if recorded is not None:
         check_packaged(recorded, settings)
-    skills = read_skills(settings)
+    skills = read_skills(settings, notify)
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
         check_recorded(recorded, base, None, notify)

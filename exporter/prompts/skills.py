@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.common.errors import BadInput
-from exporter.common.text import Notify, counted
+from exporter.common.text import Notify, counted, unheard
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY
 from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill
@@ -109,22 +109,24 @@ class SkillPlan:
         return self.prompts.skill
 
 
-def collect(skill: SkillSettings) -> SkillPrompts:
-    """Read a skill's sources. Raises BadInput where one cannot be read, or most of one side is on the other too."""
+def collect(skill: SkillSettings, notify: Notify = unheard) -> SkillPrompts:
+    """Read a skill's sources; notify is told how. Raises BadInput where one cannot be read, or most of one side is on
+    the other too."""
     return collect_from(
         skill,
         [Source.parse(spec, "--forget") for spec in skill.forget],
         [Source.parse(spec, "--retain") for spec in skill.retain],
+        notify,
     )
 
 
 def collect_from(
-    skill: SkillSettings, forget_sources: Sequence[Source], retain_sources: Sequence[Source]
+    skill: SkillSettings, forget_sources: Sequence[Source], retain_sources: Sequence[Source], notify: Notify = unheard
 ) -> SkillPrompts:
     """As `collect`, from parsed sources in the order of the export."""
     records: list[SourceRecord] = []
-    forget = read("--forget", forget_sources, records)
-    retain = read("--retain", retain_sources, records)
+    forget = read("--forget", forget_sources, records, notify)
+    retain = read("--retain", retain_sources, records, notify)
     packaged = [packaged_skill(name) for name in dict.fromkeys(skill.packaged)]
     for each in packaged:
         records.append(SourceRecord("--skill", each.name, {}, each.fingerprint, len(each.forget)))
@@ -146,10 +148,10 @@ def collect_from(
     return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records), sources, tuple(notes))
 
 
-def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> list[Prompt]:
+def read(flag: str, sources: Sequence[Source], records: list[SourceRecord], notify: Notify) -> list[Prompt]:
     prompts: list[Prompt] = []
     for source in sources:
-        loaded = load_prompts(source, flag)
+        loaded = load_prompts(source, flag, notify)
         # Two folders may hold files of one name, and paths are recorded nowhere.
         taken = {record.label for record in records if record.flag == flag}
         label, number = source.label, 1
@@ -161,9 +163,9 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord]) -> l
     return prompts
 
 
-def read_skills(settings: ExportSettings) -> list[SkillPrompts]:
+def read_skills(settings: ExportSettings, notify: Notify) -> list[SkillPrompts]:
     """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
-    skills = [collect(skill) for skill in settings.skills]
+    skills = [collect(skill, notify) for skill in settings.skills]
     for each in skills:
         split_forget(each.forget, settings.seed, minimum=each.minimum)
     return skills

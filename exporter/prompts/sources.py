@@ -7,7 +7,6 @@ read, the number of rows and so on, as in `maths.jsonl,column=question,limit=400
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.prompts.tables import SUFFIXES, Table, find_dataset, read_file, read_hub
+from exporter.common.text import Notify, counted, printable, unheard
+from exporter.prompts.chats import as_chat
+from exporter.prompts.columns import answer_text, find_column, prompt_text
+from exporter.prompts.tables.files import folder_message, looks_like_file, read_file
+from exporter.prompts.tables.hub import find_dataset, read_hub
+from exporter.prompts.tables.table import Table
 from exporter.recipes.templates import read_template, write_template
-
-DEFAULT_COLUMNS = ("prompt", "question", "text", "instruction")
-"""Columns to look for, in this order, where a source names none."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Source:
         location: Path of a local file, or id of a Hub dataset.
         column: Column of the prompt, as text or as a list of chat messages (the last user message is taken); not
             together with a template.
-        answer: Second column, for methods that look at whole texts.
+        answer: Second column, for methods that look at whole texts; of chat messages the last answer is taken.
         split: Split of a Hub dataset; by default "train", or the only one.
         name: Configuration of a Hub dataset.
         revision: Branch, tag or commit of a Hub dataset.
@@ -73,7 +74,7 @@ class Source:
         looks_local = (
             self.location.startswith((".", "/", "~")) or "\\" in self.location or self.location.count("/") > 1
         )
-        return path if looks_local or path.suffix.lower() in SUFFIXES or os.path.exists(path) else None
+        return path if looks_local or looks_like_file(path) or os.path.exists(path) else None
 
     @property
     def label(self) -> str:
@@ -187,12 +188,14 @@ class Prompt:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def load_prompts(source: Source, flag: str) -> list[Prompt]:
+def load_prompts(source: Source, flag: str, notify: Notify = unheard) -> list[Prompt]:
     """Read all prompts of a source. Rows without text are left out; nothing else is changed.
 
+    notify: is told in one line which column was taken and how the file was read.
+
     Raises:
-        BadInput: A prompt cannot be read, or there is none: one line that names the flag, the source and where
-            possible the row.
+        BadInput: A prompt cannot be read, or there is none, or several columns may be meant: one line that names the
+            flag, the source and where possible the row.
     """
     if source.column is not None and source.template is not None:
         raise BadInput(f"{flag} {source.label}: template= names the columns it is filled with; leave out column=")
@@ -201,30 +204,41 @@ def load_prompts(source: Source, flag: str) -> list[Prompt]:
         if name not in table.columns:
             raise BadInput(f"{where}: has no column '{name}'; there are {', '.join(table.columns)}")
     if source.template is None:
-        names = [source.column or _default_column(table, where)]
+        names = [source.column or find_column(table, where)]
     else:
         names = [name for name in table.columns if f"{{{name}}}" in source.template]
         if not names:
             columns = ", ".join(f"{{{name}}}" for name in table.columns)
             raise BadInput(f"{where}: the template names no column; it may use {columns}")
-    prompts = []
+    prompts, left_out, chats = [], 0, False
     for number, row in table.fetch(list(dict.fromkeys([*names, *filter(None, [source.answer])]))):
-        texts = {name: _text(row[name], f"{where}: row {number}, column '{name}'") for name in row}
-        if not any(texts[name].strip() for name in names):
+        texts = {name: prompt_text(row[name], f"{where}: row {number}, column '{name}'") for name in names}
+        chats = chats or any(as_chat(row[name]) for name in names)
+        if not any(text.strip() for text in texts.values()):
+            left_out += 1
             continue
         if source.template is None and isinstance(row[names[0]], (bool, int, float)):
             raise BadInput(
                 f"{where}: row {number}, column '{names[0]}' holds a number, not text; name another with column="
             )
         text = texts[names[0]] if source.template is None else _fill(source.template, texts, names)
-        answer = texts[source.answer] if source.answer else None
+        answer = None
+        if source.answer:
+            answer = answer_text(row[source.answer], f"{where}: row {number}, column '{source.answer}'")
         try:
             (text + (answer or "")).encode()
         except UnicodeEncodeError as error:
             raise BadInput(f"{where}: row {number} holds half a surrogate pair, which is not a character") from error
         prompts.append(Prompt(text, source.label, number, answer=answer))
+    columns = f"column {' and '.join(names)}"
     if not prompts:
-        raise BadInput(f"{where}: holds no prompts: column {' and '.join(names)} is empty in every row")
+        empty = "has no message of the user in any row" if chats else "is empty in every row"
+        raise BadInput(f"{where}: holds no prompts: {columns} {empty}")
+    said = [f"{where}: {counted(len(prompts), 'prompt')} from {columns}"]
+    said += ["the last user message of each chat"] if chats else []
+    said += [table.how] if table.how else []
+    said += [f"{counted(left_out, 'row')} without text left out"] if left_out else []
+    notify(printable(", ".join(said)))
     return prompts
 
 
@@ -254,11 +268,9 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
         return read_hub(source.location, **pinned, limit=source.limit, where=where), where
     # os.path returns False where Path raises: for a name that is too long, or in a folder that may not be entered.
     if os.path.isdir(path):
-        raise BadInput(f"{flag}: {source.location} is a folder; name one file in it")
+        raise BadInput(f"{flag}: {source.location} {folder_message(path)}")
     if not os.path.exists(path):
         raise BadInput(f"{flag}: no such file: {source.location}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadInput(f"{where}: unknown file type '{path.suffix}'; known are {', '.join(SUFFIXES)}")
     for key in ("split", "name", "revision"):
         if getattr(source, key) is not None:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")
@@ -268,37 +280,6 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
             f"(sha256=, or an export's recipe); {flag} on the command line takes another file"
         )
     return read_file(path, source.limit, where), where
-
-
-def _default_column(table: Table, where: str) -> str:
-    for name in DEFAULT_COLUMNS:
-        if name in table.text:
-            return name
-    if "messages" in table.columns:
-        return "messages"
-    if len(table.text) == 1:
-        return table.text[0]
-    raise BadInput(
-        f"{where}: name the column that holds the prompts with column=; there are {', '.join(table.columns)}"
-    )
-
-
-def _text(value: Any, where: str) -> str:
-    """A cell as text: the text itself, or the last user message of a chat; numbers as in JSON, null as ""."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) and "content" in item for item in value):
-        content = next((item["content"] for item in reversed(value) if item.get("role") == "user"), None)
-        if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-            content = "".join(part.get("text") or "" for part in content)
-        if content is not None and not isinstance(content, str):
-            raise BadInput(f"{where}: the content of the last user message is {type(content).__name__}, not text")
-        return content or ""
-    if isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    raise BadInput(f"{where} holds neither text nor chat messages but {type(value).__name__}")
 
 
 def _fill(template: str, texts: Mapping[str, str], names: list[str]) -> str:

@@ -54,7 +54,7 @@ def report(settings: ReportSettings, notify: Notify) -> dict[str, Any]:
     from exporter.reporting.page.render import figures_of, render_page, render_png  # needs the extra
 
     stored = read_stored(settings.checkpoint)
-    given = read_given(stored, settings.forget, settings.retain)
+    given = read_given(stored, settings.forget, settings.retain, notify)
     numbers = collect(stored)
     add_texts(numbers, given)
     if settings.base is not None:

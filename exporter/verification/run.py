@@ -72,7 +72,7 @@ def verify(settings: VerifySettings, notify: Notify) -> dict[str, Any]:
     if settings.model and failed(checks):
         why = "a check above failed, and the code is not run"
     elif settings.model:
-        given = read_prompts(view, settings.forget) if settings.forget else None
+        given = read_prompts(view, settings.forget, notify) if settings.forget else None
         packaged = attack.read_packaged(view) if settings.attack else None
         notify(f"loading {view.name} ...")
         loaded: list[InMemory] = []
@@ -125,10 +125,10 @@ def load(view: OnDisk, device: str, loaded: list[InMemory]) -> str:
     return f"loads in {dtype}"
 
 
-def read_prompts(view: OnDisk, forget: tuple[str, ...]) -> Given:
+def read_prompts(view: OnDisk, forget: tuple[str, ...], notify: Notify) -> Given:
     """The forget prompts that are given again. Raises BadInput where they are not those of the export."""
     try:
-        return read_given(read_stored(str(view.folder)), forget, ())
+        return read_given(read_stored(str(view.folder)), forget, (), notify)
     except NOT_AS_WRITTEN as error:
         raise BadInput(
             f"CHECKPOINT {view.name}: reproduce/ does not say which prompts the export read ({type(error).__name__}: "

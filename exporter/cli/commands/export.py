@@ -48,8 +48,9 @@ def export_command(
     or a packaged skill, as with --skill maths.
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
-    sha256; .jsonl, .csv, .parquet, .txt or a Hub dataset. Neurons (na, sp) are chosen by whole texts: answer= names
-    the column that follows the prompt. A checkpoint's own reproduce/recipe.toml repeats its export; with a recipe that
+    sha256; .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt (text also as .gz, .bz2, .xz, .zst) or a Hub dataset. Of
+    a chat the prompt is the user's last message. Neurons (na, sp) are chosen by whole texts: answer= names the column
+    that follows the prompt. A checkpoint's own reproduce/recipe.toml repeats its export; with a recipe that
     names the model, OUT alone is enough.
 
     \b

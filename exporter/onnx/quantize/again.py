@@ -11,6 +11,7 @@ from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.reproduce import part_records
 from exporter.checkpoint.summary import SourceSummary
 from exporter.common.errors import BadInput
+from exporter.common.text import Notify
 from exporter.onnx.settings import OnnxSettings
 from exporter.prompts.formats import Formatter
 from exporter.prompts.skills import SkillPlan, SkillPrompts, collect_from
@@ -23,8 +24,9 @@ Fingerprinted = tuple[Source, str]
 FLAGS = ("--forget", "--retain")
 
 
-def export_again(stored: Stored, settings: OnnxSettings) -> tuple[ExportSettings, list[SkillPrompts]]:
-    """Settings and prompts of the export, from its recipe, with the changes that the flags of `unskill onnx` make.
+def export_again(stored: Stored, settings: OnnxSettings, notify: Notify) -> tuple[ExportSettings, list[SkillPrompts]]:
+    """Settings and prompts of the export, from its recipe, with the changes that the flags of `unskill onnx` make;
+    notify is told how sources are read.
 
     Raises BadInput where a given source is not one of the export's (by sha256 and options) or one of those is missing,
     and for other system prompts or another prompt template.
@@ -42,7 +44,7 @@ def export_again(stored: Stored, settings: OnnxSettings) -> tuple[ExportSettings
     found = []
     for skill in recipe["skills"]:
         forget, retain = (matched(skill["sources"], sources_given[flag], flag) for flag in FLAGS)
-        found.append(collect_from(skill_settings(skill, settings), forget, retain))
+        found.append(collect_from(skill_settings(skill, settings), forget, retain, notify))
     values = {field.name: recipe[field.name] for field in fields(ExportSettings) if field.name in recipe}
     values |= {"out": settings.out, "skills": tuple(each.skill for each in found), "batch_size": None}
     values |= {name: getattr(settings, name) for name in ("system_prompts", "force", "quiet")}

@@ -47,7 +47,7 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     files = open_checkpoint(settings, notify)
     stored = read_stored(settings.checkpoint)
     check_refittable(stored, settings)
-    export, skills = export_again(stored, settings) if fits(stored) else (None, [])
+    export, skills = export_again(stored, settings, notify) if fits(stored) else (None, [])
     size = 2 * graph_size(files, "float32")
     check_out(settings, size)
     loaded = load_files(files, "float32", "cpu", code=True)

@@ -149,7 +149,7 @@ def test_names_out_of_files_do_not_command_the_terminal(capsys, monkeypatch, fil
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
     header = json.dumps({"a\x1b[2J\n": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
     (copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    status, _, err = run(capsys, monkeypatch, "export", copy, files["out"], "--forget", files["forget"])
+    status, _, err = run(capsys, monkeypatch, "export", copy, files["out"], "--forget", files["forget"], "--quiet")
     assert status == 2 and "\x1b" not in err and len(err.strip().splitlines()) == 1
 
 

@@ -47,7 +47,11 @@ def test_an_export_is_planned_without_torch(base: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     name, refusal, warnings, said, heavy = json.loads(done.stdout)
     assert (name, refusal, heavy) == ("base", "Your query is not valid", [])
-    assert warnings == ["overlap"] and said[0].startswith("warning: 1 of the ")
+    assert said[:2] == [
+        "--forget f.jsonl: 100 prompts from column prompt",
+        "--retain r.jsonl: 101 prompts from column prompt",
+    ]
+    assert warnings == ["overlap"] and said[2].startswith("warning: 1 of the ")
     assert not (tmp_path / "out").exists()
 
 

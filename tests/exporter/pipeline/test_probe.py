@@ -106,7 +106,7 @@ def test_an_interrupted_probe_goes_on(
     left[0] = 100
     said: list[str] = []
     probe(settings(base, file), said.append)
-    assert 100 - left[0] == 9 - batches and "parts.safetensors.partial" in said[0]
+    assert 100 - left[0] == 9 - batches and any("parts.safetensors.partial" in each for each in said)
     assert sorted(path.name for path in tmp_path.glob("*parts*")) == ["parts.safetensors"]
     whole, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -137,8 +137,8 @@ def test_default_column(tmp_path: Path) -> None:
         return write(tmp_path, "a.jsonl", json.dumps(dict(zip(names, names, strict=True)) | {"n": 1}))
 
     assert texts(columns("only")) == ["only"]
-    assert texts(columns("answer", "instruction", "text", "question", "prompt")) == ["prompt"]
-    assert texts(columns("instruction", "text")) == ["text"]
+    assert texts(columns("answer", "instruction")) == ["instruction"]
+    assert "columns prompt, text may hold" in error_of(columns("text", "prompt"))
     message = error_of(columns("left", "right"))
     assert "column=" in message
     assert "left, right, n" in message

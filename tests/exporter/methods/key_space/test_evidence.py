@@ -27,7 +27,7 @@ def test_answers_that_skills_share_are_scored_for_each(tmp_path: Path) -> None:
     sources = write_prompts(tmp_path / "f.jsonl", FORGET), write_prompts(tmp_path / "r.jsonl", RETAIN)
     settings = one_skill(base, tmp_path / "out", *sources, everyday=False, dtype="float32", prompt_template="{prompt}")
     loaded = load(find_base(str(base)), "float32", "cpu")
-    formatter, (plan,) = prepare(read_skills(settings), loaded, settings, lambda text: None)
+    formatter, (plan,) = prepare(read_skills(settings, lambda text: None), loaded, settings, lambda text: None)
     half = len(plan.retain.choose) // 2
     # Two key spaces, fitted on different prompts; what must be left alone is shared in part.
     one = plan.forget, plan.retain

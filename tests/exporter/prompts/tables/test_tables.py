@@ -15,7 +15,7 @@ from exporter.common.errors import BadInput
 from exporter.prompts.sources import Prompt, Source, fingerprint
 from tests.reading import FLAG, error_of, load, texts, write
 
-ROOT = str(Path(__file__).parents[3])
+ROOT = str(Path(__file__).parents[4])
 
 # --- files
 
@@ -133,7 +133,9 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
         ("a.jsonl", '"x"\n', "line 1 is not a JSON object"),
         ("a.jsonl", b'{"q": "x"}\n{"q": "\xe9"}\n', "line 2 is not UTF-8"),
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
-        ("a.json", '{\n"data": [{"q": "x"}]}', "line 1 is not valid JSON"),
+        ("a.json", '{\n"data": [{"q": "x"}', "is not valid JSON (Expecting ',' delimiter, line 2"),
+        ("a.json", "3", "neither a JSON list nor an object"),
+        ("a.jsonl", '{"q": ' + "7" * 5000 + "}", "line 1 holds a number that is too long"),
         ("a.json", '[{"q": "x"},\n{"q": }]', "is not valid JSON (Expecting value, line 2"),
         ("a.json", '["x", 3]', "element 2"),
         ("a.json", "[]", "holds no rows"),
@@ -145,7 +147,7 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
         ("a.csv", "q,q\nx,1\n", "twice"),
         ("a.csv", "q,a\n", "holds no rows"),
         ("a.csv", b"q,a\ncaf\xe9,1\n", "not UTF-8"),
-        ("a.csv", "prompt,text\n,x\n", "holds no prompts: column prompt is empty"),
+        ("a.csv", "prompt,n\n,1\n", "holds no prompts: column prompt is empty"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:

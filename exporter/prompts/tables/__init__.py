@@ -1,0 +1,1 @@
+"""Files and Hub datasets as tables of rows, from which prompts are picked."""
