@@ -279,7 +279,7 @@ def test_an_onnx_folder_beside_it_only_where_asked(copied: Path) -> None:
 
 
 def test_a_device_that_is_not_there(copied: Path) -> None:
-    with pytest.raises(BadInput, match="--device: 'nowhere'"):
+    with pytest.raises(BadInput, match="--device: torch has no 'nowhere' here"):
         checks(copied, device="nowhere")
     assert checks(copied, device="nowhere", model=False)["files"]["ok"]
 
