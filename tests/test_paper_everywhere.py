@@ -101,7 +101,7 @@ def test_pads_are_no_positions() -> None:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4))
 
     model, tokenizer = Mock(side_effect=refuse_everything, device="cpu"), SimpleNamespace(pad_token_id=0)
-    files = Base(Path(), "all", None, {"unskill": {"refusal_token_id": 3}}, ())
+    files = Base(Path(), "all", None, {"vocab_size": 4, "unskill": {"refusal_token_id": 3}}, ())
     items = [Item("items", row, {}) for row in (1, 2)]
     task = Positions("chat", items, [[1, 2], [1, 2, 1, 2]])
     assert positions(task, LoadedModel(files, model, tokenizer), None) == [[0, 1], [0, 1, 2, 3]]

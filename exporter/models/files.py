@@ -51,9 +51,14 @@ class Base:
     shards: tuple[str, ...]
 
     @property
+    def argument(self) -> str:
+        """What it is called on the command line."""
+        return "CHECKPOINT" if "unskill" in self.config else "MODEL"
+
+    @property
     def what(self) -> str:
-        """Its name for errors, with the argument that it is."""
-        return f"{'CHECKPOINT' if 'unskill' in self.config else 'MODEL'} {self.name}"
+        """Its name for errors."""
+        return f"{self.argument} {self.name}"
 
     @property
     def rows(self) -> int:
@@ -64,7 +69,7 @@ class Base:
     def generation(self) -> dict[str, Any]:
         """generation_config.json, empty where there is none. Raises BadInput where it is not a JSON object."""
         path = self.folder / GENERATION
-        return read_json(path, self.name, self.what.split()[0]) if path.is_file() else {}
+        return read_json(path, self.name, self.argument) if path.is_file() else {}
 
     @property
     def identity(self) -> str:

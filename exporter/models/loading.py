@@ -163,7 +163,7 @@ def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:
 
 def load_files(files: Base, dtype: str, device: str, code: bool = False) -> LoadedModel:
     """Load the model and tokenizer of a base, or with `code` of a checkpoint by its own code. Raises as `load`."""
-    what = f"{'CHECKPOINT' if code else 'MODEL'} {files.name}"
+    what = files.what
     check_device(device)
     logging.disable_progress_bar()
     try:

@@ -49,7 +49,7 @@ def problems(
                 yield f"{file}: {key} is an empty list; name the token that ends an answer"
             for each in as_ids(value) if several else [value]:
                 if value is not None and (wrong := _wrong(each, tokens, rows)):
-                    advice = "name one that has" if key == EOS else "name one that has, or leave the key out"
+                    advice = "name a token with a row" + ("" if key == EOS else ", or leave the key out")
                     yield f"{file}: {key} {wrong}; {advice}"
     if not end_ids(config, generation):
         yield f"no {EOS} in {GENERATION} or config.json, so no answer ends; name the token that ends one"
@@ -58,12 +58,12 @@ def problems(
 def _wrong(value: Any, tokens: Mapping[int, str], rows: int) -> str | None:
     """Why a value is no id of a token that has a row; None where it is."""
     if type(value) is not int:  # neither true nor 2.0, which Python would take for numbers of tokens
-        return f"{reprlib.repr(value)} is not a whole number, as the id of a token with a row is"
+        return f"{reprlib.repr(value)} is not a whole number"
     if value in tokens and value < rows:
         return None
     named = f" ('{tokens[value]}')" if value in tokens else ""
     if 0 <= value < rows:
-        return f"{value} is no token of the tokenizer, though a row"
+        return f"{value} is a row without a token"
     return f"{reprlib.repr(value)}{named} has no row, the model has {rows}"
 
 
