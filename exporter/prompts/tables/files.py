@@ -97,7 +97,7 @@ def folder_message(folder: Path) -> str:
 def _files(folder: Path) -> Iterator[str]:
     """Files with data down to two folders below, as paths from the folder."""
     for path in chain(folder.glob("*"), folder.glob("*/*"), folder.glob("*/*/*")):
-        # What map() of `datasets` leaves in a folder of save_to_disk is none of its data.
+        # map() of `datasets` leaves caches in a folder of save_to_disk.
         left = path.name in DESCRIPTIONS or path.name.startswith(("cache-", "."))
         if type_of(path) is not None and not left and os.path.isfile(path):
             yield path.relative_to(folder).as_posix()

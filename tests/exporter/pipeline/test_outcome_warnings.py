@@ -19,19 +19,13 @@ from exporter.checkpoint.summary import Summary
 from exporter.cli.main import cli
 from exporter.cli.tables.export import print_summary
 from exporter.common.rates import rate
-from exporter.methods.key_space.budget import at_least
 from exporter.methods.key_space.calibration import Alpha, calibrate
-from exporter.methods.key_space.detection import Detection
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect
 from exporter.pipeline.outcome_warnings import (
-    blocks_little,
-    few_prompts,
     forgets_little,
     frame_alone,
-    misses_forms,
-    reads_words,
     small_calibration,
 )
 from exporter.pipeline.prompt_warnings import EXAMPLES, overlap, shared_prompts
@@ -165,61 +159,6 @@ def test_few_prompts(base: Path, tmp_path: Path) -> None:
     assert caution["figures"]["calibrated_on"] == found["parts"]["forget"]["calibrate"] < 45
     assert caution["figures"]["promise"] == found["key_space"]["alpha"]["promise"] < 0.95
     assert (caution["figures"]["prompts"], caution["figures"]["prompts_needed"]) == (70, 90)
-
-
-# Regions along discriminants: few prompts, and forms that are missed.
-
-
-def regions(parts: tuple[int, int, int], blocked: int, **left_out: float) -> Detection:
-    """What was found, of so many prompts to fit, calibrate and report."""
-    plain = dict(zip(("fit", "calibrate", "report"), map(range, parts), strict=True))
-    found = SimpleNamespace(
-        parts=SimpleNamespace(plain=lambda side: plain),
-        blocked=at_least(blocked, parts[1]),
-        chosen=SimpleNamespace(blocked=left_out),
-    )
-    return cast("Detection", found)
-
-
-@pytest.mark.parametrize(
-    ("parts", "blocked", "few", "budget"),
-    [
-        ((10, 7, 7), 7, True, False),
-        ((10, 7, 7), 5, True, True),
-        ((24, 18, 18), 18, True, False),
-        ((24, 18, 18), 12, False, True),
-        ((60, 45, 45), 45, False, False),
-        ((60, 45, 45), 44, False, True),
-    ],
-)
-def test_few_prompts_or_a_small_budget(parts: tuple[int, int, int], blocked: int, few: bool, budget: bool) -> None:
-    found = regions(parts, blocked)
-    caution = few_prompts(SKILL, found)
-    assert (caution is not None) is few and (blocks_little(SKILL, found) is not None) is budget
-    if caution is not None:
-        assert caution.message.startswith(f"{sum(parts)} forget prompts are few: {parts[0]} are fitted on")
-        assert "; 150 allow a --target-block-rate of 0.95" in caution.message
-        assert caution.figures["best_promise"] == pytest.approx(0.1 ** (1 / parts[1]))
-    assert few_prompts(SkillSettings(("f",), layer=1, alpha=0.4), found) is None
-
-
-def test_forms_that_are_missed() -> None:
-    shares = {"as given": 0.9, "typos": 0.45, "two in one": 0.1}
-    caution = misses_forms(SKILL, regions((10, 7, 7), 7, **shares))
-    assert caution is not None and "2 forms" in caution.message and "typos (45%), two in one (10%)" in caution.message
-    assert caution.figures["missed"] == ["typos", "two in one"] and "as given" not in caution.message
-    assert misses_forms(SKILL, regions((10, 7, 7), 7, typos=0.5)) is None
-    # The forms of a packaged skill are not the user's to add to.
-    assert misses_forms(SkillSettings(packaged=("maths",)), regions((10, 7, 7), 7, **shares)) is None
-
-
-@pytest.mark.parametrize(("words", "warned"), [(79, False), (84, True), (100, True)])
-def test_words_that_tell_as_much(words: int, warned: bool) -> None:
-    found = cast("Detection", SimpleNamespace(plain=rate(90, 100), words=rate(words, 100)))
-    caution = reads_words(SKILL, found)
-    assert (caution is not None) is warned
-    if caution is not None:
-        assert f"90 of 100 plain prompts of the report part are blocked, and {words} would be" in caution.message
 
 
 # Prompts that are nearly the same.
