@@ -44,7 +44,7 @@ LEAST_OF_PLACE = 0.1
 
 @dataclass(frozen=True)
 class Detection:
-    """The regions of one skill. trials: every layer's; tried: at the chosen layer, by shrinkage; scores: of the
+    """The regions of one skill. trials: every layer's; chosen: the one of its layer and shrinkage; scores: of the
     calibration and report parts; answer_tokens: most tokens of an answer that were looked at; words: share of plain
     report prompts that their words alone would block within the budgets; interior: share of the positions inside some
     harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly nothing, and that
