@@ -17,7 +17,7 @@ from typing import Any
 from exporter.common.errors import BadInput
 from exporter.recipes.declared import Setting, declared
 from exporter.recipes.recorded import Recorded
-from exporter.recipes.settings import ExportSettings, SkillSettings
+from exporter.recipes.settings import HYPERCUBE, ExportSettings, SkillSettings
 from exporter.recipes.templates import read_template
 
 SKILL_KEYS = declared(SkillSettings)
@@ -44,7 +44,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         where = f"{path.name}, skill {table.get('name', number)}"
         skill = {key: _value(value, key, SKILL_KEYS, where) for key, value in table.items()}
         values.setdefault("skill", []).append(skill)
-    return values if recorded is None else values | {RECORDED: _recorded(recorded, path)}
+    if recorded is None:
+        return values
+    for skill in values.get("skill", []):
+        skill.setdefault("region", HYPERCUBE)  # exports of version 0.1 knew no other
+    return values | {RECORDED: _recorded(recorded, path)}
 
 
 def _recorded(table: Any, path: Path) -> Recorded:

@@ -41,7 +41,8 @@ class SkillSettings:
     """One skill to forget; fields are named as the flags and the keys of a recipe's [[skill]] tables.
 
     None lets the export choose `layer`, `beta` (per cent of all neurons) and `score`, and calibrate `alpha` (standard
-    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none.
+    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none, and
+    `region` "auto" is replaced by the one that it means.
     """
 
     forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
@@ -64,8 +65,8 @@ class SkillSettings:
     region: str = setting(
         "auto",
         choices=("auto", HYPERCUBE, DISCRIMINANT),
-        help="hypercube: the paper's. discriminant: half-spaces, fitted against the other prompts too and for every "
-        "kind of turn. auto: discriminant with --skill, else hypercube.",
+        help="discriminant: half-spaces, fitted against the other prompts too and for every kind of turn. hypercube: "
+        "the paper's. auto: discriminant, unless --alpha sets a hypercube's size or no prompts are to be answered.",
         used_by="blocks",
     )
     target_block_rate: float = setting(
@@ -104,6 +105,9 @@ class SkillSettings:
         check(self)
         if self.name == DEFAULT_SKILL and len(self.packaged) == 1 and not self.forget:
             object.__setattr__(self, "name", self.packaged[0])
+        answered = self.everyday or bool(self.retain) or bool(self.packaged)
+        if self.region == "auto":
+            object.__setattr__(self, "region", DISCRIMINANT if answered and self.alpha is None else HYPERCUBE)
         if not self.name.strip() or not self.name.isprintable():
             raise BadInput("[[skill]] name: give each skill a name of one line")
         if not self.forget and not self.packaged:
@@ -116,10 +120,9 @@ class SkillSettings:
             raise BadInput(
                 "--everyday-without: --no-everyday already leaves out all everyday prompts; give one of the two"
             )
-        if self.blocks and not (self.everyday or self.retain or self.packaged) and self.layer is None:
+        if self.blocks and not answered and self.layer is None:
             raise BadInput("--no-everyday: without --retain no layer can be chosen; give --layer or --retain")
-
-        if self.discriminates and not (self.everyday or self.retain or self.packaged):
+        if self.discriminates and not answered:
             raise BadInput("--region discriminant: needs prompts to be answered; name --retain or drop --no-everyday")
 
     @property
@@ -130,7 +133,7 @@ class SkillSettings:
     @property
     def discriminates(self) -> bool:
         """Whether its regions are bounded along discriminants."""
-        return self.blocks and (self.region == DISCRIMINANT or (self.region == "auto" and bool(self.packaged)))
+        return self.blocks and self.region == DISCRIMINANT
 
     @property
     def has_near_misses(self) -> bool:
