@@ -167,10 +167,12 @@ def adjusted_neurons(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def one_skill(model: object, out: Path, forget: object, retain: object, **settings: Any) -> ExportSettings:
-    """Settings of an export of one skill, without figures; `settings`: of SkillSettings and ExportSettings."""
+    """Settings of an export of one skill, without figures, and with the quickest region where it refuses.
+
+    settings: of SkillSettings and ExportSettings."""
     from exporter.recipes.recipe import merged_settings
 
-    given = {"forget": (str(forget),), "retain": (str(retain),), "figures": False}
+    given = {"forget": (str(forget),), "retain": (str(retain),), "figures": False, "region": "hypercube"}
     return merged_settings({}, {"model": str(model), "out": out, **given, **settings})
 
 

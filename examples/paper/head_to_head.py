@@ -88,7 +88,7 @@ class Kept:
 def measure(settings: Settings, method: Any, tuner: Tuner) -> Row:
     """A method tuned, exported and judged."""
     tuned = None
-    flags = ["--method", "ksd", "--target-block-rate", str(settings.target)]
+    flags = ["--method", "ksd", "--region", "hypercube", "--target-block-rate", str(settings.target)]
     flags += ["--prompt-template", settings.prompt_template]
     if method != "ksd":
         tuned = tuner.tune(method)

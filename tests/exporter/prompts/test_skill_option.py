@@ -137,7 +137,7 @@ def test_files_that_an_export_depends_on() -> None:
     def files(skill: SkillSettings, **settings: Any) -> list[str]:
         return packaged_files(ExportSettings("model", Path("out"), (skill,), **settings))
 
-    assert files(SkillSettings(("a",))) == [*everyday, *around]
+    assert files(SkillSettings(("a",), region="hypercube")) == [*everyday, *around]
     assert files(SkillSettings(("a",), ("b",), method="na")) == everyday
     assert files(SkillSettings(("a",), ("b",), everyday=False), formats="plain") == []
     assert files(SkillSettings(("a",), ("b",), everyday=False), prompt_template="Q: {prompt}") == []
@@ -187,9 +187,12 @@ def test_the_command_knows_no_other() -> None:
 
 def test_regions_by_what_is_named() -> None:
     own = {"forget": ("a.txt",)}
-    assert not SkillSettings(**own).discriminates and SkillSettings(packaged=("maths",)).discriminates
-    assert SkillSettings(**own, region="discriminant").discriminates
-    assert not SkillSettings(packaged=("maths",), region="hypercube").discriminates
+    for skill in ({"packaged": ("maths",)}, own, own | {"layer": "last"}, own | {"alpha": 0.4, "region": "discriminant"}):
+        assert SkillSettings(**skill).discriminates
+    # A size in standard deviations is a hypercube's, and half-spaces need another side.
+    for skill in (own | {"alpha": 3.0}, own | {"everyday": False, "layer": 1}, own | {"region": "hypercube"}):
+        assert not SkillSettings(**skill).discriminates
+    assert SkillSettings(**own, everyday=False, retain=("b.txt",)).discriminates
     with pytest.raises(BadInput, match="--region discriminant: needs prompts to be answered"):
         SkillSettings(**own, region="discriminant", everyday=False, layer=1)
     with pytest.raises(BadInput, match="--region: 'cube' is not one of auto, hypercube, discriminant"):

@@ -316,6 +316,7 @@ def test_a_recipe_of_version_0_1(name: str) -> None:
     values = locate(read_recipe(folder / "reproduce" / "recipe.toml"), flags, [FORMAT_1])
     recorded = recorded_in(values, flags)
     assert recorded is not None and recorded.packaged is None
+    assert {skill.region for skill in merged_settings(values, flags).skills} == {"hypercube"}
     expected = r"--recipe: its export used packaged prompts, and system_prompts\.jsonl.*; unskill 0\.1\.0 has them"
     with pytest.raises(BadInput, match=expected):
         plan(merged_settings(values, flags), pytest.fail, recorded)

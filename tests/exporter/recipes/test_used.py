@@ -57,8 +57,7 @@ def test_a_flag_beside_a_method(name: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("skill", "uses"),
     [
-        ({}, False),
-        ({"region": "discriminant"}, False),  # prompts of the user's own have no near misses
+        ({}, False),  # prompts of the user's own have no near misses
         ({"region": "hypercube", "packaged": ("maths",)}, False),
         ({"region": "discriminant", "packaged": ("maths",)}, True),
         ({"packaged": ("maths",)}, True),
@@ -67,7 +66,7 @@ def test_a_flag_beside_a_method(name: str, method: str) -> None:
 def test_a_flag_beside_a_region(skill: dict[str, Any], uses: bool) -> None:
     if uses:
         return check_used(settings(skill), ["max_near_miss"])
-    region = skill.get("region", "hypercube")
+    region = skill.get("region", "discriminant")
     with pytest.raises(BadInput, match=f"^--max-near-miss: .*method ksd, region {region}$"):
         check_used(settings(skill), ["max_near_miss"])
 
@@ -75,7 +74,7 @@ def test_a_flag_beside_a_region(skill: dict[str, Any], uses: bool) -> None:
 def test_one_skill_that_uses_it_is_enough() -> None:
     both = settings({"method": "ksd"}, {"method": "sp"})
     check_used(both, ["beta", "alpha"])
-    with pytest.raises(BadInput, match=r"^--draws: .* method ksd, region hypercube and method sp$"):
+    with pytest.raises(BadInput, match=r"^--draws: .* method ksd, region discriminant and method sp$"):
         check_used(both, ["draws"])
 
 
