@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.renderings import AS_GIVEN, FORMS, as_given, rendered
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import CALIBRATE, FIT, MOST, REPORT, Turns, some
+from exporter.prompts.turns import CALIBRATE, FIT, MOST, PLAIN_SHARE, REPORT, Turns, some
 
 RENDERED_EVERY = 3
 """Of so many harmless prompts one is rendered too, where the user's own prompts are: a greeting is no sign of a
@@ -69,5 +69,5 @@ def make_parts(
             answered += turns.rendered(rendered(others, part, seed, taken, 1))
         after = (*turns.after_refusal(prompts, part), *turns.after_answer(part))
         sides = zip((asked, answered, after), MOST[part], strict=True)
-        found[part] = Part(*(some(side, most, turns.plain) for side, most in sides))
+        found[part] = Part(*(some(side, most, PLAIN_SHARE[part], turns.plain) for side, most in sides))
     return RegionParts(**found, places=turns.places)

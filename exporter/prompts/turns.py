@@ -32,12 +32,12 @@ FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
-MOST = {FIT: (700, 900, 240), CALIBRATE: (450, 1000, 200), REPORT: (450, 1000, 200)}
-"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. More of the same cost
-minutes and hold nothing more; with positions inside answers a fit has at most 4,000 rows."""
-PLAIN_SHARE = 0.6
+MOST = {FIT: (1300, 1100, 400), CALIBRATE: (450, 1500, 250), REPORT: (450, 1000, 250)}
+"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. With positions inside
+answers a fit has at most 4,000 rows; a bound on false blocks takes more prompts than one on what is blocked."""
+PLAIN_SHARE = {FIT: 0.4, CALIBRATE: 0.6, REPORT: 0.6}
 """Share of these that plain messages may take: 388 or 855 of them hold the same (SmolLM2, packaged maths), while every
-other kind of turn needs some of its own."""
+other kind of turn needs hundreds to fit on."""
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
 
@@ -233,7 +233,9 @@ class Turns:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def some(queries: Sequence[Query], most: int, plain_kinds: Sequence[str] = (PLAIN,)) -> tuple[Query, ...]:
+def some(
+    queries: Sequence[Query], most: int, share: float, plain_kinds: Sequence[str] = (PLAIN,)
+) -> tuple[Query, ...]:
     """At most so many of the queries, in their order: plain ones up to their share, then other kinds of turn, of which
     each prompt may keep some."""
 
@@ -245,7 +247,7 @@ def some(queries: Sequence[Query], most: int, plain_kinds: Sequence[str] = (PLAI
     order = sorted(range(len(queries)), key=drawn)
     plain = [row for row in order if queries[row].format in plain_kinds]
     others = [row for row in order if queries[row].format not in plain_kinds]
-    first = max(int(PLAIN_SHARE * most), most - len(others))
+    first = max(int(share * most), most - len(others))
     return tuple(queries[row] for row in sorted((plain[:first] + others)[:most]))
 
 

@@ -20,7 +20,7 @@ from exporter.common.errors import BadInput
 from exporter.common.rates import Rate, rate
 from exporter.common.text import Notify, counted
 from exporter.methods.key_space.budget import at_most
-from exporter.methods.key_space.detection import spread
+from exporter.methods.key_space.region_probe import spread
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import PLAIN, SYSTEM, Query
 from exporter.prompts.packaged import DATA, EVERYDAY, packaged_sha256

@@ -18,8 +18,8 @@ from exporter.checkpoint.given_prompts import Given, by_key
 from exporter.checkpoint.layout import PROMPTS, VERSIONS
 from exporter.common.text import counted
 from exporter.common.version import __version__
-from exporter.methods.key_space.detection import region_scores
 from exporter.methods.key_space.hypercubes import closed_bounds, opened_bounds
+from exporter.methods.key_space.region_probe import region_scores
 from exporter.methods.key_space.scoring import score_keys
 from exporter.models.prober import Prober
 from exporter.prompts.formats import PLAIN, SECOND_TURN, SYSTEM, Query

@@ -38,6 +38,12 @@ class FitPart:
         """Which rows stand at a place: (n,) bool."""
         return torch.tensor([each == place for each in self.places], dtype=torch.bool)
 
+    def only(self, rows: Tensor) -> FitPart:
+        """The queries of some rows, (n,) bool."""
+        kept = rows.nonzero().flatten().tolist()
+        queries, places = (tuple(each[row] for row in kept) for each in (self.queries, self.places))
+        return FitPart(queries, self.forget[rows], places)
+
     @staticmethod
     def kind_of(place: str) -> frozenset[str]:
         """The places that one position cannot be told from this one by.

@@ -187,7 +187,12 @@ def test_the_command_knows_no_other() -> None:
 
 def test_regions_by_what_is_named() -> None:
     own = {"forget": ("a.txt",)}
-    for skill in ({"packaged": ("maths",)}, own, own | {"layer": "last"}, own | {"alpha": 0.4, "region": "discriminant"}):
+    for skill in (
+        {"packaged": ("maths",)},
+        own,
+        own | {"layer": "last"},
+        own | {"alpha": 0.4, "region": "discriminant"},
+    ):
         assert SkillSettings(**skill).discriminates
     # A size in standard deviations is a hypercube's, and half-spaces need another side.
     for skill in (own | {"alpha": 3.0}, own | {"everyday": False, "layer": 1}, own | {"region": "hypercube"}):

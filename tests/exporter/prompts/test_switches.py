@@ -111,5 +111,5 @@ def test_kinds_of_turn_have_states() -> None:
     assert not any(off(query.ids) for query in by_kind[PLAIN]) and all(off(query.ids) for query in by_kind[state])
     assert 20 < sum(off(query.ids) for query in by_kind[INSISTING]) < 60
     assert 10 < sum(off(query.ids) for query in turns.after_refusal(prompts, CALIBRATE)) < 80
-    kept = [query.format for query in some(asked, 100, turns.plain)]
+    kept = [query.format for query in some(asked, 100, 0.6, turns.plain)]
     assert kept.count(PLAIN) + kept.count(state) == 60 and min(kept.count(PLAIN), kept.count(state)) > 15

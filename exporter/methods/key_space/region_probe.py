@@ -1,0 +1,126 @@
+"""Regions by way of a prober: the keys that they are fitted on and choose the layer by, and scores of whole parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from exporter.common.rates import Rate, rate
+from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, LayerTrial, fit_regions, try_layer
+from exporter.methods.key_space.region_scores import PlaceScores
+from exporter.methods.key_space.regions import Regions
+from exporter.methods.key_space.spool import KeySpool
+from exporter.models.prober import Prober, check_finite
+from exporter.prompts.formats import PLAIN, Query
+from exporter.prompts.region_parts import Part, RegionParts
+from exporter.prompts.turns import PROMPT
+from exporter.recipes.settings import SkillSettings
+
+T = TypeVar("T")
+
+ANSWER_TOKENS = 64
+ANSWERED = 150
+"""Harmless prompts of a part whose answers are looked at, at every position."""
+PLACED_ANSWERS, PLACED_POSITIONS = 60, 1300
+"""Harmless answers of the fit part, and positions inside them, that the places are told from."""
+
+
+def fit(
+    prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int
+) -> tuple[Regions, list[LayerTrial], LayerTrial]:
+    """The regions, every layer's trial, and that of the chosen layer and shrinkage."""
+    part = parts.fit
+    queries = (*part.asked, *part.answered, *part.after)
+    forget = torch.arange(len(queries)) < len(part.asked)
+    fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
+    budget, given = skill.max_false_block, skill.layer_number(prober.layers)
+    ends = fitted.at(PROMPT)
+    if given is None:
+        trials, layer, keys = every_layer(prober, fitted.only(ends), budget)
+        # The other places' queries run no further than the layer that the ends of messages choose.
+        rest = [query for query, end in zip(queries, ends.tolist(), strict=True) if not end]
+        keys = torch.cat([keys, last_keys(prober, rest, layer, "fit part: other places")])
+        keys = keys[torch.cat([ends.nonzero(), (~ends).nonzero()]).flatten().argsort()]
+    else:
+        layer, keys = given, last_keys(prober, queries, given, "fit part")
+    shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
+    if given is not None:
+        trials = shrunk[-1:]
+    chosen = max(shrunk, key=lambda trial: (trial.mean, trial.margin))
+    inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN], answer_tokens)
+    keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
+    return fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage), trials, chosen
+
+
+def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
+    """Every layer's trial, the number of the best layer, and its keys (n, d_ff) of the part's queries."""
+    with KeySpool() as spool:
+        for _ in spool.keep(prober.last_token_keys(part.queries, "fit part: every layer")):
+            pass
+        trials = [
+            trial
+            for layer in range(prober.layers)
+            for trial in try_layer(check_finite(spool.layer(layer), "fit part"), part, PROMPT, budget, layer)
+        ]
+        layer = max(trials, key=lambda trial: (trial.mean, trial.margin)).layer
+        return trials, layer, spool.layer(layer)
+
+
+def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> list[Query]:
+    """Queries that end at positions inside the model's own answers to some others."""
+    asked = spread(queries, PLACED_ANSWERS)
+    answers = prober.answers(asked, tokens, "fit part: answers")
+    inner = [
+        Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
+        for query, answer in zip(asked, answers, strict=True)
+        for length in range(1, len(answer) + 1)
+    ]
+    return spread(inner, PLACED_POSITIONS)
+
+
+def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float) -> Rate:
+    """The share of positions before the last one of some harmless plain queries that are within the threshold."""
+    queries = spread([query for query in part.answered if query.format == PLAIN], ANSWERED)
+    begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
+    inner = [Query(prompt, PLAIN, ids) for ids, prompt in begun.items()]
+    scores = region_scores(prober, inner, regions, "report part: inside prompts")
+    return rate(int((scores <= threshold).sum()), len(scores))
+
+
+def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -> Tensor:
+    """Keys of one layer at the last tokens, (n, d_ff) float32, in the order of the queries."""
+    order: list[int] = []
+    found: list[Tensor] = []
+    for rows, keys in prober.last_token_keys(queries, what, layer):
+        order += rows
+        found.append(keys[:, 0])
+    if not found:  # no kind of turn, or no answer, to look at
+        return torch.zeros(0, prober.loaded.model.config.get_text_config().intermediate_size)
+    return check_finite(torch.cat(found)[torch.tensor(order).argsort()], what)
+
+
+def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, what: str) -> PlaceScores:
+    """Scores of a part by place."""
+    plain = [row for row, query in enumerate(part.answered) if query.format == PLAIN]
+    rows = spread(plain, ANSWERED) if answer_tokens else []
+    queries = [part.answered[row] for row in rows]
+    _, least = prober.score_answers(queries, regions.single(), answer_tokens, f"{what}: answers")
+    asked, answered, after = (
+        regions.scores_by_place(last_keys(prober, side, regions.layer, f"{what}: {name}"))
+        for name, side in vars(part).items()
+    )
+    return PlaceScores(asked, answered, after, rows, least[:, :, regions.layer].T)
+
+
+def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
+    """Scores of the last tokens, (n,) float64. Raises RunFailed on NaN."""
+    return regions.scores(last_keys(prober, queries, regions.layer, what))
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread."""
+    count = min(most, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
