@@ -41,8 +41,8 @@ class SkillSettings:
     """One skill to forget; fields are named as the flags and the keys of a recipe's [[skill]] tables.
 
     None lets the export choose `layer`, `beta` (per cent of all neurons) and `score`, and calibrate `alpha` (standard
-    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none; the
-    region that "auto" means stands in its place.
+    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none.
+    `region` is never "auto": what that means stands in its place.
     """
 
     forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
