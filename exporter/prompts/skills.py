@@ -10,7 +10,7 @@ from exporter.common.errors import BadInput
 from exporter.common.text import Notify, counted, unheard
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY
-from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill
+from exporter.prompts.packaged_skills import everyday_besides, is_near_miss, other_prompts, packaged_skill
 from exporter.prompts.region_parts import RegionParts, make_parts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
@@ -24,7 +24,7 @@ from exporter.prompts.splits import (
 )
 from exporter.prompts.switches import State
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
-from exporter.prompts.turns import CALIBRATE, FIT, REPORT, Said, Turns, deal
+from exporter.prompts.turns import CALIBRATE, FIT, HARMLESS_DEAL, REPORT, Said, Turns, deal
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -243,7 +243,11 @@ def plan_regions(
     The other skills' forget prompts are to be answered, each in the part that it is in for its own skill.
     """
     turns = Turns(formatter, Said(settings.refusal, settings.system_prompts), settings.seed, max_length)
-    forget, retain = deal(prompts.forget, settings.seed), deal(prompts.retain, settings.seed)
+    forget = deal(prompts.forget, settings.seed)
+    near, others = ([each for each in prompts.retain if is_near_miss(each) is side] for side in (True, False))
+    retain = deal(near, settings.seed)
+    for part, rest in deal(others, settings.seed, HARMLESS_DEAL).items():
+        retain[part] += rest
     known = {prompt.text for prompt in (*prompts.forget, *prompts.retain)}
     for other in skills:
         if other is not prompts:

@@ -32,14 +32,18 @@ FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
-MOST = {FIT: (1300, 1100, 400), CALIBRATE: (450, 1500, 250), REPORT: (450, 1000, 250)}
+MOST = {FIT: (1500, 1300, 400), CALIBRATE: (450, 1500, 250), REPORT: (450, 1000, 250)}
 """Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. With positions inside
 answers a fit has at most 4,000 rows; a bound on false blocks takes more prompts than one on what is blocked."""
-PLAIN_SHARE = {FIT: 0.4, CALIBRATE: 0.6, REPORT: 0.6}
-"""Share of these that plain messages may take: 388 or 855 of them hold the same (SmolLM2, packaged maths), while every
-other kind of turn needs hundreds to fit on."""
+PLAIN_SHARE = {FIT: 0.5, CALIBRATE: 0.6, REPORT: 0.6}
+"""Share of these that plain messages may take; every other kind of turn needs hundreds to fit on."""
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
-"""The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report."""
+"""The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report. So is dealt what surrounds prompts."""
+SKILL_DEAL = (FIT, CALIBRATE, FIT, REPORT, FIT, FIT, CALIBRATE, FIT, REPORT, FIT)
+"""Of forget prompts and near misses 60 % are fitted: 70 % instead of 40 % hold 2 to 6 points more of other authors'
+prompts at one rate of false blocks, 70 % instead of 40 % of all others nothing more (Qwen2.5-Coder-0.5B, layer 15)."""
+HARMLESS_DEAL = (FIT, CALIBRATE, REPORT, CALIBRATE, FIT, CALIBRATE, REPORT, FIT, CALIBRATE, REPORT)
+"""Of the other prompts 40 % calibrate: the more there are, the closer to its budget a bound can come."""
 
 
 @dataclass(frozen=True)
@@ -256,8 +260,8 @@ def of_part(items: Sequence[int], part: str) -> list[int]:
     return [item for place, item in enumerate(items) if DEAL[place % len(DEAL)] == part] or list(items)
 
 
-def deal(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
-    """The prompts by part: dealt within each source, form or kind, and language, in an order drawn by the seed."""
+def deal(prompts: Sequence[Prompt], seed: int, order: Sequence[str] = SKILL_DEAL) -> dict[str, list[Prompt]]:
+    """The prompts by part: dealt in turn within each source, form or kind, and language, as drawn by the seed."""
 
     def key(prompt: Prompt) -> tuple[str, str, str, bytes]:
         text = f"deal|{seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
@@ -267,5 +271,5 @@ def deal(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
     parts: dict[str, list[Prompt]] = {part: [] for part in (FIT, CALIBRATE, REPORT)}
     # Dealt on from group to group, so that small ones do not all fall to the same part.
     for place, prompt in enumerate(sorted(prompts, key=key)):
-        parts[DEAL[place % len(DEAL)]].append(prompt)
+        parts[order[place % len(order)]].append(prompt)
     return parts

@@ -80,7 +80,7 @@ class SkillSettings:
         used_by="blocks",
     )
     max_near_miss: float = setting(
-        0.03,
+        0.05,
         minimum=0,
         maximum=1,
         help="Largest share of near misses of a packaged skill that may be refused.",

@@ -24,7 +24,9 @@ T = TypeVar("T")
 ANSWER_TOKENS = 64
 ANSWERED = 150
 """Harmless prompts of a part whose answers are looked at, at every position."""
-PLACED_ANSWERS, PLACED_POSITIONS = 60, 1300
+TRIED = 1000
+"""Queries of the fit part, all at the end of a message, that are run through every layer to choose one."""
+PLACED_ANSWERS, PLACED_POSITIONS = 60, 800
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 
 
@@ -37,13 +39,13 @@ def fit(
     forget = torch.arange(len(queries)) < len(part.asked)
     fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
-    ends = fitted.at(PROMPT)
     if given is None:
-        trials, layer, keys = every_layer(prober, fitted.only(ends), budget)
-        # The other places' queries run no further than the layer that the ends of messages choose.
-        rest = [query for query, end in zip(queries, ends.tolist(), strict=True) if not end]
-        keys = torch.cat([keys, last_keys(prober, rest, layer, "fit part: other places")])
-        keys = keys[torch.cat([ends.nonzero(), (~ends).nonzero()]).flatten().argsort()]
+        tried = torch.zeros(len(queries), dtype=torch.bool)
+        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), TRIED)] = True
+        trials, layer, theirs = every_layer(prober, fitted.only(tried), budget)
+        rest = [query for query, seen in zip(queries, tried.tolist(), strict=True) if not seen]
+        keys = theirs.new_empty(len(queries), theirs.shape[1])
+        keys[tried], keys[~tried] = theirs, last_keys(prober, rest, layer, "fit part")
     else:
         layer, keys = given, last_keys(prober, queries, given, "fit part")
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)

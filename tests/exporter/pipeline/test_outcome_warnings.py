@@ -267,7 +267,7 @@ def test_told_in_the_summary_the_card_and_as_json(base: Path, tmp_path: Path) ->
     forget = [*FORGET, f"{TELLING[3]} now?"]
     sources = write_prompts(tmp_path / "f.jsonl", forget), write_prompts(tmp_path / "r.jsonl", RETAIN)
     command = ["export", str(base), str(tmp_path / "out"), "--forget", str(sources[0]), "--retain", str(sources[1])]
-    command += ["--no-everyday", "--prompt-template", "{prompt}", "--force", "--quiet"]
+    command += ["--no-everyday", "--prompt-template", "{prompt}", "--force", "--quiet", "--region", "hypercube"]
     with one_thread():
         told = CliRunner().invoke(cli, command)
         as_json = CliRunner().invoke(cli, [*command, "--overwrite", "--json"])

@@ -14,6 +14,7 @@ from exporter.prompts.turns import (
     BEGUN,
     CALIBRATE,
     FIT,
+    HARMLESS_DEAL,
     INSISTING,
     PREFILL,
     PROMPT,
@@ -91,13 +92,15 @@ def test_parts_share_no_surroundings() -> None:
 
 def test_prompts_are_dealt_by_form_and_language() -> None:
     parts = deal(prompts(200), seed=0)
-    assert {part: len(each) for part, each in parts.items()} == {FIT: 80, CALIBRATE: 60, REPORT: 60}
+    assert {part: len(each) for part, each in parts.items()} == {FIT: 120, CALIBRATE: 40, REPORT: 40}
     assert len({prompt.row for each in parts.values() for prompt in each}) == 200
-    for part, count in ((FIT, 20), (CALIBRATE, 15), (REPORT, 15)):
+    for part, count in ((FIT, 30), (CALIBRATE, 10), (REPORT, 10)):
         forms = Counter(prompt.form for prompt in parts[part])
         assert all(abs(forms[f"form {each}"] - count) <= 2 for each in range(4))
     assert deal(list(reversed(prompts(200))), seed=0) == parts
     assert deal(prompts(200), seed=1) != parts
+    others = deal(prompts(200), 0, HARMLESS_DEAL)
+    assert {part: len(each) for part, each in others.items()} == {FIT: 60, CALIBRATE: 80, REPORT: 60}
 
 
 def test_messages_after_a_refusal_follow_a_forget_prompt() -> None:
