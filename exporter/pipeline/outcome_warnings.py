@@ -23,7 +23,7 @@ from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.frames import Frame, Pieces
 from exporter.prompts.skills import MINIMUM_FORGET
 from exporter.prompts.splits import forget_prompts_for
-from exporter.prompts.turns import CALIBRATE, SKILL_DEAL
+from exporter.prompts.turns import CALIBRATE, DEAL, MANY, SKILL_DEAL
 from exporter.recipes.settings import SkillSettings
 
 FORGETS_LITTLE = 1.1
@@ -103,7 +103,8 @@ def few_prompts(skill: SkillSettings, found: Detection) -> ExportWarning | None:
 
 def prompts_for(target: float) -> int:
     """The least number of forget prompts whose calibration part can promise a block rate."""
-    return -(-scores_for(target) * len(SKILL_DEAL) // SKILL_DEAL.count(CALIBRATE))
+    few, many = (-(-scores_for(target) * len(order) // order.count(CALIBRATE)) for order in (DEAL, SKILL_DEAL))
+    return few if few < MANY else many
 
 
 def misses_forms(skill: SkillSettings, found: Detection) -> ExportWarning | None:

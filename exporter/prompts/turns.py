@@ -40,8 +40,9 @@ PLAIN_SHARE = {FIT: 0.5, CALIBRATE: 0.6, REPORT: 0.6}
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report. So is dealt what surrounds prompts."""
 SKILL_DEAL = (FIT, CALIBRATE, FIT, REPORT, FIT, FIT, CALIBRATE, FIT, REPORT, FIT)
-"""Of forget prompts and near misses 60 % are fitted: 70 % instead of 40 % hold 2 to 6 points more of other authors'
-prompts at one rate of false blocks, 70 % instead of 40 % of all others nothing more (Qwen2.5-Coder-0.5B, layer 15)."""
+"""Of MANY forget prompts or near misses 60 % are fitted: 70 % instead of 40 % hold 1 to 4 points more of other authors'
+prompts where as many are blocked in error, 70 % of all others nothing more (Qwen2.5-Coder-0.5B, layer 15)."""
+MANY = 240
 HARMLESS_DEAL = (FIT, CALIBRATE, REPORT, CALIBRATE, FIT, CALIBRATE, REPORT, FIT, CALIBRATE, REPORT)
 """Of the other prompts 40 % calibrate: the more there are, the closer to its budget a bound can come."""
 
@@ -260,8 +261,12 @@ def of_part(items: Sequence[int], part: str) -> list[int]:
     return [item for place, item in enumerate(items) if DEAL[place % len(DEAL)] == part] or list(items)
 
 
-def deal(prompts: Sequence[Prompt], seed: int, order: Sequence[str] = SKILL_DEAL) -> dict[str, list[Prompt]]:
-    """The prompts by part: dealt in turn within each source, form or kind, and language, as drawn by the seed."""
+def deal(prompts: Sequence[Prompt], seed: int, order: Sequence[str] | None = None) -> dict[str, list[Prompt]]:
+    """The prompts by part: dealt in turn within each source, form or kind, and language, as drawn by the seed.
+
+    order: by default `SKILL_DEAL`, of fewer than MANY `DEAL`."""
+    if order is None:
+        order = DEAL if len(prompts) < MANY else SKILL_DEAL
 
     def key(prompt: Prompt) -> tuple[str, str, str, bytes]:
         text = f"deal|{seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"

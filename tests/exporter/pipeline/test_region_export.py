@@ -85,8 +85,8 @@ def test_a_promise_counts_prompts(bare: tuple[Path, Summary]) -> None:
     found = bare[1].skills[0].key_space
     assert found is not None and found.discriminant is not None
     regions = found.discriminant
-    # 30 of 100 prompts of each side.
-    assert regions.blocked.total == regions.false_blocks.total == 30 and regions.near_misses.total == 0
+    # Of 100 prompts of each side.
+    assert (regions.blocked.total, regions.false_blocks.total, regions.near_misses.total) == (30, 40, 0)
     assert found.alpha.promise == regions.blocked.bound < regions.blocked.hits / 30
     assert regions.blocked.bound >= 0.5 and regions.false_blocks.hits == 0 and found.fault is None
     assert found.blocked["forget.jsonl"]["plain"].total == regions.answers.total == 30
@@ -100,7 +100,7 @@ def test_two_dozen_prompts_are_enough(few: tuple[Path, Summary]) -> None:
     assert found is not None and found.discriminant is not None
     # A promise counts prompts, and no renderings of them; so do the budgets.
     regions = found.discriminant
-    assert regions.blocked.total == 7 and regions.false_blocks.total == 30
+    assert regions.blocked.total == 7 and regions.false_blocks.total == 40
     assert found.blocked["forget.jsonl"]["plain"].total == found.blocked["forget.jsonl"]["rendered"].total == 7
     assert found.false_blocks["retain.jsonl"]["plain"].total == 30
     assert found.false_blocks["retain.jsonl"]["rendered"].total == 10

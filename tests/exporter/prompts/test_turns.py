@@ -90,17 +90,21 @@ def test_parts_share_no_surroundings() -> None:
     assert {name for name, _ in seen} == {turn.name for turn in TURNS[1:]} | {AFTER_REFUSAL, AFTER_ANSWER}
 
 
-def test_prompts_are_dealt_by_form_and_language() -> None:
-    parts = deal(prompts(200), seed=0)
-    assert {part: len(each) for part, each in parts.items()} == {FIT: 120, CALIBRATE: 40, REPORT: 40}
-    assert len({prompt.row for each in parts.values() for prompt in each}) == 200
-    for part, count in ((FIT, 30), (CALIBRATE, 10), (REPORT, 10)):
+@pytest.mark.parametrize(
+    ("total", "order", "counts"),
+    [(200, None, (80, 60, 60)), (400, None, (240, 80, 80)), (200, HARMLESS_DEAL, (60, 80, 60))],
+)
+def test_prompts_are_dealt_by_form_and_language(
+    total: int, order: tuple[str, ...] | None, counts: tuple[int, ...]
+) -> None:
+    parts = deal(prompts(total), 0, order)
+    assert {part: len(each) for part, each in parts.items()} == dict(zip(PARTS, counts, strict=True))
+    assert len({prompt.row for each in parts.values() for prompt in each}) == total
+    for part, count in zip(PARTS, counts, strict=True):
         forms = Counter(prompt.form for prompt in parts[part])
-        assert all(abs(forms[f"form {each}"] - count) <= 2 for each in range(4))
-    assert deal(list(reversed(prompts(200))), seed=0) == parts
-    assert deal(prompts(200), seed=1) != parts
-    others = deal(prompts(200), 0, HARMLESS_DEAL)
-    assert {part: len(each) for part, each in others.items()} == {FIT: 60, CALIBRATE: 80, REPORT: 60}
+        assert all(abs(forms[f"form {each}"] - count / 4) <= 2 for each in range(4))
+    assert deal(list(reversed(prompts(total))), 0, order) == parts
+    assert deal(prompts(total), 1, order) != parts
 
 
 def test_messages_after_a_refusal_follow_a_forget_prompt() -> None:
