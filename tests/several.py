@@ -46,6 +46,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
     ]
     recipe = {
         "everyday": False,
+        "region": "hypercube",
         "skill": [{**skill, **{side: (str(skill[side]),) for side in ("forget", "retain")}} for skill in skills],
     }
     given = {"force": True, "quiet": True, "prompt_template": "{prompt}", "model": str(base)}

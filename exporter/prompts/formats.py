@@ -124,25 +124,25 @@ class Formatter:
         Raises:
             BadInput: A prompt is longer than `max_length` and `skip_long` is off; no prompt is left.
         """
-        queries = self._format(prompts, flag, every=False)
+        queries = self._format(prompts, flag)
         self.skipped += len(prompts) - len(queries)
         if prompts and not queries:
             raise BadInput(f"{flag}: every prompt has more tokens than the model's {self._max_length}")
         return queries
 
     def in_each_format(self, queries: Sequence[Query], flag: str) -> list[Query]:
-        """The prompts of queries in each of `formats_used`, except where they are too long.
+        """The prompts of queries in each of `formats_used`, except where they are too long. Raises as `format`."""
+        return self._format([query.prompt for query in queries], flag, self.formats_used)
 
-        Raises:
-            BadInput: A prompt is longer than `max_length` in a format, and `skip_long` is off.
-        """
-        return self._format([query.prompt for query in queries], flag, every=True)
+    def check(self, prompts: Sequence[Prompt], flag: str) -> None:
+        """Raises as `format`, for prompts as plain messages."""
+        self._format(prompts, flag, (PLAIN,))
 
-    def _format(self, prompts: Sequence[Prompt], flag: str, *, every: bool) -> list[Query]:
+    def _format(self, prompts: Sequence[Prompt], flag: str, formats: Sequence[str] | None = None) -> list[Query]:
         queries = []
         for prompt in prompts:
             drawn, variants = self.draw(prompt)
-            for format_ in self.formats_used if every else (drawn,):
+            for format_ in formats or (drawn,):
                 variant = variants[format_]
                 ids = self._render_in(prompt.text, format_, variant)
                 where = f"{flag} {prompt.source}: row {prompt.row}"

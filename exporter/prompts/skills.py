@@ -240,8 +240,12 @@ def plan_regions(
 ) -> SkillPlan:
     """The parts of a skill with regions along discriminants, in all kinds of turn.
 
-    The other skills' forget prompts are to be answered, each in the part that it is in for its own skill.
+    The other skills' forget prompts are to be answered, each in the part that it is in for its own skill. Raises
+    BadInput for prompts of the user's that are too long.
     """
+    for flag in ("--forget", "--retain"):
+        given = {record.label for record in prompts.records if record.flag == flag}
+        formatter.check([each for each in (*prompts.forget, *prompts.retain) if each.source in given], flag)
     turns = Turns(formatter, Said(settings.refusal, settings.system_prompts), settings.seed, max_length)
     forget = deal(prompts.forget, settings.seed)
     near, others = ([each for each in prompts.retain if is_near_miss(each) is side] for side in (True, False))

@@ -40,8 +40,8 @@ PLAIN_SHARE = {FIT: 0.5, CALIBRATE: 0.6, REPORT: 0.6}
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report. So is dealt what surrounds prompts."""
 SKILL_DEAL = (FIT, CALIBRATE, FIT, REPORT, FIT, FIT, CALIBRATE, FIT, REPORT, FIT)
-"""Of MANY forget prompts or near misses 60 % are fitted: 70 % instead of 40 % hold 1 to 4 points more of other authors'
-prompts where as many are blocked in error, 70 % of all others nothing more (Qwen2.5-Coder-0.5B, layer 15)."""
+"""Of MANY forget prompts or near misses 60 % are fitted: 70 % instead of 40 % hold 1 to 4 points more of what other
+authors ask where as much is blocked in error; 70 % of all others hold no more (Qwen2.5-Coder-0.5B, layer 15)."""
 MANY = 240
 HARMLESS_DEAL = (FIT, CALIBRATE, REPORT, CALIBRATE, FIT, CALIBRATE, REPORT, FIT, CALIBRATE, REPORT)
 """Of the other prompts 40 % calibrate: the more there are, the closer to its budget a bound can come."""

@@ -105,7 +105,7 @@ def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
     if any(counts.get("regions") for counts in stored.unskill["layers"].values()):
         raise BadInput(
             "--quantize: the checkpoint's regions along directions cannot be fitted anew on a quantized graph yet; "
-            "leave it out, or export anew with hypercubes alone"
+            "leave it out, or export anew with --region hypercube"
         )
     adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
     if len(adjusting) > 1:

@@ -167,8 +167,9 @@ def test_without_retain_and_everyday_nothing_tells_layers_apart(capsys, monkeypa
 
 
 def test_too_few_prompts(capsys, monkeypatch, files, base) -> None:
-    write_prompts(files["forget"], FORGET[:59])
-    fails(capsys, monkeypatch, files, base, 2, "--forget", "60")
+    for region, least in (("hypercube", 60), ("discriminant", 24)):
+        write_prompts(files["forget"], FORGET[: least - 1])
+        fails(capsys, monkeypatch, files, base, 2, "--forget", str(least), arguments=("--region", region))
     write_prompts(files["forget"], FORGET[:19])
     fails(capsys, monkeypatch, files, base, 2, "20", arguments=("--layer", "0", "--alpha", "5"))
 
@@ -274,7 +275,7 @@ def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypat
     write_prompts(files["forget"], [prompt for row, prompt in enumerate(FORGET) if row % 10 < 7])
     write_prompts(files["retain"], [prompt for row, prompt in enumerate(FORGET) if row % 10 >= 7])
     standard = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--quiet", "--json")
-    template = ("--prompt-template", "{prompt}")
+    template = ("--prompt-template", "{prompt}", "--region", "hypercube")
     status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template)
     assert status == 1
     assert "--max-false-block" in err and "--force" in err

@@ -61,6 +61,7 @@ def maths(tmp_path_factory: pytest.TempPathFactory, simple_maths: None) -> Path:
     about = {
         "layer": 1,
         "alpha": 0.05,
+        "region": "discriminant",
         "everyday_without": tuple(sorted(kinds)),
         "figures": False,
         "force": True,
