@@ -46,7 +46,8 @@ def main(base: Path, reasoning_gym: Path, human_eval: Path) -> int:
         command = [Path(sys.executable).with_name("unskill"), "export", base, OUT, "--overwrite"]
         command += ["--forget", f"{forget.relative_to(ROOT)},column=prompt"]
         command += ["--retain", f"{retain.relative_to(ROOT)},column=prompt"]
-        # Not to take longer than six minutes; the base model hardly speaks the languages.
+        # Not to take longer than six minutes: the paper's region, and the base model hardly speaks the languages.
+        command += ["--region", "hypercube"]
         command += ["--everyday-without", "arabic,chinese,french,german,hindi,italian,portuguese,spanish,vietnamese"]
         command += ["--everyday-without", "advice,data,document,email,explain,ideas,learning,maths-knowledge,passage"]
         command += ["--everyday-without", "opinion-and-taste,planning,rewrite,roleplay,shopping-and-travel"]
