@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from exporter.pipeline.described import Write
 from exporter.prompts.packaged import records_of
-from exporter.prompts.requests import EACH, FORGET, NEAR_MISS
+from exporter.prompts.requests import EACH, FORGET, NEAR_MISS, Question
 from exporter.prompts.written import Candidate
 
 DESCRIBE, NOT = "Word problems with small numbers", "letters that thank for a present"
@@ -35,12 +35,12 @@ def fake_writer(forget: int = 40, near: int = 30) -> Write:
     """A model that lists so many prompts of each side, and then nothing."""
     left = {FORGET: prompts_of(FORGET)[:forget], NEAR_MISS: prompts_of(NEAR_MISS)[:near]}
 
-    def write(requests: Sequence[str], what: str) -> list[list[str]]:
+    def write(questions: Sequence[Question], what: str) -> list[list[str]]:
         if what.endswith("sub-topics"):
-            return [["fruit", "money"] for _ in requests]
+            return [["fruit", "money"] for _ in questions]
         found = []
-        for text in requests:
-            side = NEAR_MISS if NOT in text else FORGET
+        for question in questions:
+            side = NEAR_MISS if NOT in question.text else FORGET
             found.append([left[side].pop() for _ in range(min(EACH, len(left[side])))])
         return found
 

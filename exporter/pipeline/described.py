@@ -11,8 +11,19 @@ from exporter.common.text import Notify
 from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
 from exporter.pipeline.prompt_warnings import of_prompts
-from exporter.prompts.formats import PLAIN, Query
-from exporter.prompts.requests import BEGUN, FORGET, NEAR_MISS, TOPICS, items_of, prompt_requests, topic_request
+from exporter.prompts.formats import PLAIN, SECOND_TURN, Query
+from exporter.prompts.packaged import Exchange
+from exporter.prompts.requests import (
+    BEGUN,
+    FORGET,
+    NEAR_MISS,
+    TOPICS,
+    Question,
+    items_of,
+    kind_of,
+    prompt_requests,
+    topic_question,
+)
 from exporter.prompts.skills import SkillPrompts, check_enough, with_written
 from exporter.prompts.sources import Prompt
 from exporter.prompts.written import Candidate, Written, usable
@@ -23,8 +34,8 @@ ANSWER_TOKENS = 256
 TOPIC_LENGTH = 100
 """Most characters of a sub-topic."""
 
-Write = Callable[[Sequence[str], str], list[list[str]]]
-"""Write lists: requests and a name for the progress bar -> the items that each was answered with."""
+Write = Callable[[Sequence[Question], str], list[list[str]]]
+"""Write lists: questions and a name for the progress bar -> the items that each was answered with."""
 
 
 def describe(plan: Plan, writer: LoadedModel, notify: Notify) -> Plan:
@@ -66,13 +77,13 @@ def write_candidates(skill: SkillSettings, write: Write) -> list[Candidate]:
     """Everything that a model writes for a description: sub-topics of both sides first, then prompts about them."""
     text = skill.describe or ""
     sides = FORGET, NEAR_MISS
-    listed = write([topic_request(side, text, skill.but_not) for side in sides], f"{skill.name}: sub-topics")
+    kinds = [kind_of(side, text, skill.but_not) for side in sides]
+    listed = write([topic_question(kind) for kind in kinds], f"{skill.name}: sub-topics")
     requests = []
-    for side, items in zip(sides, listed, strict=True):
+    for side, kind, items in zip(sides, kinds, listed, strict=True):
         topics = list(dict.fromkeys(item for item in items if len(item) <= TOPIC_LENGTH))[:TOPICS]
-        own = text if side == FORGET else skill.but_not or text
-        requests += prompt_requests(side, text, skill.but_not, topics or [own])
-    answers = write([request.text for request in requests], f"{skill.name}: prompts")
+        requests += prompt_requests(side, kind, topics or [kind])
+    answers = write([request.question for request in requests], f"{skill.name}: prompts")
     return [
         Candidate(request.side, request.form, request.language, item)
         for request, items in zip(requests, answers, strict=True)
@@ -85,10 +96,15 @@ def writer_of(loaded: LoadedModel, settings: ExportSettings) -> Write:
     prober = Prober(loaded, settings.batch_size, settings.quiet)
     formatter = loaded.formatter()
 
-    def write(requests: Sequence[str], what: str) -> list[list[str]]:
+    def ids_of(question: Question) -> tuple[int, ...]:
+        if SECOND_TURN not in formatter.formats_used:
+            return formatter.render(question.alone(), assistant_prefill=BEGUN)
+        return formatter.render(question.text, history=Exchange(*question.example).messages(), assistant_prefill=BEGUN)
+
+    def write(questions: Sequence[Question], what: str) -> list[list[str]]:
         queries = [
-            Query(Prompt(text, "request", row), PLAIN, formatter.render(text, assistant_prefill=BEGUN))
-            for row, text in enumerate(requests, 1)
+            Query(Prompt(question.text, "request", row), PLAIN, ids_of(question))
+            for row, question in enumerate(questions, 1)
         ]
         found = []
         for ids in prober.answers(queries, ANSWER_TOKENS, what, settings.seed):

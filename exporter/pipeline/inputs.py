@@ -16,6 +16,7 @@ from exporter.models.files import Base
 from exporter.prompts.packaged import packaged_sha256
 from exporter.prompts.packaged_skills import packaged_files
 from exporter.prompts.sources import Source, fingerprint
+from exporter.prompts.written import is_kept
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
@@ -124,14 +125,20 @@ def check_described(settings: ExportSettings, recorded: Recorded | None) -> None
         if (path := skill.save_prompts) is None:
             continue
         place = path.resolve()
-        if place.exists() and (place.is_dir() or not settings.overwrite):
+        if place.exists() and not settings.overwrite:
             raise BadInput(
                 f"--save-prompts: {path} exists: name another file, read it by --read-prompts, or --overwrite"
+            )
+        if place.exists() and not is_kept(place):
+            raise BadInput(
+                f"--save-prompts: {path} is no such file of an earlier export: --overwrite will not replace it"
             )
         if settings.out.resolve() in place.parents:
             raise BadInput(f"--save-prompts: {path} lies in OUT, which holds no prompts; name a file outside of it")
         if not place.parent.is_dir():
             raise BadInput(f"--save-prompts: the folder {path.parent} does not exist; make it first")
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            raise BadInput(f"--save-prompts: the folder {path.parent} is not writable; name another")
         if place in taken:
             raise BadInput(f"--save-prompts: {path} is the file of two skills; name one for each")
         taken.append(place)

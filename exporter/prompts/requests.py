@@ -26,10 +26,23 @@ QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "'": "'"}
 
 
 @dataclass(frozen=True)
+class Question:
+    """What the model is asked. example: the same about another subject, and how that is answered."""
+
+    text: str
+    example: tuple[str, str]
+
+    def alone(self) -> str:
+        """Both in one text, for models without turns."""
+        asked, answer = self.example
+        return f"{asked}\n\n{answer}\n\n{self.text}\n\n"
+
+
+@dataclass(frozen=True)
 class Request:
     """One question to the writing model, and what its answer is to consist of: prompts of this kind."""
 
-    text: str
+    question: Question
     side: str
     form: str
     language: str
@@ -41,33 +54,41 @@ def texts() -> dict[str, Any]:
     return tomllib.loads(DATA.joinpath("requests.toml").read_text(encoding="utf-8"))
 
 
-def topic_request(side: str, describe: str, but_not: str | None) -> str:
+def kind_of(side: str, describe: str, but_not: str | None) -> str:
+    """What the messages of a side are."""
+    return describe if side == FORGET else but_not or f"what is near {describe}, and is something else"
+
+
+def topic_question(kind: str) -> Question:
     """Asks for a list of sub-topics of one side."""
-    if side == FORGET:
-        about = f'"{describe}". List {TOPICS} different everyday situations in which somebody asks for that'
-    elif but_not is not None:
-        about = f'"{but_not}". List {TOPICS} different examples of that'
-    else:
-        about = f'"{describe}". List {TOPICS} subjects that are near it or use the same words, and are something else'
-    return f"Think of {about}. Each is a few words long, on a line of its own, and numbered. Write nothing else."
+
+    def ask(kind: str, count: int) -> str:
+        return (
+            f"Kind of message: {kind}. List {count} different subjects of such messages, a few words each and "
+            "numbered, and not the messages themselves."
+        )
+
+    listed = texts()["topics"]
+    return Question(ask(kind, TOPICS), (ask(texts()["kind"], len(listed)), numbered(listed)))
 
 
-def prompt_requests(side: str, describe: str, but_not: str | None, topics: Sequence[str]) -> list[Request]:
+def prompt_requests(side: str, kind: str, topics: Sequence[str]) -> list[Request]:
     """Asks for the prompts of one side: every form in English, questions and instructions in the other languages. Both
     sides are asked for alike, since what differs between them is what a detector learns."""
-    what = describe if side == FORGET else but_not or f"something that has to do with {describe}, and is not that"
     found: list[Request] = []
 
     def ask(form: str, style: str, examples: Sequence[str], language: str) -> None:
         number = len(found)
         topic, writer = topics[number % len(topics)], texts()["writers"][number % len(texts()["writers"])]
-        listed = "\n".join(f"{place}. {text}" for place, text in enumerate(examples, 1))
-        text = (
-            f"Write {EACH} different messages that {writer} sends to a chat assistant. {style} One line each, "
-            f"numbered; write nothing else.\n\nExamples, were they about pet ferrets:\n{listed}\n\nYour messages are "
-            f"not about ferrets. What each of them is about or asks for: {what}; for instance {topic}."
-        )
-        found.append(Request(text, side, form, language))
+
+        def text(kind: str, topic: str, count: int) -> str:
+            return (
+                f"Kind of message: {kind}. Subject: {topic}. Write {count} different messages of this kind that "
+                f"{writer} sends to a chat assistant. {style} One line each, numbered."
+            )
+
+        example = text(texts()["kind"], texts()["subject"], len(examples)), numbered(examples)
+        found.append(Request(Question(text(kind, topic, EACH), example), side, form, language))
 
     for _ in range(ENGLISH_TIMES):
         for form in texts()["form"]:
@@ -79,6 +100,18 @@ def prompt_requests(side: str, describe: str, but_not: str | None, topics: Seque
                 written = f"{style} Write them all in {language['name']}."
                 ask(form, written, language[form], language["code"])
     return found
+
+
+def numbered(items: Sequence[str]) -> str:
+    return "\n".join(f"{place}. {text}" for place, text in enumerate(items, 1))
+
+
+def examples() -> list[str]:
+    """Every example prompt."""
+    by_form = [text for form in texts()["form"] for text in form["examples"]]
+    return by_form + [
+        text for each in texts()["language"] for form in ("question", "instruction") for text in each[form]
+    ]
 
 
 def items_of(text: str) -> list[str]:

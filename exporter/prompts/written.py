@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter.common.errors import BadInput
 from exporter.prompts.packaged_skills import NEAR_MISSES
-from exporter.prompts.requests import FORGET, NEAR_MISS, texts
+from exporter.prompts.requests import FORGET, NEAR_MISS, examples, texts
 from exporter.prompts.sources import Prompt, Source, fingerprint, open_source
 
 SOURCE = "description"
@@ -123,6 +124,16 @@ def read_written(spec: str) -> Written:
     return written
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a file begins as those of --save-prompts do."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and first.keys() == Candidate.__dataclass_fields__.keys()
+
+
 def usable(candidates: Sequence[Candidate], said: Sequence[str]) -> list[Candidate]:
     """The candidates that can be prompts of a skill, in their order, each with the language that it seems to be in.
 
@@ -130,12 +141,12 @@ def usable(candidates: Sequence[Candidate], said: Sequence[str]) -> list[Candida
     one side stays; of such on both sides none does, since it is not known where it belongs. Nothing here looks at the
     model.
     """
-    told = [grams(text) for text in said]
+    told, shown = [grams(text) for text in said], [grams(text) for text in examples()]
     marks = frozenset(mark for mark in texts()["marks"] if not any(mark in text.lower() for text in said))
     kept: dict[str, list[tuple[Candidate, frozenset[str]]]] = {FORGET: [], NEAR_MISS: []}
     for each in candidates:
         own = grams(each.prompt)
-        sound = fits(each.prompt, marks) and not near(own, told)
+        sound = fits(each.prompt, marks) and not near(own, told) and not taken_from(own, shown)
         if sound and not near(own, [other for _, other in kept[each.side]]):
             kept[each.side].append((each, own))
     both = {
@@ -178,6 +189,11 @@ def near(own: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
         if shared > SIMILAR * (len(own) + len(other) - shared):
             return True
     return False
+
+
+def taken_from(own: frozenset[str], others: Iterable[frozenset[str]]) -> bool:
+    """Whether half of a text stands in one of the others, as where a model puts another word into an example."""
+    return any(len(own & other) > SIMILAR * len(own) for other in others)
 
 
 def language_of(text: str, asked: str) -> str:

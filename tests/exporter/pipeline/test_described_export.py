@@ -19,6 +19,7 @@ from exporter.models.files import find_base
 from exporter.models.loading import LoadedModel, load
 from exporter.pipeline.described import writer_of
 from exporter.pipeline.run import export
+from exporter.prompts.requests import Question
 from exporter.prompts.written import read_written
 from exporter.recipes.recipe import merged_settings
 from exporter.recipes.settings import ExportSettings
@@ -130,17 +131,18 @@ def test_a_model_that_is_too_weak(base: Path, tmp_path: Path) -> None:
         ({"save_prompts": "base/config.jsonl"}, "lies in OUT"),
         ({"save_prompts": "nowhere/kept.jsonl"}, "does not exist; make it first"),
         ({"save_prompts": "retain.jsonl"}, "exists: name another file, read it by --read-prompts, or --overwrite"),
+        ({"save_prompts": "retain.jsonl", "overwrite": True}, "--overwrite will not replace it"),
         ({"generator": "nowhere"}, "--generator"),
         ({"read_prompts": "nowhere.jsonl"}, "--read-prompts: no such file"),
     ],
 )
 def test_found_before_the_model_is_loaded(
-    changes: dict[str, str], said: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], said: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(base)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     out = {"out": base / "base"} if "OUT" in said else {"out": base / "new"}
-    given = {key: Path(value) if key == "save_prompts" else value for key, value in changes.items()}
+    given = {**changes} | ({"save_prompts": Path(changes["save_prompts"])} if "save_prompts" in changes else {})
     with mock.patch("exporter.pipeline.run.load", side_effect=AssertionError), pytest.raises(BadInput) as error:
         export(asked(base, **out, **given), lambda text: None)
     assert said in str(error.value) and len(str(error.value).splitlines()) == 1
@@ -152,7 +154,8 @@ def loaded(base: Path) -> LoadedModel:
 
 
 def test_a_model_writes_with_the_seed(base: Path, loaded: LoadedModel) -> None:
-    requests = ["Write three things.", "Write four other things, please."]
+    example = "Write two things.", "1. A thing\n2. Another"
+    questions = [Question("Write three things.", example), Question("Write four other things, please.", example)]
 
     def listed(text: str) -> list[str]:
         return [text, "cut off"]
@@ -161,7 +164,7 @@ def test_a_model_writes_with_the_seed(base: Path, loaded: LoadedModel) -> None:
         mock.patch("exporter.pipeline.described.ANSWER_TOKENS", 24),
         mock.patch("exporter.pipeline.described.items_of", listed),
     ):
-        one, again, other = (writer_of(loaded, asked(base, seed=seed))(requests, "lists") for seed in (1, 1, 2))
+        one, again, other = (writer_of(loaded, asked(base, seed=seed))(questions, "lists") for seed in (1, 1, 2))
     assert one == again != other and len(one) == 2
     # No answer has ended by then, so the last item of each is left out.
     assert all(len(items) == 1 and items[0].startswith("1. ") for items in one)

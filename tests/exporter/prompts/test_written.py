@@ -10,8 +10,18 @@ import pytest
 
 from exporter.common.errors import BadInput
 from exporter.prompts.packaged_skills import is_near_miss
-from exporter.prompts.requests import EACH, FORGET, NEAR_MISS, items_of, prompt_requests, texts, topic_request
-from exporter.prompts.written import Candidate, Written, language_of, read_written, usable
+from exporter.prompts.requests import (
+    EACH,
+    FORGET,
+    NEAR_MISS,
+    examples,
+    items_of,
+    kind_of,
+    prompt_requests,
+    texts,
+    topic_question,
+)
+from exporter.prompts.written import Candidate, Written, is_kept, language_of, read_written, usable
 from tests.written import SAID, candidates
 
 
@@ -58,6 +68,7 @@ def test_a_list_is_read(written: str, items: list[str]) -> None:
         "Word problems with numbers",  # nearly the description
         "How much does a ferret cost with its cage?",  # nearly an example
         "Was kostet ein Frettchen im Jahr?",
+        "Is it normal that my pet sleeps eighteen hours a day? (2)",  # an example with another word
     ],
 )
 def test_what_is_no_prompt(text: str) -> None:
@@ -95,28 +106,30 @@ def test_languages(text: str, asked: str, found: str) -> None:
 
 
 def test_both_sides_are_asked_for_alike() -> None:
+    kinds = kind_of(FORGET, "sums", "dates"), kind_of(NEAR_MISS, "sums", "dates")
+    assert kinds == ("sums", "dates") and "sums" in kind_of(NEAR_MISS, "sums", None)
     ours, theirs = (
-        prompt_requests(side, "sums", "numbers without sums", ["one", "two"]) for side in (FORGET, NEAR_MISS)
+        prompt_requests(side, kind, ["one", "two"]) for side, kind in zip((FORGET, NEAR_MISS), kinds, strict=True)
     )
-    assert Counter((each.form, each.language) for each in ours) == Counter(
-        (each.form, each.language) for each in theirs
-    )
-    assert {each.language for each in ours} == texts()["common"].keys() and len({each.form for each in ours}) == len(
-        texts()["form"]
-    ) == 9
+    plan = Counter((each.form, each.language) for each in ours)
+    assert plan == Counter((each.form, each.language) for each in theirs)
+    assert {each.language for each in ours} == texts()["common"].keys()
+    assert len({each.form for each in ours}) == len(texts()["form"]) == 9
     assert EACH * len([*ours, *theirs]) <= 400
-    assert all("sums" in each.text for each in ours) and all("numbers without sums" in each.text for each in theirs)
-    assert {"one", "two"} <= {each.text.rpartition(" ")[2].rstrip(".") for each in ours}
-    # No example is anything but an example of the subject that is known by its name.
-    for each in (*texts()["form"], *texts()["language"]):
-        for text in (*each.get("examples", ()), *each.get("question", ()), *each.get("instruction", ())):
-            assert any(mark in text.lower() for mark in texts()["marks"]), text
+    for side, kind in ((ours, "sums"), (theirs, "dates")):
+        for topic, each in zip(["one", "two"] * 20, side, strict=False):
+            assert each.question.text.startswith(f"Kind of message: {kind}. Subject: {topic}. ")
+            assert "ferret" not in each.question.text and "ferret" in each.question.example[0]
+
+
+def test_examples_are_known_by_their_subject() -> None:
+    assert all(any(mark in text.lower() for mark in texts()["marks"]) for text in examples())
 
 
 def test_sub_topics_are_asked_for() -> None:
-    assert '"sums"' in topic_request(FORGET, "sums", None)
-    assert '"dates"' in topic_request(NEAR_MISS, "sums", "dates")
-    assert '"sums"' in topic_request(NEAR_MISS, "sums", None)
+    question = topic_question("sums")
+    assert "sums" in question.text and "ferret" in question.example[1]
+    assert question.alone().startswith(question.example[0]) and question.text in question.alone()
 
 
 def test_prompts_have_what_packaged_ones_have() -> None:
@@ -151,7 +164,7 @@ def test_the_file_comes_back(tmp_path: Path) -> None:
     written = Written.of(candidates())
     path = tmp_path / "kept.jsonl"
     path.write_text(written.text, encoding="utf-8")
-    assert read_written(str(path)) == written
+    assert read_written(str(path)) == written and is_kept(path)
     assert read_written(f"{path},sha256={written.fingerprint}") == written
 
 
@@ -173,6 +186,7 @@ def test_other_files_are_refused(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(spec.partition(",")[0]).write_text(content + "\n")
+    assert not is_kept(Path("a.jsonl")) or '"language"' in str(content)
     with pytest.raises(BadInput) as error:
         read_written(spec)
     assert said in str(error.value) and "--read-prompts" in str(error.value)
