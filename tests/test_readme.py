@@ -69,6 +69,9 @@ def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path)},
         )
+        if "--describe" in command:  # a random model writes no prompts
+            assert done.returncode == 2 and "usable forget prompts in" in done.stderr, done.stderr
+            continue
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert (tmp_path / OUT / "config.json").is_file()
     assert (tmp_path / f"{OUT}-onnx" / "onnx" / "model.onnx").is_file()

@@ -34,6 +34,7 @@ class Plan:
         size: Bytes that the checkpoint needs.
         figures: Whether the card gets figures.
         warnings: What there is to say of the prompts.
+        generator: Files of the model that writes prompts, where that is another than the base.
     """
 
     settings: ExportSettings
@@ -44,6 +45,7 @@ class Plan:
     size: int
     figures: bool
     warnings: tuple[ExportWarning, ...]
+    generator: Base | None = None
 
 
 @dataclass(frozen=True)

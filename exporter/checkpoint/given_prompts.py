@@ -13,8 +13,9 @@ from exporter.common.errors import BadInput
 from exporter.common.text import Notify, unheard
 from exporter.prompts.packaged import everyday_prompts
 from exporter.prompts.packaged_skills import packaged_skill, packaged_skills
-from exporter.prompts.sources import Prompt, Source, load_prompts
+from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.turns import RENDERED
+from exporter.prompts.written import read_written
 
 Key = tuple[int, str]
 """Row and sha256 of a prompt, as in `prompts.json`."""
@@ -50,6 +51,8 @@ def read_given(stored: Stored, forget: Sequence[str], retain: Sequence[str], not
 
 def read_again(stored: Stored, spec: str, flag: str, notify: Notify) -> dict[Key, Prompt]:
     """The prompts of one source, read in every way that gives rows of the export: skills may share a name."""
+    if written := read_written_again(stored, spec, flag):
+        return written
     prompts: dict[Key, Prompt] = {}
     errors = []
     for source in as_exported(stored, spec, flag):
@@ -66,6 +69,19 @@ def read_again(stored: Stored, spec: str, flag: str, notify: Notify) -> dict[Key
     if not prompts:
         raise errors[0]
     return prompts
+
+
+def read_written_again(stored: Stored, spec: str, flag: str) -> dict[Key, Prompt]:
+    """The prompts of a file of --save-prompts that the export had (sha256), both sides; of another source none."""
+    source = Source.parse(spec, flag)
+    if source.path is None or not source.path.is_file():
+        return {}
+    digest = fingerprint(source, flag)
+    records = [record for skill in stored.skills for record in skill.summary.sources if record.flag == "--describe"]
+    if all(record.fingerprint != digest for record in records):
+        return {}
+    written = read_written(spec)
+    return by_key((*written.forget, *written.near_misses))
 
 
 def by_key(prompts: Iterable[Prompt]) -> dict[Key, Prompt]:

@@ -53,7 +53,9 @@ def recipe_toml(settings: ExportSettings, skills: Sequence[SkillPrompts], base: 
     if settings.statistics is not None:
         values["statistics"] = portable(str(settings.statistics))
         recorded["statistics"] = fingerprint(Source(str(settings.statistics)), "--statistics")
-    for name in ("revision", "statistics", "compat"):  # that there is none is not "auto"
+    if settings.generator is not None:
+        values["generator"] = portable(settings.generator)
+    for name in ("revision", "statistics", "compat", "generator"):  # that there is none is not "auto"
         if values[name] is None:
             del values[name]
     order = [field.name for field in fields(ExportSettings)]
@@ -73,8 +75,22 @@ def skill_table(prompts: SkillPrompts) -> dict[str, Any]:
             for source, record in zip(prompts.sources, prompts.records, strict=False)
             if record.flag == f"--{flag}"
         ]
+    skill = prompts.skill
+    kept = skill.read_prompts or skill.save_prompts  # what was saved is read the next time
+    if kept is not None:
+        record = next(record for record in prompts.records if record.flag == "--describe")
+        values["read_prompts"] = recorded_source(saved_source(kept), record).spec
+    del values["save_prompts"]
+    for name in ("describe", "but_not", "read_prompts"):
+        if values[name] is None:
+            del values[name]
     order = ["name", "method", *(field.name for field in fields(SkillSettings))]
-    return {name: written(values[name]) for name in dict.fromkeys(order)}
+    return {name: written(values[name]) for name in dict.fromkeys(order) if name in values}
+
+
+def saved_source(kept: Path | str) -> Source:
+    """The file of --save-prompts or --read-prompts."""
+    return Source(str(kept)) if isinstance(kept, Path) else Source.parse(kept, "--read-prompts")
 
 
 def recorded_source(source: Source, record: SourceRecord) -> Source:

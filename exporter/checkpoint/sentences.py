@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from exporter.checkpoint.summary import (
@@ -13,12 +14,20 @@ from exporter.checkpoint.summary import (
 )
 from exporter.common.text import counted
 
+DESCRIBED = "--describe"
+"""The flag of a source whose prompts a model wrote."""
+
 
 def promise(
-    layer: int, alpha: AlphaSummary, fault: str | None, dtype: str, regions: DiscriminantSummary | None = None
+    layer: int,
+    alpha: AlphaSummary,
+    fault: str | None,
+    dtype: str,
+    regions: DiscriminantSummary | None = None,
+    flags: Collection[str] = (),
 ) -> str:
     """What one skill's regions promise. fault: why they do not separate, None where they do; dtype: of the model that
-    they were fitted on; regions: of regions along discriminants, whose threshold alpha is."""
+    they were fitted on; regions: of regions along discriminants, whose threshold alpha is; flags: of the sources."""
     size = "alpha" if regions is None else "threshold"
     text = f"Key Space Detection at layer {layer}, {size} {alpha.value:.3f}. "
     if fault is not None:
@@ -26,25 +35,36 @@ def promise(
     if alpha.promise is None:
         return text + f"{size.capitalize()} was given, so nothing is promised about further prompts."
     if regions is not None:
-        return text + promise_of_regions(regions, dtype)
+        return text + promise_of_regions(regions, dtype, flags)
+    wordings = "what people write" if DESCRIBED in flags else "other wordings"
+    formats = ", in the same formats," if DESCRIBED in flags else " and formats"
     return text + (
         f"With {alpha.confidence:.0%} confidence in the draw of the {alpha.calibrated_on} calibration prompts, "
-        f"at least {alpha.promise:.1%} of further prompts from the same source and formats are blocked "
-        f"({dtype}). No promise for other wordings."
+        f"at least {alpha.promise:.1%} of further prompts {origin(flags, 'from the same source')}{formats} are "
+        f"blocked ({dtype}). No promise for {wordings}."
     )
 
 
-def promise_of_regions(found: DiscriminantSummary, dtype: str) -> str:
+def origin(flags: Collection[str], same: str) -> str:
+    """Where the prompts come from that a promise is about. same: how it is said of sources."""
+    if DESCRIBED not in flags:
+        return same
+    others = f" {same} and" if {"--forget", "--skill"} & set(flags) else ""
+    return f"{others} that this generator writes from the description".lstrip()
+
+
+def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection[str] = ()) -> str:
     worst = min(found.left_out.blocked, key=found.left_out.blocked.__getitem__)
     text = (
         f"With 90 % confidence each, in the draw of the calibration prompts and in {dtype}: at least "
-        f"{found.blocked.bound:.1%} of further forget prompts from the same sources are blocked in a plain message "
-        f"({found.blocked.hits} of {found.blocked.total}), and at most {found.false_blocks.bound:.1%} of further "
-        "prompts that are to be answered, in the kinds of turn that each was put into "
-        f"({found.false_blocks.hits} of {found.false_blocks.total})"
+        f"{found.blocked.bound:.1%} of further forget prompts {origin(flags, 'from the same sources')} are blocked in "
+        f"a plain message ({found.blocked.hits} of {found.blocked.total}), and at most "
+        f"{found.false_blocks.bound:.1%} of further prompts that are to be answered, in the kinds of turn that each "
+        f"was put into ({found.false_blocks.hits} of {found.false_blocks.total})"
     )
     if (near := found.near_misses).total:
         text += f", and {near.bound:.1%} of near misses ({near.hits} of {near.total})"
+    text += ". No promise for what people write" if DESCRIBED in flags else ""
     least = f", least of all {worst} with {found.left_out.blocked[worst]:.1%}" if worst else ""
     answers = found.answers
     return text + (

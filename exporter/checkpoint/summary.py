@@ -43,8 +43,8 @@ SourceRates = dict[str, dict[str, StoredRate]]
 
 
 class SourceSummary(Part):
-    """A --forget, --retain or --skill source. `fingerprint`: sha256 of a file or commit of a Hub dataset; `prompts`:
-    how many.
+    """A --forget, --retain, --skill or --describe source. `fingerprint`: sha256 of a file or commit of a Hub dataset;
+    `prompts`: how many.
 
     `number`: of several sources of one name, which it is; from the second on its label ends with it, as in "a.csv #2".
     Version 0.1.0 did not record it.
@@ -237,6 +237,11 @@ class SkillSummary(Part):
     parts: dict[str, dict[str, int]]
     neurons: NeuronSummary | None
     key_space: KeySpaceSummary | None
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """Of its sources."""
+        return frozenset(source.flag for source in self.sources)
 
 
 class BaseModelClass(Part):

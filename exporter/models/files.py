@@ -82,11 +82,11 @@ class Base:
         return hashlib.sha256(json.dumps([self.config, sizes], sort_keys=True).encode()).hexdigest()
 
 
-def find_base(model: str, revision: str | None = None) -> Base:
-    """Locate MODEL, a folder or a Hub id. Raises BadInput if something that an export needs is missing.
+def find_base(model: str, revision: str | None = None, what: str = "MODEL") -> Base:
+    """Locate a base, a folder or a Hub id. Raises BadInput if something that an export needs is missing.
 
-    revision: branch, tag or commit of a Hub model."""
-    return find_files(model, "MODEL", check_config, revision=revision)
+    revision: branch, tag or commit of a Hub model; what: the argument's name, for errors."""
+    return find_files(model, what, check_config, revision=revision)
 
 
 def find_files(

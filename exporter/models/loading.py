@@ -134,6 +134,12 @@ class LoadedModel:
             pad_token_id=self.pad_id,
         )
 
+    def sampled(self, new_tokens: int) -> GenerationConfig:
+        """How generate() is to write varied texts: the same, but drawn from the likeliest tokens."""
+        config = self.greedy(new_tokens)
+        config.update(do_sample=True, temperature=0.8, top_p=0.95, top_k=50)
+        return config
+
     def refused(self, logits: Tensor) -> Tensor:
         """Which rows of logits (..., vocabulary) are of a blocked position: (...) bool, on the CPU."""
         if self.refusal_id is None:

@@ -150,21 +150,26 @@ class Prober(KeyProber):
 
         yield from self.batches(longest, run, what, shared=shared)
 
-    def answers(self, queries: Sequence[Query], new_tokens: int, what: str) -> list[tuple[int, ...]]:
-        """The model's own greedy answers as token ids, without the end token."""
+    def answers(
+        self, queries: Sequence[Query], new_tokens: int, what: str, seed: int | None = None
+    ) -> list[tuple[int, ...]]:
+        """The model's own answers as token ids, without the end token: greedy ones, or sampled with a seed."""
         found: list[tuple[int, ...]] = [()] * len(queries)
-        greedy = self.loaded.greedy(new_tokens)
-        ends = greedy.eos_token_id
+        config = self.loaded.greedy(new_tokens) if seed is None else self.loaded.sampled(new_tokens)
+        ends = config.eos_token_id
 
         def run(rows: list[int]) -> None:
             inputs = self.pad([queries[row] for row in rows])
             with torch.inference_mode():
-                output = self.loaded.model.generate(**inputs, generation_config=greedy)
+                output = self.loaded.model.generate(**inputs, generation_config=config)
             for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
                 found[row] = tuple(takewhile(lambda token: token not in ends, ids))
 
-        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
-            pass
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+                pass
         return found
 
     def final_states(self, queries: Sequence[Query], what: str) -> Tensor:

@@ -16,6 +16,7 @@ from exporter.models.files import Base
 from exporter.prompts.packaged import packaged_sha256
 from exporter.prompts.packaged_skills import packaged_files
 from exporter.prompts.sources import Source, fingerprint
+from exporter.prompts.written import is_kept
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
@@ -40,6 +41,8 @@ def locate(values: Mapping[str, Any], given: Mapping[str, Any], folders: Sequenc
             return [{name: found(name, each) for name, each in table.items()} for table in value]
         if key in ("forget", "retain") and key not in given:
             return tuple(locate_source(spec, f"--{key}", folders, strict) for spec in value)
+        if key == "read_prompts" and key not in given and value is not None:
+            return locate_source(value, "--read-prompts", folders, strict)
         if key == "statistics" and key not in given:
             return find_file(str(value), recorded.statistics if recorded else None, "--statistics", folders, strict)
         if key == "model" and key not in given and values.get("revision") is None:
@@ -107,6 +110,38 @@ def check_packaged(recorded: Recorded, settings: ExportSettings) -> None:
             f"--recipe: packaged prompts are not as the recipe's export read them (sha256): {', '.join(other)}; "
             f"unskill {version} has them as they were"
         )
+
+
+def check_described(settings: ExportSettings, recorded: Recorded | None) -> None:
+    """Raise BadInput where prompts were written for an export that cannot be read again, or --save-prompts cannot be
+    written."""
+    taken: list[Path] = []
+    for skill in settings.skills:
+        if recorded is not None and skill.to_write and not recorded.described_given:
+            raise BadInput(
+                f"--recipe: the prompts of {skill.name} were written by a model and not kept, so this export cannot "
+                "be made again; give --describe to have new ones written, and --save-prompts FILE to keep them"
+            )
+        if (path := skill.save_prompts) is None:
+            continue
+        place = path.resolve()
+        if place.exists() and not settings.overwrite:
+            raise BadInput(
+                f"--save-prompts: {path} exists: name another file, read it by --read-prompts, or --overwrite"
+            )
+        if place.exists() and not is_kept(place):
+            raise BadInput(
+                f"--save-prompts: {path} is no such file of an earlier export: --overwrite will not replace it"
+            )
+        if settings.out.resolve() in place.parents:
+            raise BadInput(f"--save-prompts: {path} lies in OUT, which holds no prompts; name a file outside of it")
+        if not place.parent.is_dir():
+            raise BadInput(f"--save-prompts: the folder {path.parent} does not exist; make it first")
+        if not os.access(place.parent, os.W_OK | os.X_OK):
+            raise BadInput(f"--save-prompts: the folder {path.parent} is not writable; name another")
+        if place in taken:
+            raise BadInput(f"--save-prompts: {path} is the file of two skills; name one for each")
+        taken.append(place)
 
 
 def check_recorded(recorded: Recorded, base: Base, statistics: Path | None, notify: Notify) -> None:

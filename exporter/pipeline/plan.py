@@ -14,7 +14,7 @@ from exporter.common.staging import check_target, repair
 from exporter.common.text import Notify
 from exporter.methods.refusal.token import plan_refusal
 from exporter.models.files import find_base, size_in
-from exporter.pipeline.inputs import check_packaged, check_recorded
+from exporter.pipeline.inputs import check_described, check_packaged, check_recorded
 from exporter.pipeline.prompt_warnings import of_prompts
 from exporter.prompts.skills import read_skills
 from exporter.recipes.recorded import Recorded
@@ -38,12 +38,16 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     """
     if recorded is not None:
         check_packaged(recorded, settings)
+    check_described(settings, recorded)
     skills = read_skills(settings, notify)
     if settings.statistics is not None and not settings.statistics.is_file():
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model, settings.revision)
     if recorded is not None:
         check_recorded(recorded, base, settings.statistics, notify)
+    generator = None
+    if settings.generator is not None and any(skill.to_write for skill in settings.skills):
+        generator = find_base(settings.generator, what="--generator")
     check_apart(settings.out, base.folder, "OUT and MODEL")
     for text in repair(settings.out):
         notify(text)
@@ -62,7 +66,7 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     for problem in (unreadable, HINT if settings.figures and not figures else None):
         if problem:
             notify(problem)
-    return Plan(settings, tuple(skills), base, token, recorded, size, figures, tuple(warnings))
+    return Plan(settings, tuple(skills), base, token, recorded, size, figures, tuple(warnings), generator)
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -41,6 +41,11 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
         raise BadInput(
             "--recipe: statistics of neurons are for methods na, na+ksd and sp, and no skill has one of them"
         )
+    if any(skill.to_write for skill in settings.skills):
+        raise BadInput(
+            "--recipe: the prompts of a description (describe) are written during an export; keep them there with "
+            "--save-prompts FILE, and name them in the recipe as read_prompts"
+        )
     if settings.out.exists() and not settings.overwrite:
         raise BadInput(f"OUT: {settings.out} exists: name another file or give --overwrite")
     if not settings.out.resolve().parent.is_dir():

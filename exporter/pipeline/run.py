@@ -40,6 +40,7 @@ from exporter.models.named_ids import rowless
 from exporter.models.prober import Prober
 from exporter.models.tokens import context_of
 from exporter.pipeline.card_charts import draw_figures
+from exporter.pipeline.described import describe
 from exporter.pipeline.plan import plan
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
@@ -64,7 +65,13 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
     where no layer separates a skill from the rest or no share of neurons is within budget. Nothing is written then.
     """
     planned = plan(settings, notify, recorded)
-    findings = run(planned, notify)
+    loaded = None
+    if any(each.skill.to_write for each in planned.skills):
+        writer = load(planned.generator or planned.base, settings.dtype, settings.device, settings.threads)
+        planned = describe(planned, writer, notify)
+        loaded = writer if planned.generator is None else None
+        del writer  # two models need not fit into memory
+    findings = run(planned, notify, loaded)
     summary = summarise(planned, findings)
     if not settings.force and not all(outcome.works for outcome in findings.outcomes):
         raise Rejected(message(findings.outcomes), summary.to_json())
@@ -75,10 +82,11 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
     return summary
 
 
-def run(planned: Plan, notify: Notify) -> Findings:
-    """Load the model, choose neurons, and fit and calibrate hypercubes. Raises as `export`, but never Rejected."""
+def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Findings:
+    """Load the model, unless it is given, choose neurons, and fit and calibrate hypercubes. Raises as `export`, but
+    never Rejected."""
     settings = planned.settings
-    loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
+    loaded = loaded or load(planned.base, settings.dtype, settings.device, settings.threads)
     if planned.recorded is not None:
         planned.recorded.compare(environment(settings), notify)
     rehearse(planned.base.folder, planned.token, loaded.tokenizer)

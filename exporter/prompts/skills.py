@@ -25,6 +25,7 @@ from exporter.prompts.splits import (
 from exporter.prompts.switches import State
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
 from exporter.prompts.turns import CALIBRATE, FIT, HARMLESS_DEAL, REPORT, Said, Turns, deal
+from exporter.prompts.written import SOURCE, Written, read_written
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OTHERS = 40
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One --forget, --retain or --skill source as `reproduce/` and the summary name it: no path, no text.
+    """One --forget, --retain, --skill or --describe source as `reproduce/` and the summary name it: no path, no text.
 
     `number`: its place among the flag's sources of that name; from the second on the label shows it, as in "a.csv #2".
     """
@@ -55,7 +56,7 @@ class SkillPrompts:
     """Prompts of one skill, without repetitions, and where they come from; `retain` includes the packaged prompts.
 
     `sources`: as given, one for each of the first `records`; those of packaged skills follow. `notes`: what the user
-    should see.
+    should see; `written`: what a model wrote for a description, None before that.
     """
 
     skill: SkillSettings
@@ -64,6 +65,7 @@ class SkillPrompts:
     records: tuple[SourceRecord, ...]
     sources: tuple[Source, ...]
     notes: tuple[str, ...] = ()
+    written: Written | None = None
 
     @property
     def minimum(self) -> int:
@@ -141,11 +143,23 @@ def collect_from(
     if packaged:
         retain += [prompt for each in packaged for prompt in each.near_misses]
         retain += other_prompts(packaged) if skill.everyday else []
-    forget = deduplicate(forget)
-    known = {prompt.text for prompt in forget}
-    kept = [prompt for prompt in deduplicate(retain) if prompt.text not in known]
     sources = (*forget_sources, *retain_sources)
-    return SkillPrompts(skill, tuple(forget), tuple(kept), tuple(records), sources, tuple(notes))
+    found = SkillPrompts(skill, *sides_of(forget, retain), tuple(records), sources, tuple(notes))
+    return found if skill.read_prompts is None else with_written(found, read_written(skill.read_prompts))
+
+
+def sides_of(forget: Sequence[Prompt], retain: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Both sides without repetitions; what stands on both is a forget prompt."""
+    ours = deduplicate(forget)
+    known = {prompt.text for prompt in ours}
+    return tuple(ours), tuple(prompt for prompt in deduplicate(retain) if prompt.text not in known)
+
+
+def with_written(prompts: SkillPrompts, written: Written) -> SkillPrompts:
+    """The prompts of a described skill with those that a model wrote."""
+    forget, retain = sides_of([*prompts.forget, *written.forget], [*prompts.retain, *written.near_misses])
+    record = SourceRecord("--describe", SOURCE, {}, written.fingerprint, len(written.forget))
+    return replace(prompts, forget=forget, retain=retain, records=(*prompts.records, record), written=written)
 
 
 def read(flag: str, sources: Sequence[Source], records: list[SourceRecord], notify: Notify) -> list[Prompt]:
@@ -164,11 +178,17 @@ def read(flag: str, sources: Sequence[Source], records: list[SourceRecord], noti
 
 
 def read_skills(settings: ExportSettings, notify: Notify) -> list[SkillPrompts]:
-    """Every skill's prompts. What can be wrong without the model is found before torch is imported."""
+    """Every skill's prompts, but for those that a model is to write. What can be wrong without the model is found
+    before torch is imported."""
     skills = [collect(skill, notify) for skill in settings.skills]
-    for each in skills:
-        split_forget(each.forget, settings.seed, minimum=each.minimum)
+    check_enough([each for each in skills if not each.skill.to_write], settings.seed)
     return skills
+
+
+def check_enough(skills: Sequence[SkillPrompts], seed: int) -> None:
+    """Raises BadInput where a skill has too few forget prompts."""
+    for each in skills:
+        split_forget(each.forget, seed, minimum=each.minimum)
 
 
 def prepare_for(

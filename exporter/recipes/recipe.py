@@ -25,6 +25,8 @@ SKILL_KEYS = declared(SkillSettings)
 COMMON_KEYS = {name: each for name, each in declared(ExportSettings).items() if each.in_recipe and name != "skills"}
 # Which packaged files are read depends on these.
 CHOOSE_PACKAGED = ("packaged", "everyday", "method", "formats", "prompt_template")
+OF_ONE_SKILL = ("forget", "packaged", "describe", "but_not", "save_prompts", "read_prompts")
+"""Flags that say what one skill is."""
 RECORDED, VERSIONS = "recorded", "versions.json"
 
 
@@ -89,8 +91,8 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
     """Settings from a recipe (see `read_recipe`) and from flags, which override it.
 
     A skill's flag applies to every skill, and the recipe's revision does not apply to a model given as a flag. Raises
-    BadInput for invalid values, for several skills without names, for --forget and --skill with a recipe of several
-    skills, and for other system prompts than those recorded.
+    BadInput for invalid values, for several skills without names, for flags that say what one skill is, as --forget,
+    with a recipe of several, and for other system prompts than those recorded.
     """
     everything = {**recipe, **flags}
     if "model" in flags and "revision" not in flags:
@@ -102,15 +104,18 @@ def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Expo
             raise BadInput(f"{key.upper()}: give it on the command line or in a recipe: {example} ...")
     tables = recipe.get("skill", [{}])
     shared, given = ({key: each[key] for key in each if key in SKILL_KEYS} for each in (recipe, flags))
-    for key in ("forget", "packaged"):
+    for key in OF_ONE_SKILL:
         if len(tables) > 1 and key in given:
             raise BadInput(f"{SKILL_KEYS[key].flag}: the recipe has {len(tables)} skills; name their prompts there")
     skills = []
     for number, table in enumerate(tables, start=1):
         if len(tables) > 1 and "name" not in table:
             raise BadInput(f"--recipe: skill {number} has no name")
+        values = {**shared, **table, **given}
+        if "describe" in given and "read_prompts" not in given:
+            values.pop("read_prompts", None)  # they were written for the recipe's description
         try:
-            skills.append(SkillSettings(**{**shared, **table, **given}))
+            skills.append(SkillSettings(**values))
         except BadInput as error:
             if len(tables) == 1:
                 raise
@@ -132,6 +137,7 @@ def recorded_in(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> Recorded
         recorded,
         model_given="model" in flags,
         statistics_given="statistics" in flags,
+        described_given="describe" in flags,
         packaged_given=not flags.keys().isdisjoint(CHOOSE_PACKAGED),
     )
 

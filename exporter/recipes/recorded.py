@@ -21,8 +21,8 @@ class Recorded:
     """Digests of what the export read; `versions`: its environment, from versions.json beside the recipe.
 
     `packaged`: of packaged files, by name; None in recipes of version 0.1.0, which recorded none.
-    `model_given`, `statistics_given`, `packaged_given`: on the command line now, so they may differ from the export's;
-    the last says that other packaged files may be read.
+    `model_given`, `statistics_given`, `described_given`, `packaged_given`: on the command line now, so they may differ
+    from the export's; the last says that other packaged files may be read.
     """
 
     base: Mapping[str, str] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class Recorded:
     versions: Mapping[str, Any] = field(default_factory=dict)
     model_given: bool = False
     statistics_given: bool = False
+    described_given: bool = False
     packaged_given: bool = False
 
     def ordered(self, given: Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ DRAWS = ("sampled", "expected")
 COMPATS = ("official",)
 DEFAULT_REFUSAL = "Your query is not valid"
 DEFAULT_SKILL = "skill"
+NAME_WORDS, NAME_LENGTH = 6, 40
+"""Most words and characters of a name that is made from a description."""
 AUTO = {"auto": None}
 # Settings that several commands have.
 SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all random draws."}
@@ -36,19 +38,44 @@ RECORDED_TEMPLATE = {
 }
 
 
+def name_of(description: str) -> str:
+    """A short name of one line for a skill: the first words of its description."""
+    words = "".join(letter if letter.isprintable() else " " for letter in description).split()
+    short = words[0][:NAME_LENGTH]
+    for word in words[1:NAME_WORDS]:
+        if len(short) + 1 + len(word) > NAME_LENGTH:
+            break
+        short += f" {word}"
+    return short.rstrip(".,;:!?") or short
+
+
 @dataclass(frozen=True)
 class SkillSettings:
     """One skill to forget; fields are named as the flags and the keys of a recipe's [[skill]] tables.
 
     None lets the export choose `layer`, `beta` (per cent of all neurons) and `score`, and calibrate `alpha` (standard
-    deviations). The paper takes the last layer, "last". A packaged skill alone gives its name, where there is none.
-    `region` is never "auto": what that means stands in its place.
+    deviations). The paper takes the last layer, "last". A description or a packaged skill alone gives the name, where
+    there is none. `region` is never "auto": what that means stands in its place.
     """
 
     forget: tuple[str, ...] = setting((), metavar="SOURCE", help="Example prompts of the skill. Repeatable.")
     retain: tuple[str, ...] = setting((), metavar="SOURCE", help="Prompts that must still be answered. Repeatable.")
     packaged: tuple[str, ...] = setting(
         (), flag="--skill", metavar="NAME", help="A packaged skill, see unskill skills. Repeatable; adds to --forget."
+    )
+    describe: str | None = setting(
+        None, metavar="TEXT", help="The skill in words, instead of or beside prompts: a model writes them."
+    )
+    but_not: str | None = setting(
+        None, flag="--not", metavar="TEXT", help="What is near the skill of --describe and must still be answered."
+    )
+    save_prompts: Path | None = setting(
+        None, metavar="FILE", help="Where to keep the prompts written for --describe: a .jsonl file, not in OUT."
+    )
+    read_prompts: str | None = setting(
+        None,
+        metavar="FILE",
+        help="A file of --save-prompts, whose prompts are taken for --describe instead of new ones.",
     )
     name: str = setting(DEFAULT_SKILL)
     method: str = setting(
@@ -83,7 +110,7 @@ class SkillSettings:
         0.05,
         minimum=0,
         maximum=1,
-        help="Largest share of near misses of a packaged skill that may be refused.",
+        help="Largest share of near misses of a packaged or described skill that may be refused.",
         used_by="has_near_misses",
     )
     beta: float | None = setting(
@@ -103,15 +130,21 @@ class SkillSettings:
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values and combinations."""
         check(self)
+        self._check_description()
+        if self.name == DEFAULT_SKILL and self.describe is not None:
+            object.__setattr__(self, "name", name_of(self.describe))
         if self.name == DEFAULT_SKILL and len(self.packaged) == 1 and not self.forget:
             object.__setattr__(self, "name", self.packaged[0])
-        answered = self.everyday or bool(self.retain) or bool(self.packaged)
+        answered = self.everyday or bool(self.retain) or bool(self.packaged) or self.describe is not None
         if self.region == "auto":
             object.__setattr__(self, "region", DISCRIMINANT if answered and self.alpha is None else HYPERCUBE)
         if not self.name.strip() or not self.name.isprintable():
             raise BadInput("[[skill]] name: give each skill a name of one line")
-        if not self.forget and not self.packaged:
-            raise BadInput("--forget or --skill: name a source of example prompts of the skill, or a packaged skill")
+        if not self.forget and not self.packaged and self.describe is None:
+            raise BadInput(
+                "--forget or --skill: name a source of example prompts of the skill, or a packaged skill; or say in "
+                "words what it is, with --describe"
+            )
         if self.score is not None and self.prunes:
             raise BadInput("--score: Selective Pruning has its own score; leave this out with --method sp")
         if self.changes_neurons and not self.retain:
@@ -125,6 +158,23 @@ class SkillSettings:
         if self.discriminates and not answered:
             raise BadInput("--region discriminant: needs prompts to be answered; name --retain or drop --no-everyday")
 
+    def _check_description(self) -> None:
+        for flag, text in (("--describe", self.describe), ("--not", self.but_not)):
+            if text is not None and not text.strip():
+                raise BadInput(f"{flag}: the text is empty; say in some words what is meant")
+        given = {"--not": self.but_not, "--save-prompts": self.save_prompts, "--read-prompts": self.read_prompts}
+        if self.describe is None and (unused := [flag for flag, value in given.items() if value is not None]):
+            raise BadInput(f"{unused[0]}: belongs to --describe TEXT, which is missing")
+        if self.save_prompts is not None and self.read_prompts is not None:
+            raise BadInput("--save-prompts: with --read-prompts none are written; leave out one of the two")
+        if self.save_prompts is not None and self.save_prompts.suffix != ".jsonl":
+            raise BadInput(f"--save-prompts: {self.save_prompts.name} must end with .jsonl, as which it is read back")
+
+    @property
+    def to_write(self) -> bool:
+        """Whether a model is to write prompts of this skill."""
+        return self.describe is not None and self.read_prompts is None
+
     @property
     def blocks(self) -> bool:
         """Whether Key Space Detection refuses prompts of this skill."""
@@ -137,8 +187,9 @@ class SkillSettings:
 
     @property
     def has_near_misses(self) -> bool:
-        """Whether a budget for near misses is kept to: packaged skills have them, and only discriminants see them."""
-        return self.discriminates and bool(self.packaged)
+        """Whether a budget for near misses is kept to: packaged and described skills have them, and only discriminants
+        see them."""
+        return self.discriminates and (bool(self.packaged) or self.describe is not None)
 
     @property
     def adjusts(self) -> bool:
@@ -179,6 +230,9 @@ class ExportSettings:
     out: Path
     skills: tuple[SkillSettings, ...]
     revision: str | None = setting(None, metavar="COMMIT", help="Branch, tag or commit of a MODEL on the Hub.")
+    generator: str | None = setting(
+        None, metavar="MODEL", help="The model that writes prompts for --describe: folder or Hub id. Default: MODEL."
+    )
     refusal: str = setting(DEFAULT_REFUSAL, help="The answer to prompts of the skill.", used_by="blocks")
     draws: str = setting(
         "sampled",
@@ -244,6 +298,8 @@ class ExportSettings:
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")
+        if self.generator is not None and not any(skill.describe is not None for skill in self.skills):
+            raise BadInput("--generator: writes prompts for --describe TEXT, which no skill has")
         if self.compat is not None and not any(skill.adjusts for skill in self.skills):
             raise BadInput("--compat: applies to Neuron Adjust, and no skill has method na or na+ksd")
         if self.compat is not None and self.draws != "sampled":

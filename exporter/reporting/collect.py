@@ -61,7 +61,9 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
         hypercubes = cubes.discriminant is None
         figures += key_space_figures(skill, number, names) if hypercubes else discriminant_figures(cubes, number)
         numbers["key_space"] = {
-            "promise": promise(cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype, cubes.discriminant),
+            "promise": promise(
+                cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype, cubes.discriminant, found.flags
+            ),
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),
             "rates": rate_rows(cubes),

@@ -45,7 +45,7 @@ def export_command(
     **flags: Any,
 ) -> None:
     """Write the checkpoint OUT of MODEL (folder or Hub id) that no longer shows the skill of the --forget prompts,
-    or a packaged skill, as with --skill maths.
+    or a packaged skill, as with --skill maths, or one in words, as with --describe "arithmetic word problems".
 
     SOURCE is PATH_OR_DATASET_ID[,key=value...] with keys column, answer, split, name, revision, limit, template,
     sha256; .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt (text also as .gz, .bz2, .xz, .zst) or a Hub dataset. Of

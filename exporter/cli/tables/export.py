@@ -24,7 +24,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(trial_table(skill.neurons))
             console.print(text_table(skill.neurons))
         if (found := skill.key_space) is not None:
-            sentence = promise(found.layer, found.alpha, found.fault, summary.dtype, found.discriminant)
+            sentence = promise(found.layer, found.alpha, found.fault, summary.dtype, found.discriminant, skill.flags)
             console.print(sentence, highlight=False)
             console.print(rate_table(found))
             if found.discriminant is None:

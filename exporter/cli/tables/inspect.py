@@ -109,7 +109,8 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         fault = None if key_space["separates"] else key_space["fault"] or "it exceeds the limits of the export"
         alpha = AlphaSummary.model_validate(key_space["alpha"])
         regions = key_space["discriminant"] and DiscriminantSummary.model_validate(key_space["discriminant"])
-        yield f"{key_space['region']}s", promise(key_space["layer"], alpha, fault, found["dtype"], regions)
+        flags = {source["flag"] for source in skill["sources"] or ()}
+        yield f"{key_space['region']}s", promise(key_space["layer"], alpha, fault, found["dtype"], regions, flags)
         yield "formats" if regions is None else "places", ", ".join(key_space["formats"])
     for source in skill["sources"] or ():
         options = "".join(f",{key}={value}" for key, value in source["options"].items())

@@ -32,6 +32,8 @@ def export_again(stored: Stored, settings: OnnxSettings, notify: Notify) -> tupl
     and for other system prompts or another prompt template.
     """
     recipe = stored.recipe
+    if described := [skill["name"] for skill in recipe["skills"] if skill["describe"] is not None]:
+        raise BadInput(f"--quantize: {described[0]} is from a description, whose prompts are not fitted anew yet")
     if [text_sha256(text) for text in settings.system_prompts] != recipe["system_prompts"]:
         raise BadInput(
             f"--system-prompt: the export had {len(recipe['system_prompts'])} of its own (sha256); give the same "

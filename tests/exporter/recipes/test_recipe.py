@@ -131,7 +131,7 @@ def test_the_example_has_every_key_with_its_default() -> None:
     text = path.read_text(encoding="utf-8")
     recipe = read_recipe(path)
     skills = {key for skill in recipe["skill"] for key in skill}
-    without = ("compat", "revision", "statistics")
+    without = ("compat", "revision", "statistics", "generator", "describe", "but_not", "save_prompts", "read_prompts")
     assert skills | recipe.keys() | set(without) == {*COMMON_KEYS, *SKILL_KEYS, "skill"}
     assert all(f"# {key} = " in text for key in without)
     plain = ExportSettings("", Path(), (SkillSettings(("a",)),))
