@@ -99,7 +99,8 @@ def test_examples_run(folder: Path) -> None:
 @pytest.mark.slow
 def test_examples_of_onnx_run(folder: Path) -> None:
     if not (folder / "OUT").is_dir():
-        run(examples("export")[0])
+        for arguments in examples("export"):
+            run(arguments)
     run_all(ONNX)
 
 

@@ -268,10 +268,10 @@ def plan_regions(
         formatter.check([each for each in (*prompts.forget, *prompts.retain) if each.source in given], flag)
     turns = Turns(formatter, Said(settings.refusal, settings.system_prompts), settings.seed, max_length)
     forget = deal(prompts.forget, settings.seed)
-    near, others = ([each for each in prompts.retain if is_near_miss(each) is side] for side in (True, False))
+    near, harmless = ([each for each in prompts.retain if is_near_miss(each) is side] for side in (True, False))
     retain = deal(near, settings.seed)
-    for part, rest in deal(others, settings.seed, HARMLESS_DEAL).items():
-        retain[part] += rest
+    for part, more in deal(harmless, settings.seed, HARMLESS_DEAL).items():
+        retain[part] += more
     known = {prompt.text for prompt in (*prompts.forget, *prompts.retain)}
     for other in skills:
         if other is not prompts:

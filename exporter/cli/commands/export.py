@@ -56,6 +56,7 @@ def export_command(
     \b
     unskill export MODEL OUT --forget maths.jsonl,column=question --retain code.jsonl
     unskill export AGAIN --recipe OUT/reproduce/recipe.toml
+    unskill export MODEL BOX --region hypercube --forget maths.jsonl,column=question --retain code.jsonl
     """
     from exporter.pipeline.run import export
 

@@ -30,7 +30,7 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
 
     \b
     unskill onnx OUT --forget maths.jsonl,column=question
-    unskill onnx OUT OUT-int8 --quantize int8 --forget maths.jsonl,column=question --retain code.jsonl
+    unskill onnx BOX BOX-int8 --quantize int8 --forget maths.jsonl,column=question --retain code.jsonl
     """
     settings = OnnxSettings(checkpoint, out or beside(checkpoint, "-onnx"), **flags)
 
