@@ -81,7 +81,7 @@ def write_candidates(skill: SkillSettings, write: Write) -> list[Candidate]:
     listed = write([topic_question(kind) for kind in kinds], f"{skill.name}: sub-topics")
     requests = []
     for side, kind, items in zip(sides, kinds, listed, strict=True):
-        topics = list(dict.fromkeys(item for item in items if len(item) <= TOPIC_LENGTH))[:TOPICS]
+        topics = list(dict.fromkeys(filter(is_topic, items)))[:TOPICS]
         requests += prompt_requests(side, kind, topics or [kind])
     answers = write([request.question for request in requests], f"{skill.name}: prompts")
     return [
@@ -89,6 +89,11 @@ def write_candidates(skill: SkillSettings, write: Write) -> list[Candidate]:
         for request, items in zip(requests, answers, strict=True)
         for item in items
     ]
+
+
+def is_topic(item: str) -> bool:
+    """Whether an item can name a subject: short and mostly letters, unlike a sum that a weak model gives instead."""
+    return len(item) <= TOPIC_LENGTH and 2 * sum(map(str.isalpha, item)) > len(item)
 
 
 def writer_of(loaded: LoadedModel, settings: ExportSettings) -> Write:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,12 +17,12 @@ from exporter.cli.main import cli
 from exporter.common.errors import BadInput
 from exporter.models.files import find_base
 from exporter.models.loading import LoadedModel, load
-from exporter.pipeline.described import writer_of
+from exporter.pipeline.described import write_candidates, writer_of
 from exporter.pipeline.run import export
 from exporter.prompts.requests import Question
 from exporter.prompts.written import read_written
 from exporter.recipes.recipe import merged_settings
-from exporter.recipes.settings import ExportSettings
+from exporter.recipes.settings import ExportSettings, SkillSettings
 from tests.tiny import RETAIN, one_thread, tiny_model, write_prompts
 from tests.written import DESCRIBE, NOT, fake_writer
 
@@ -146,6 +146,19 @@ def test_found_before_the_model_is_loaded(
     with mock.patch("exporter.pipeline.run.load", side_effect=AssertionError), pytest.raises(BadInput) as error:
         export(asked(base, **out, **given), lambda text: None)
     assert said in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("items", [[], ["4 + 3 = 7", "12345"], ["a long " * 20]])
+def test_without_sub_topics_the_kind_is_the_subject(items: list[str]) -> None:
+    asked_for: list[str] = []
+
+    def write(questions: Sequence[Question], what: str) -> list[list[str]]:
+        asked_for.extend(question.text for question in questions)
+        return [items if what.endswith("sub-topics") else ["Why?"] for _ in questions]
+
+    found = write_candidates(SkillSettings(describe=DESCRIBE, but_not=NOT), write)
+    assert len(found) == len(asked_for) - 2
+    assert {text.partition("Subject: ")[2].partition(". Write")[0] for text in asked_for[2:]} == {DESCRIBE, NOT}
 
 
 @pytest.fixture(scope="module")
