@@ -293,13 +293,17 @@ def test_no_torch_and_no_waiting(several: Several, flags: list[str]) -> None:
     script += "assert not {'torch', 'transformers', 'numpy', 'scipy'} & sys.modules.keys()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, "inspect", str(several.checkpoint), *flags]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=20)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "" and "\x1b" not in done.stdout
-    # Of the CPU: on the clock, other processes that keep the cores busy would count.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    least = float("inf")
+    # Of the CPU: on the clock, other processes that keep the cores busy would count. They slow the CPU down too, so the
+    # best of three counts.
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=20)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "" and "\x1b" not in done.stdout
+        least = min(least, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert least < 1
     if flags:
         check_schema(json.loads(done.stdout))
     else:
