@@ -294,8 +294,8 @@ def test_no_torch_and_no_waiting(several: Several, flags: list[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, "inspect", str(several.checkpoint), *flags]
     least = float("inf")
-    # Of the CPU: on the clock, other processes that keep the cores busy would count. They slow the CPU down too, so the
-    # best of three counts.
+    # Of the CPU: on the clock, other processes that keep the cores busy would count. They slow the CPU down too, so
+    # the best of three counts.
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=20)
