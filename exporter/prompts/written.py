@@ -161,7 +161,7 @@ def usable(candidates: Sequence[Candidate], said: Sequence[str]) -> list[Candida
 
 
 def fits(text: str, marks: frozenset[str]) -> bool:
-    """Whether a text has the length of a prompt, can be read, and is no refusal, no remark on the list, and no copy of
+    """Whether a text has the length of a prompt, can be read, and is no refusal, no comment on the list, and no copy of
     an example, which has one of the words `marks`."""
     words = re.findall(r"\w+", text.lower())
     return (
