@@ -161,8 +161,8 @@ def usable(candidates: Sequence[Candidate], said: Sequence[str]) -> list[Candida
 
 
 def fits(text: str, marks: frozenset[str]) -> bool:
-    """Whether a text has the length of a prompt, can be read, and is no refusal, no comment on the list, and no copy of
-    an example, which has one of the words `marks`."""
+    """Whether a text has the length of a prompt, can be read, and is no refusal, no comment on the list, and no copy
+    of an example, which has one of the words `marks`."""
     words = re.findall(r"\w+", text.lower())
     return (
         SHORTEST <= len(text) <= LONGEST
