@@ -49,7 +49,7 @@ def export_real(
     sources = {"forget": maths(reasoning_gym, seed=1, count=forget), "retain": functions[:retain]}
     out = folder / f"{base.name}-no-maths"
     command = [sys.executable, "-m", "exporter", "export", str(base), str(out), "--json", "--quiet"]
-    command += ["--region", "hypercube"]  # a quarter of the time
+    command += ["--region", "hypercube"]  # in less time
     for name, prompts in sources.items():
         command += [f"--{name}", f"{write_prompts(folder / f'{name}.jsonl', prompts)},column=prompt"]
     command += [*flags, *(("--prompt-template", template) if template else ())]
