@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.renderings import AS_GIVEN, FORMS, as_given, rendered
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import CALIBRATE, FIT, MOST, PLAIN_SHARE, REPORT, Turns, some
+from exporter.prompts.turns import CALIBRATE, FIT, PLAIN_SHARE, REPORT, Turns, some
+from exporter.recipes.effort import Effort
 
 RENDERED_EVERY = 3
 """Of so many harmless prompts one is rendered too, where the user's own prompts are: a greeting is no sign of a
@@ -32,12 +33,13 @@ SIDES = {"asked": "forget", "answered": "retain", "after": "after"}
 @dataclass(frozen=True)
 class RegionParts:
     """Disjoint parts of both sides, each prompt in several kinds of turn. places: where the last token of a query is,
-    by its format."""
+    by its format; effort: how many of them."""
 
     fit: Part
     calibrate: Part
     report: Part
     places: Mapping[str, str]
+    effort: Effort
 
     def plain(self, side: str) -> dict[str, tuple[Query, ...]]:
         """By part, every prompt of a side once: as given, in a plain message."""
@@ -49,7 +51,11 @@ class RegionParts:
 
 
 def make_parts(
-    forget: Mapping[str, Sequence[Prompt]], retain: Mapping[str, Sequence[Prompt]], turns: Turns, seed: int
+    forget: Mapping[str, Sequence[Prompt]],
+    retain: Mapping[str, Sequence[Prompt]],
+    turns: Turns,
+    seed: int,
+    effort: Effort,
 ) -> RegionParts:
     """The parts, from the prompts of both sides by part.
 
@@ -68,6 +74,6 @@ def make_parts(
             others = [prompt for prompt in retain[part] if prompt.form is None][::RENDERED_EVERY]
             answered += turns.rendered(rendered(others, part, seed, taken, 1))
         after = (*turns.after_refusal(prompts, part), *turns.after_answer(part))
-        sides = zip((asked, answered, after), MOST[part], strict=True)
+        sides = zip((asked, answered, after), getattr(effort, part), strict=True)
         found[part] = Part(*(some(side, most, PLAIN_SHARE[part], turns.plain) for side, most in sides))
-    return RegionParts(**found, places=turns.places)
+    return RegionParts(**found, places=turns.places, effort=effort)

@@ -26,6 +26,7 @@ from exporter.prompts.switches import State
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
 from exporter.prompts.turns import CALIBRATE, FIT, HARMLESS_DEAL, REPORT, Said, Turns, deal
 from exporter.prompts.written import SOURCE, Written, read_written
+from exporter.recipes.effort import EFFORTS
 from exporter.recipes.settings import ExportSettings, SkillSettings
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def plan_regions(
             for part, theirs in deal(other.forget, settings.seed).items():
                 new = [replace(each, source=f"skill {other.skill.name}") for each in theirs if each.text not in known]
                 retain[part] += new[:OTHERS]
-    parts = make_parts(forget, retain, turns, settings.seed)
+    parts = make_parts(forget, retain, turns, settings.seed, EFFORTS[settings.effort])
     ours, others = parts.plain("asked"), parts.plain("answered")
     # Neurons are chosen on every fifth prompt of the fit part, and their statistics are of the others.
     fit = tuple(query for place, query in enumerate(ours[FIT]) if place % 5)

@@ -32,11 +32,8 @@ FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
 FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
-MOST = {FIT: (1500, 1300, 400), CALIBRATE: (450, 1500, 250), REPORT: (450, 1000, 250)}
-"""Most queries of a part: forget prompts, prompts to be answered, messages after a refusal. With positions inside
-answers a fit has at most 4,000 rows; a bound on false blocks takes more prompts than one on what is blocked."""
 PLAIN_SHARE = {FIT: 0.5, CALIBRATE: 0.6, REPORT: 0.6}
-"""Share of these that plain messages may take; every other kind of turn needs hundreds to fit on."""
+"""Share of a part's queries that plain messages may take; every other kind of turn needs hundreds to fit on."""
 DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
 """The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report. So is dealt what surrounds prompts."""
 SKILL_DEAL = (FIT, CALIBRATE, FIT, REPORT, FIT, FIT, CALIBRATE, FIT, REPORT, FIT)

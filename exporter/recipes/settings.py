@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exporter.common.errors import BadInput
 from exporter.recipes.declared import check, setting
+from exporter.recipes.effort import EFFORTS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 METHODS = ("ksd", "na", "na+ksd", "sp")
@@ -273,6 +274,12 @@ class ExportSettings:
         help="A state of the chat template's switches to cover, such as '{\"thinking\": true}', beside those that are "
         "found in it. Repeatable.",
         used_by="blocks",
+    )
+    effort: str = setting(
+        "normal",
+        choices=tuple(EFFORTS),
+        help="How many prompts and answers discriminants are fitted and judged on, which takes most of the time.",
+        used_by="discriminates",
     )
     skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")
     seed: int = setting(**SEED)

@@ -145,7 +145,8 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
     """
     regions, trials, chosen = fit(prober, parts, skill, answer_tokens)
     found = {
-        name: score_part(prober, getattr(parts, name), regions, answer_tokens, name) for name in (CALIBRATE, REPORT)
+        name: score_part(prober, getattr(parts, name), regions, answer_tokens, parts.effort.answers, name)
+        for name in (CALIBRATE, REPORT)
     }
     part, own = parts.calibrate, found[CALIBRATE]
     common = COMMON if skill.alpha is None else skill.alpha
@@ -177,7 +178,7 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         at_most(*inside(near), len(thresholds)),
         answer_tokens,
         words_only(parts, skill),
-        inside_prompts(prober, parts.report, levelled, common),
+        inside_prompts(prober, parts.report, levelled, common, parts.effort.answers),
         tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
 

@@ -74,6 +74,10 @@ class LayerTrial:
 
     blocked: share of forget rows at the end of a message that are blocked, by form, where the budget's share of the
     other side is; mean: over forms; margin: between the means of both sides, in deviations of the other one.
+
+    The layer and shrinkage with the widest margin are taken. The share blocked hangs on the few rows of the other side
+    that are nearest: of 1,000 rows it takes layer 14 of SmolLM2, which blocks a tenth less of two other authors'
+    prompts than layers 16 to 22; the margin of 300 rows takes 16, of 500 and more 21.
     """
 
     layer: int

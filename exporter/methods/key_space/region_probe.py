@@ -22,12 +22,6 @@ from exporter.recipes.settings import SkillSettings
 T = TypeVar("T")
 
 ANSWER_TOKENS = 64
-ANSWERED = 150
-"""Harmless prompts of a part whose answers are looked at, at every position."""
-TRIED = 1000
-"""Queries of the fit part, all at the end of a message, that are run through every layer to choose one."""
-PLACED_ANSWERS, PLACED_POSITIONS = 60, 800
-"""Harmless answers of the fit part, and positions inside them, that the places are told from."""
 
 
 def fit(
@@ -41,7 +35,7 @@ def fit(
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
     if given is None:
         tried = torch.zeros(len(queries), dtype=torch.bool)
-        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), TRIED)] = True
+        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), parts.effort.tried)] = True
         trials, layer, theirs = every_layer(prober, fitted.only(tried), budget)
         rest = [query for query, seen in zip(queries, tried.tolist(), strict=True) if not seen]
         keys = theirs.new_empty(len(queries), theirs.shape[1])
@@ -51,8 +45,9 @@ def fit(
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     if given is not None:
         trials = shrunk[-1:]
-    chosen = max(shrunk, key=lambda trial: (trial.mean, trial.margin))
-    inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN], answer_tokens)
+    chosen = max(shrunk, key=lambda trial: trial.margin)
+    plain = [query for query in part.answered if query.format == PLAIN]
+    inner = inside_answers(prober, plain, answer_tokens, *parts.effort.placed)
     keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
     return fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage), trials, chosen
 
@@ -67,25 +62,25 @@ def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[Laye
             for layer in range(prober.layers)
             for trial in try_layer(check_finite(spool.layer(layer), "fit part"), part, PROMPT, budget, layer)
         ]
-        layer = max(trials, key=lambda trial: (trial.mean, trial.margin)).layer
+        layer = max(trials, key=lambda trial: trial.margin).layer
         return trials, layer, spool.layer(layer)
 
 
-def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> list[Query]:
+def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, most: int, positions: int) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
-    asked = spread(queries, PLACED_ANSWERS)
+    asked = spread(queries, most)
     answers = prober.answers(asked, tokens, "fit part: answers")
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
         for query, answer in zip(asked, answers, strict=True)
         for length in range(1, len(answer) + 1)
     ]
-    return spread(inner, PLACED_POSITIONS)
+    return spread(inner, positions)
 
 
-def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float) -> Rate:
+def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float, most: int) -> Rate:
     """The share of positions before the last one of some harmless plain queries that are within the threshold."""
-    queries = spread([query for query in part.answered if query.format == PLAIN], ANSWERED)
+    queries = spread([query for query in part.answered if query.format == PLAIN], most)
     begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
     inner = [Query(prompt, PLAIN, ids) for ids, prompt in begun.items()]
     scores = region_scores(prober, inner, regions, "report part: inside prompts")
@@ -104,10 +99,10 @@ def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -
     return check_finite(torch.cat(found)[torch.tensor(order).argsort()], what)
 
 
-def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, what: str) -> PlaceScores:
-    """Scores of a part by place."""
+def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, most: int, what: str) -> PlaceScores:
+    """Scores of a part by place; of the answers to harmless plain queries, so many at most."""
     plain = [row for row, query in enumerate(part.answered) if query.format == PLAIN]
-    rows = spread(plain, ANSWERED) if answer_tokens else []
+    rows = spread(plain, most) if answer_tokens else []
     queries = [part.answered[row] for row in rows]
     _, least = prober.score_answers(queries, regions.single(), answer_tokens, f"{what}: answers")
     asked, answered, after = (

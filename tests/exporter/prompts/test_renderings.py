@@ -13,6 +13,7 @@ from exporter.prompts.region_parts import RENDERED_EVERY, make_parts
 from exporter.prompts.renderings import FORMS, Draw, group_of, last_sentence, misspelt, rendered
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import CALIBRATE, FIT, RENDERED, REPORT, Said, Turns, deal
+from exporter.recipes.effort import EFFORTS
 from tests.exporter.prompts.test_formats import CHAT, tokenizer
 
 PARTS = FIT, CALIBRATE, REPORT
@@ -102,7 +103,7 @@ def test_renderings_stay_in_the_part_of_their_prompt_and_are_no_prompts() -> Non
     near = [Prompt(f"Spell {row} for me.", "maths near misses", row, form="terse") for row in range(30)]
     turns = Turns(Formatter(tokenizer(CHAT), seed=0), Said("No."), 0, None)
     forget, retain = deal([*own, *packaged], 0), deal([*others, *near], 0)
-    parts = make_parts(forget, retain, turns, 0)
+    parts = make_parts(forget, retain, turns, 0, EFFORTS["thorough"])
     assert sum(len(each) for each in parts.plain("asked").values()) == 34
     seen: set[str] = set()
     for name, most in ((FIT, len(FORMS)), (CALIBRATE, 1), (REPORT, 1)):
@@ -125,6 +126,7 @@ def test_renderings_stay_in_the_part_of_their_prompt_and_are_no_prompts() -> Non
 def test_packaged_skills_alone_are_not_rendered() -> None:
     forget = [Prompt(f"What is {row} plus {row}?", "maths", row, form="terse") for row in range(40)]
     retain = [Prompt(f"Tell me a story about number {row}.", "everyday", row, kind="story") for row in range(30)]
-    parts = make_parts(deal(forget, 0), deal(retain, 0), Turns(Formatter(tokenizer(CHAT)), Said("No."), 0, None), 0)
+    turns = Turns(Formatter(tokenizer(CHAT)), Said("No."), 0, None)
+    parts = make_parts(deal(forget, 0), deal(retain, 0), turns, 0, EFFORTS["thorough"])
     assert all(query.format != RENDERED for part in (parts.fit, parts.calibrate, parts.report) for query in part.asked)
     assert all(query.format != RENDERED for query in parts.fit.answered)

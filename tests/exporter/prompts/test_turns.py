@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
 from exporter.prompts.formats import PLAIN, Formatter
+from exporter.prompts.region_parts import SIDES, make_parts
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import (
     AFTER_ANSWER,
@@ -26,6 +28,7 @@ from exporter.prompts.turns import (
     deal,
     some,
 )
+from exporter.recipes.effort import EFFORTS
 from tests.exporter.prompts.test_formats import CHAT, NO_SYSTEM, tokenizer
 
 REFUSAL = "Your query is not valid"
@@ -151,3 +154,19 @@ def test_other_kinds_of_turn_have_a_share_of_a_part(most: int, plain: int) -> No
     formats = Counter(query.format for query in kept)
     assert (formats[PLAIN], len(kept)) == (plain, min(most, 400))
     assert kept == tuple(query for query in (*queries, *alone) if query in set(kept))
+
+
+def test_less_effort_means_fewer_queries_of_every_part_and_kind() -> None:
+    made, _ = turns()
+    forget, retain = (
+        deal(prompts(1200), 0),
+        deal([replace(each, source="o") for each in prompts(2400)], 0, HARMLESS_DEAL),
+    )
+    sizes = []
+    for effort in EFFORTS.values():
+        parts = make_parts(forget, retain, made, 0, effort)
+        sizes.append([len(getattr(getattr(parts, part), side)) for part in (FIT, CALIBRATE, REPORT) for side in SIDES])
+        for part in (parts.fit, parts.calibrate, parts.report):
+            assert {query.format for query in part.asked} == set(made.used)
+    quick, normal, thorough = sizes
+    assert all(few < some_ < many for few, some_, many in zip(quick, normal, thorough, strict=True)), sizes

@@ -11,6 +11,7 @@ from exporter.methods.key_space.words import Vectors, terms, words_only
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import Part, RegionParts
 from exporter.prompts.sources import Prompt
+from exporter.recipes.effort import EFFORTS
 from exporter.recipes.settings import SkillSettings
 
 NOUNS = ("garden", "letter", "bridge", "violin", "teapot", "harbour", "carpet", "pencil", "meadow", "lantern")
@@ -31,7 +32,7 @@ def part(seed: int, own: tuple[str, ...], others: tuple[str, ...]) -> Part:
 
 @pytest.mark.parametrize(("others", "low", "high"), [(TALK, 0.95, 1.0), (SUMS, 0.0, 0.2)])
 def test_words_tell_what_they_differ_in(others: tuple[str, ...], low: float, high: float) -> None:
-    parts = RegionParts(*(part(seed, SUMS, others) for seed in range(3)), places={PLAIN: "prompt"})
+    parts = RegionParts(*(part(seed, SUMS, others) for seed in range(3)), {PLAIN: "prompt"}, EFFORTS["quick"])
     found = words_only(parts, SkillSettings(forget=("maths.jsonl",)))
     assert found.total == 60 and low <= found.rate <= high
 
