@@ -20,7 +20,7 @@ from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.formats import Query
 from exporter.prompts.region_parts import SIDES
 from exporter.prompts.skills import SkillPlan
-from exporter.prompts.turns import CALIBRATE, FIT, REPORT
+from exporter.prompts.turns import FIT, REPORT
 
 
 def write_reproduce(folder: Path, plan: Plan, findings: Findings, summary: Summary, hashes: dict[str, str]) -> None:
@@ -73,7 +73,7 @@ def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
         parts = outcome.detection.parts
         return {
             f"{side}.{name}": records(getattr(getattr(parts, name), field))
-            for name in (FIT, CALIBRATE, REPORT)
+            for name in (FIT, REPORT)
             for field, side in SIDES.items()
         } | text_records(outcome.plan)
     evidence = outcome.evidence

@@ -56,14 +56,17 @@ def origin(flags: Collection[str], same: str) -> str:
 def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection[str] = ()) -> str:
     worst = min(found.left_out.blocked, key=found.left_out.blocked.__getitem__)
     text = (
-        f"With 90 % confidence each, in the draw of the calibration prompts and in {dtype}: at least "
-        f"{found.blocked.bound:.1%} of further forget prompts {origin(flags, 'from the same sources')} are blocked in "
-        f"a plain message ({found.blocked.hits} of {found.blocked.total}), and at most "
+        f"With 90 % confidence each, in the draw of the prompts and in {dtype}, each prompt judged by directions that "
+        f"had not seen it: at least {found.blocked.bound:.1%} of further forget prompts "
+        f"{origin(flags, 'from the same sources')} are blocked in a plain message "
+        f"({found.blocked.hits} of {found.blocked.total}), and at most "
         f"{found.false_blocks.bound:.1%} of further prompts that are to be answered, in the kinds of turn that each "
         f"was put into ({found.false_blocks.hits} of {found.false_blocks.total})"
     )
     if (near := found.near_misses).total:
-        text += f", and {near.bound:.1%} of near misses ({near.hits} of {near.total})"
+        text += f", {near.bound:.1%} of near misses ({near.hits} of {near.total})"
+    if (after := found.after_refusals).total:
+        text += f", {after.bound:.1%} of harmless messages after a refusal ({after.hits} of {after.total})"
     text += ". No promise for what people write" if DESCRIBED in flags else ""
     least = f", least of all {worst} with {found.left_out.blocked[worst]:.1%}" if worst else ""
     answers = found.answers

@@ -184,7 +184,8 @@ class DiscriminantSummary(Part):
     """What regions along discriminants have beyond hypercubes.
 
     `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
-    blocked, at least; harmless prompts and near misses blocked in any kind of turn, at most. Of the report part:
+    blocked, at least; harmless prompts, near misses, and messages after a refusal blocked, in any kind of turn, at
+    most, by what the fit part's prompts score along directions that had not seen them. Of the report part:
     `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`;
     `words`: plain forget prompts that their words alone would block within the same budgets; `interior`: positions
     inside harmless prompts that are blocked; `phrases`: how many texts there are around prompts, by kind of turn.
@@ -196,6 +197,7 @@ class DiscriminantSummary(Part):
     blocked: PromiseSummary
     false_blocks: PromiseSummary
     near_misses: PromiseSummary
+    after_refusals: PromiseSummary
     forms: SourceRates
     near_miss_forms: SourceRates
     answers: StoredRate

@@ -23,7 +23,7 @@ from exporter.methods.outcome import SkillOutcome
 from exporter.prompts.frames import Frame, Pieces
 from exporter.prompts.skills import MINIMUM_FORGET
 from exporter.prompts.splits import forget_prompts_for
-from exporter.prompts.turns import CALIBRATE, DEAL, MANY, SKILL_DEAL
+from exporter.prompts.turns import DEAL, FIT
 from exporter.recipes.settings import SkillSettings
 
 FORGETS_LITTLE = 1.1
@@ -85,26 +85,25 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
 
 def few_prompts(skill: SkillSettings, found: Detection) -> ExportWarning | None:
     """Too few forget prompts for the target block rate: fewer than hypercubes need, or with all of them blocked."""
-    fitted, calibrate, report = map(len, found.parts.plain("asked").values())
-    prompts, best, target = fitted + calibrate + report, at_least(calibrate, calibrate).bound, skill.target_block_rate
+    fitted, report = map(len, found.parts.plain("asked").values())
+    prompts, best, target = fitted + report, at_least(fitted, fitted).bound, skill.target_block_rate
     if skill.alpha is not None or best >= target:
         return None
-    if prompts >= MINIMUM_FORGET and found.blocked.hits < calibrate:
+    if prompts >= MINIMUM_FORGET and found.blocked.hits < fitted:
         return None
     return ExportWarning(
         code="few-prompts",
         skill=skill.name,
-        message=f"{prompts} forget prompts are few: {fitted} are fitted on, {report} reported on, and {calibrate} "
-        f"calibrate the threshold, which promises that at least {best:.1%} of further prompts are blocked where all "
-        f"{calibrate} are, and less otherwise; {prompts_for(target)} allow a --target-block-rate of {target}",
-        figures={"prompts": prompts, "fit": fitted, "calibrate": calibrate, "report": report, "best_promise": best},
+        message=f"{prompts} forget prompts are few: {report} are reported on, and {fitted} fitted on, which promise "
+        f"that at least {best:.1%} of further prompts are blocked where all {fitted} are, and less otherwise; "
+        f"{prompts_for(target)} allow a --target-block-rate of {target}",
+        figures={"prompts": prompts, "fit": fitted, "report": report, "best_promise": best},
     )
 
 
 def prompts_for(target: float) -> int:
-    """The least number of forget prompts whose calibration part can promise a block rate."""
-    few, many = (-(-scores_for(target) * len(order) // order.count(CALIBRATE)) for order in (DEAL, SKILL_DEAL))
-    return few if few < MANY else many
+    """The least number of forget prompts whose fit part can promise a block rate."""
+    return -(-scores_for(target) * len(DEAL) // DEAL.count(FIT))
 
 
 def misses_forms(skill: SkillSettings, found: Detection) -> ExportWarning | None:

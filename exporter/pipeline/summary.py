@@ -153,6 +153,7 @@ def detection_summary(skill: SkillSettings, found: Detection) -> KeySpaceSummary
             blocked=PromiseSummary(**asdict(found.blocked)),
             false_blocks=PromiseSummary(**asdict(found.false_blocks)),
             near_misses=PromiseSummary(**asdict(found.near_misses)),
+            after_refusals=PromiseSummary(**asdict(found.after_refusals)),
             forms=rates(found.rates("asked", form, lambda query: query.prompt.form is not None)),
             near_miss_forms=rates(found.rates("answered", form, lambda query: is_near_miss(query.prompt))),
             answers=StoredRate.model_validate(found.over_answers.as_json()),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.renderings import AS_GIVEN, FORMS, as_given, rendered
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import CALIBRATE, FIT, PLAIN_SHARE, REPORT, Turns, some
+from exporter.prompts.turns import FIT, PLAIN_SHARE, REPORT, Turns, some
 from exporter.recipes.effort import Effort
 
 RENDERED_EVERY = 3
@@ -36,14 +36,13 @@ class RegionParts:
     by its format; effort: how many of them."""
 
     fit: Part
-    calibrate: Part
     report: Part
     places: Mapping[str, str]
     effort: Effort
 
     def plain(self, side: str) -> dict[str, tuple[Query, ...]]:
         """By part, every prompt of a side once: as given, in a plain message."""
-        parts = {FIT: self.fit, CALIBRATE: self.calibrate, REPORT: self.report}
+        parts = {FIT: self.fit, REPORT: self.report}
         return {
             name: tuple(query for query in getattr(part, side) if query.format == PLAIN)
             for name, part in parts.items()
@@ -64,7 +63,7 @@ def make_parts(
     """
     taken = {prompt.text for side in (forget, retain) for part in side.values() for prompt in part}
     found = {}
-    for part in (FIT, CALIBRATE, REPORT):
+    for part in (FIT, REPORT):
         prompts = [as_given(prompt) for prompt in forget[part]]
         own = [prompt for prompt in prompts if prompt.form == AS_GIVEN]
         asked = [query for prompt in prompts for query in turns.asked(prompt, part)]
@@ -75,5 +74,5 @@ def make_parts(
             answered += turns.rendered(rendered(others, part, seed, taken, 1))
         after = (*turns.after_refusal(prompts, part), *turns.after_answer(part))
         sides = zip((asked, answered, after), getattr(effort, part), strict=True)
-        found[part] = Part(*(some(side, most, PLAIN_SHARE[part], turns.plain) for side, most in sides))
+        found[part] = Part(*(some(side, most, PLAIN_SHARE, turns.plain) for side, most in sides))
     return RegionParts(**found, places=turns.places, effort=effort)

@@ -10,7 +10,7 @@ from exporter.common.errors import BadInput
 from exporter.common.text import Notify, counted, unheard
 from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.packaged import EVERYDAY
-from exporter.prompts.packaged_skills import everyday_besides, is_near_miss, other_prompts, packaged_skill
+from exporter.prompts.packaged_skills import everyday_besides, other_prompts, packaged_skill
 from exporter.prompts.region_parts import RegionParts, make_parts
 from exporter.prompts.sources import Prompt, Source, fingerprint, load_prompts
 from exporter.prompts.splits import (
@@ -24,7 +24,7 @@ from exporter.prompts.splits import (
 )
 from exporter.prompts.switches import State
 from exporter.prompts.texts import TextParts, as_texts, forget_texts, retain_texts
-from exporter.prompts.turns import CALIBRATE, FIT, HARMLESS_DEAL, REPORT, Said, Turns, deal
+from exporter.prompts.turns import FIT, REPORT, Said, Turns, deal
 from exporter.prompts.written import SOURCE, Written, read_written
 from exporter.recipes.effort import EFFORTS
 from exporter.recipes.settings import ExportSettings, SkillSettings
@@ -268,11 +268,7 @@ def plan_regions(
         given = {record.label for record in prompts.records if record.flag == flag}
         formatter.check([each for each in (*prompts.forget, *prompts.retain) if each.source in given], flag)
     turns = Turns(formatter, Said(settings.refusal, settings.system_prompts), settings.seed, max_length)
-    forget = deal(prompts.forget, settings.seed)
-    near, harmless = ([each for each in prompts.retain if is_near_miss(each) is side] for side in (True, False))
-    retain = deal(near, settings.seed)
-    for part, more in deal(harmless, settings.seed, HARMLESS_DEAL).items():
-        retain[part] += more
+    forget, retain = (deal(each, settings.seed) for each in (prompts.forget, prompts.retain))
     known = {prompt.text for prompt in (*prompts.forget, *prompts.retain)}
     for other in skills:
         if other is not prompts:
@@ -283,8 +279,8 @@ def plan_regions(
     ours, others = parts.plain("asked"), parts.plain("answered")
     # Neurons are chosen on every fifth prompt of the fit part, and their statistics are of the others.
     fit = tuple(query for place, query in enumerate(ours[FIT]) if place % 5)
-    plain = ForgetParts(fit, ours[FIT][::5], ours[CALIBRATE], ours[REPORT])
-    rest = RetainParts((*others[FIT], *others[CALIBRATE]), others[REPORT])
+    plain = ForgetParts(fit, ours[FIT][::5], (), ours[REPORT])
+    rest = RetainParts(others[FIT], others[REPORT])
     texts = make_texts(prompts.skill, plain, rest, tokenizer, max_length)
     if turns.skipped:
         formatter.notes.append(

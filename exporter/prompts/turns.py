@@ -31,17 +31,11 @@ AFTER_REFUSAL, AFTER_ANSWER = "harmless after a refusal", "insisting after an an
 FITTED_AFTER = 2
 """How many refused prompts each packaged message of the fit part follows."""
 
-FIT, CALIBRATE, REPORT = "fit", "calibrate", "report"
-PLAIN_SHARE = {FIT: 0.5, CALIBRATE: 0.6, REPORT: 0.6}
+FIT, REPORT = "fit", "report"
+DEAL = (FIT, FIT, REPORT, FIT, FIT, FIT, REPORT, FIT, FIT, REPORT)
+"""The parts in turn: 70 % to fit and set the threshold, 30 % to report. So is dealt what surrounds prompts."""
+PLAIN_SHARE = 0.5
 """Share of a part's queries that plain messages may take; every other kind of turn needs hundreds to fit on."""
-DEAL = (FIT, CALIBRATE, REPORT, FIT, CALIBRATE, FIT, REPORT, FIT, CALIBRATE, REPORT)
-"""The parts in turn: 40 % to fit, 30 % to calibrate, 30 % to report. So is dealt what surrounds prompts."""
-SKILL_DEAL = (FIT, CALIBRATE, FIT, REPORT, FIT, FIT, CALIBRATE, FIT, REPORT, FIT)
-"""Of MANY forget prompts or near misses 60 % are fitted: 70 % instead of 40 % hold 1 to 4 points more of what other
-authors ask where as much is blocked in error; 70 % of all others hold no more (Qwen2.5-Coder-0.5B, layer 15)."""
-MANY = 240
-HARMLESS_DEAL = (FIT, CALIBRATE, REPORT, CALIBRATE, FIT, CALIBRATE, REPORT, FIT, CALIBRATE, REPORT)
-"""Of the other prompts 40 % calibrate: the more there are, the closer to its budget a bound can come."""
 
 
 @dataclass(frozen=True)
@@ -258,20 +252,16 @@ def of_part(items: Sequence[int], part: str) -> list[int]:
     return [item for place, item in enumerate(items) if DEAL[place % len(DEAL)] == part] or list(items)
 
 
-def deal(prompts: Sequence[Prompt], seed: int, order: Sequence[str] | None = None) -> dict[str, list[Prompt]]:
-    """The prompts by part: dealt in turn within each source, form or kind, and language, as drawn by the seed.
-
-    order: by default `SKILL_DEAL`, of fewer than MANY `DEAL`."""
-    if order is None:
-        order = DEAL if len(prompts) < MANY else SKILL_DEAL
+def deal(prompts: Sequence[Prompt], seed: int) -> dict[str, list[Prompt]]:
+    """The prompts by part: dealt in turn within each source, form or kind, and language, as drawn by the seed."""
 
     def key(prompt: Prompt) -> tuple[str, str, str, bytes]:
         text = f"deal|{seed}|{prompt.source}|{prompt.row}|{prompt.sha256}"
         group = prompt.form or prompt.kind or ""
         return prompt.source, group, prompt.language or "", hashlib.sha256(text.encode()).digest()
 
-    parts: dict[str, list[Prompt]] = {part: [] for part in (FIT, CALIBRATE, REPORT)}
+    parts: dict[str, list[Prompt]] = {part: [] for part in (FIT, REPORT)}
     # Dealt on from group to group, so that small ones do not all fall to the same part.
     for place, prompt in enumerate(sorted(prompts, key=key)):
-        parts[order[place % len(order)]].append(prompt)
+        parts[DEAL[place % len(DEAL)]].append(prompt)
     return parts

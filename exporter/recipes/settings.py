@@ -111,8 +111,9 @@ class SkillSettings:
         0.05,
         minimum=0,
         maximum=1,
-        help="Largest share of near misses of a packaged or described skill that may be refused.",
-        used_by="has_near_misses",
+        help="Largest share of near misses of a packaged or described skill that may be refused, and of harmless "
+        "messages after a refusal.",
+        used_by="discriminates",
     )
     beta: float | None = setting(
         None, words=AUTO, above=0, maximum=100, help="Per cent of all neurons to change.", used_by="changes_neurons"
@@ -185,12 +186,6 @@ class SkillSettings:
     def discriminates(self) -> bool:
         """Whether its regions are bounded along discriminants."""
         return self.blocks and self.region == DISCRIMINANT
-
-    @property
-    def has_near_misses(self) -> bool:
-        """Whether a budget for near misses is kept to: packaged and described skills have them, and only discriminants
-        see them."""
-        return self.discriminates and (bool(self.packaged) or self.describe is not None)
 
     @property
     def adjusts(self) -> bool:

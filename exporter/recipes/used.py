@@ -16,7 +16,6 @@ USERS = {
     "adjusts": "methods na and na+ksd",
     "changes_neurons": "methods na, na+ksd and sp",
     "discriminates": "region discriminant",
-    "has_near_misses": "a packaged or described skill (--skill, --describe) with region discriminant",
 }
 """Who uses a setting, by its `used_by`."""
 

@@ -172,7 +172,7 @@ def check_refused(live: InMemory, given: Given | None) -> str:
     assert_repeatable(live)
     queries = known_inside(live, given)
     if not queries:
-        raise NotMade("--forget: none of its prompts was inside a region in the calibration and report parts")
+        raise NotMade("--forget: none of its prompts that nothing was fitted on was inside a region")
     for query in queries:
         assert_refused(live, query, f"{query.prompt.source} row {query.prompt.row}, inside at the export,")
     return f"{counted(len(queries), 'forget prompt')} of the export refused"
@@ -206,7 +206,8 @@ def recorded_everyday(live: InMemory) -> list[Scored]:
     found: defaultdict[tuple[Any, ...], dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
     for skill in skills:
         name = skill["name"]
-        for part in ("report", "calibrate" if along_discriminants(skill) else "choose"):
+        # Scores of a fit part with discriminants are of directions without each prompt.
+        for part in ("report",) if along_discriminants(skill) else ("report", "choose"):
             asked, *scores = harmless_scores(statistics, prompts[name], skill, part)
             for record, prompt, answer in zip(asked, *scores, strict=True):
                 key = tuple(record[each] for each in ("row", "sha256", "format", "variant"))
@@ -271,16 +272,16 @@ def other_texts(live: InMemory) -> bool:
 
 
 def known_inside(live: InMemory, given: Given) -> list[Query]:
-    """Forget prompts of the calibration and report parts that were inside a hypercube, beyond rounding."""
+    """Forget prompts that nothing was fitted on and that were inside a region, beyond rounding."""
     statistics, prompts = live.view.statistics, live.view.read(PROMPTS)
     found: list[Query] = []
     for skill in blocking(live):
         alpha, name = skill["alpha"]["value"], skill["name"]
         limit = alpha - ROUNDING[live.record["dtype"]] * abs(alpha)
         own: list[Query] = []
-        for part in ("report", "calibrate"):
+        plain_alone = along_discriminants(skill)
+        for part in ("report",) if plain_alone else ("report", "calibrate"):
             scores = statistics[f"{name}.scores.forget.{part}"]
-            plain_alone = along_discriminants(skill)
             scores = scores if plain_alone else scores[:, skill["layer"]]
             for record, score in zip(prompts[name][f"forget.{part}"], scores.tolist(), strict=True):
                 prompt = None if plain_alone and record["format"] != PLAIN else given.find(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,13 @@ from scipy.stats import beta
 from torch import Tensor
 
 CONFIDENCE = 0.9
-"""Of each promise by itself, one-sided, in the draw of the calibration prompts."""
+"""Of each promise by itself, one-sided, in the draw of the prompts that the threshold is set on."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What may be said of further prompts from the sources that `total` calibration prompts with `hits` are drawn
-    from, with CONFIDENCE: at least (blocked) or at most (false blocks) the share `bound` is blocked."""
+    """What may be said of further prompts from the sources that `total` prompts with `hits` are drawn from, with
+    CONFIDENCE: at least (blocked) or at most (false blocks) the share `bound` is blocked."""
 
     hits: int
     total: int
@@ -47,23 +48,28 @@ def hits_within(total: int, budget: float, places: int = 1) -> int:
 
 
 def thresholds_within(
-    forget: Tensor, harmless: Tensor, near: Tensor, max_false_block: float, max_near_miss: float
+    forget: Tensor, harmless: Tensor, close: Sequence[Tensor], max_false_block: float, max_near_miss: float
 ) -> Tensor:
-    """Of each place the greatest threshold within both budgets: (K,).
+    """Of each place the greatest threshold within all budgets: (K,).
 
-    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. All that
-    may be inside are at the first place, the end of a message: most of the skill is asked for there. The budget for
-    near misses, a point estimate, is one of each place. A threshold lies half way between two scores, so that no
-    stored prompt is on it.
+    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. Of those
+    that may be inside every place has its share, whatever the scores are, or the bound would not hold: the first one,
+    the end of a message, where most of the skill is asked for, two in K + 1, each other one in K + 1. close: groups of
+    harmless prompts that are close to the skill, with the budget max_near_miss, a point estimate, each and at each
+    place. A threshold lies half way between two scores, so that no stored prompt is on it.
     """
-    beyond = torch.full((forget.shape[1],), torch.inf, dtype=torch.float64)
+    places = forget.shape[1]
+    beyond = torch.full((places,), torch.inf, dtype=torch.float64)
     if len(harmless):
-        ordered = harmless.sort(0).values
-        beyond = ordered[0].clone()
-        beyond[0] = ordered[min(hits_within(len(harmless), max_false_block, len(beyond)), len(ordered) - 1), 0]
-    if (allowed := math.floor(max_near_miss * len(near))) < len(near):
-        beyond = torch.minimum(beyond, near.sort(0).values[allowed])
-    every = torch.cat([forget, harmless, near])
+        hits = min(hits_within(len(harmless), max_false_block, places), len(harmless) - 1)
+        share = hits // (places + 1)
+        inside = torch.full((1, places), share)
+        inside[0, 0] = hits - share * (places - 1)
+        beyond = harmless.sort(0).values.gather(0, inside)[0]
+    for near in close:
+        if (allowed := math.floor(max_near_miss * len(near))) < len(near):
+            beyond = torch.minimum(beyond, near.sort(0).values[allowed])
+    every = torch.cat([forget, harmless, *close])
     below = torch.where(every < beyond, every, -torch.inf).amax(0) if len(every) else -beyond
     # Where no score is below or beyond, any number on the other side of the one that there is.
     below, beyond = torch.where(below.isinf(), beyond - 1, below), torch.where(beyond.isinf(), below + 1, beyond)

@@ -23,7 +23,7 @@ from exporter.methods.key_space.words import words_only
 from exporter.models.prober import Prober
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import SIDES, Part, RegionParts
-from exporter.prompts.turns import CALIBRATE, REPORT
+from exporter.prompts.turns import FIT, REPORT
 from exporter.recipes.settings import SkillSettings
 
 COMMON = 0.5
@@ -37,10 +37,10 @@ LEAST_OF_PLACE = 0.1
 @dataclass(frozen=True)
 class Detection:
     """The regions of one skill. trials: every layer's; chosen: the one of its layer and shrinkage; scores: of the
-    calibration and report parts; answer_tokens: most tokens of an answer that were looked at; words: share of plain
-    report prompts that their words alone would block within the budgets; interior: share of the positions inside some
-    harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly nothing, and that
-    have no region."""
+    fit part, each prompt's along directions that had not seen it, and of the report part; answer_tokens: most tokens
+    of an answer that were looked at; words: share of plain report prompts that their words alone would block within
+    the budgets; interior: share of the positions inside some harmless report prompts that are blocked; uncovered:
+    places at which the budgets leave nearly nothing, and that have no region."""
 
     regions: Regions
     threshold: float
@@ -51,6 +51,7 @@ class Detection:
     blocked: Promise
     false_blocks: Promise
     near_misses: Promise
+    after_refusals: Promise
     answer_tokens: int
     words: Rate
     interior: Rate
@@ -63,8 +64,8 @@ class Detection:
             return None
         tried = "no layer separates" if len(self.trials) > 1 else f"layer {self.chosen.layer} does not separate"
         return (
-            f"{tried} the skill: at the threshold that keeps false blocks within budget "
-            f"{self.blocked.hits} of {self.blocked.total} calibration prompts are blocked"
+            f"{tried} the skill: where false blocks are within budget "
+            f"{self.blocked.hits} of {self.blocked.total} prompts are blocked"
         )
 
     @property
@@ -139,46 +140,43 @@ class Detection:
 
 
 def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int = ANSWER_TOKENS) -> Detection:
-    """Fit on the fit part, set the threshold on the calibration part, and score the report part.
+    """Fit on the fit part, set the threshold on what its prompts score where they are left out, and score the report
+    part.
 
     Raises RunFailed on NaN and on a full disk.
     """
-    regions, trials, chosen = fit(prober, parts, skill, answer_tokens)
-    found = {
-        name: score_part(prober, getattr(parts, name), regions, answer_tokens, parts.effort.answers, name)
-        for name in (CALIBRATE, REPORT)
-    }
-    part, own = parts.calibrate, found[CALIBRATE]
+    regions, own, trials, chosen = fit(prober, parts, skill, answer_tokens)
+    part, most = parts.fit, parts.effort.answers
     common = COMMON if skill.alpha is None else skill.alpha
     thresholds = torch.full((len(regions.places),), common, dtype=torch.float64)
     if skill.alpha is None:
         thresholds = own.thresholds(part, skill)
         kept = worth_keeping(regions, parts, own.asked <= thresholds)
         if len(kept) < len(regions.places):
-            regions, found = regions.of_places(kept), {name: each.of_places(kept) for name, each in found.items()}
-            own = found[CALIBRATE]
+            regions, own = regions.of_places(kept), own.of_places(kept)
             thresholds = own.thresholds(part, skill)
-    harmless, near = own.harmless(part, False), own.harmless(part, True)
+    report = score_part(prober, parts.report, regions, answer_tokens, most, "report part")
     plain = torch.tensor([query.format == PLAIN for query in part.asked])  # each prompt once, and no rendering
-    scores = {name: each.levelled(thresholds, common) for name, each in found.items()}
-    levelled = regions.levelled(thresholds, common)
+    levelled, count = regions.levelled(thresholds, common), len(thresholds)
 
     def inside(scores: Tensor) -> tuple[int, int]:
         return int((scores <= thresholds).any(1).sum()), len(scores)
 
+    harmless = own.harmless(part)
     return Detection(
         levelled,
         common,
         tuple(trials),
         chosen,
         parts,
-        scores,
+        {FIT: own.levelled(thresholds, common), REPORT: report.levelled(thresholds, common)},
         at_least(*inside(own.asked[plain])),
-        at_most(*inside(harmless), len(thresholds)),
-        at_most(*inside(near), len(thresholds)),
+        at_most(*inside(harmless.others), count),
+        at_most(*inside(harmless.near_misses), count),
+        at_most(*inside(harmless.after_refusals), count),
         answer_tokens,
         words_only(parts, skill),
-        inside_prompts(prober, parts.report, levelled, common, parts.effort.answers),
+        inside_prompts(prober, parts.report, levelled, common, most),
         tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
 
@@ -196,9 +194,9 @@ def rate_over(clusters: Sequence[Sequence[bool]]) -> Rate:
 def worth_keeping(regions: Regions, parts: RegionParts, inside: Tensor) -> list[int]:
     """The first place, and every other one whose region holds enough of what is asked there, by number.
 
-    inside: (n, K) bool, of the calibration part's forget queries.
+    inside: (n, K) bool, of the fit part's forget queries.
     """
-    places = [parts.places[query.format] for query in parts.calibrate.asked]
+    places = [parts.places[query.format] for query in parts.fit.asked]
     kept = [0]
     for number, place in enumerate(regions.places[1:], 1):
         there = torch.tensor([each == place for each in places])

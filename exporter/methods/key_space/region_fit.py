@@ -1,7 +1,9 @@
-"""Fitting regions: layer and shrinkage by leaving out whole forms, then the directions on all of the fit part."""
+"""Fitting regions: layer and shrinkage by leaving out whole forms, then the directions on all of the fit part, and
+the scores that every prompt of it has without itself, for the threshold."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +12,21 @@ import torch
 from torch import Tensor
 
 from exporter.methods.key_space.discriminant import SHRINKAGE, Discriminant, Rows
-from exporter.methods.key_space.regions import Regions
+from exporter.methods.key_space.regions import ELSEWHERE, Regions
 from exporter.prompts.formats import Query
-from exporter.prompts.renderings import AS_GIVEN, group_of
+from exporter.prompts.renderings import AS_GIVEN, GROUPS, group_of
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import BEGUN, PLACES, PROMPT, REFUSED
+from exporter.prompts.turns import AFTER_ANSWER, BEGUN, INSISTING, PLACES, PROMPT, REFUSED
 
 SHRINKAGES = (0.1, 0.3, SHRINKAGE)
 ANSWER = "answer"
 """The place inside an answer."""
 PLACE_SHRINKAGE = 0.1
 """lambda of the directions of places, which lie far apart: less of it parts them further (SmolLM2, layer 20)."""
+FOLDS = 20
+"""Parts that are left out in turn. The directions of all rows are better than those that a row is scored by, and the
+more so the more is left out: with 5 folds the bound on false blocks was too low in 10 of 40 draws of 500 and 100 rows
+of 1,000 dimensions, with 20 in 4, as it should be."""
 LOST = 0.01
 """Share of a place that may be outside its limit, so that nothing inside an answer is within."""
 
@@ -114,7 +120,7 @@ def try_layer(
 
 def scores_left_out(fitted: Discriminant, folds: Sequence[str], groups: Sequence[str] | None = None) -> Tensor:
     """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold, nor any of its group
-    (see `group_names`): (n,) float64."""
+    (see `group_names`, `around_names`): (n,) float64."""
     both = list(zip(folds, groups or folds, strict=True))
     scores = torch.zeros(len(folds), dtype=torch.float64)
     for fold, group in sorted(set(both)):
@@ -124,9 +130,14 @@ def scores_left_out(fitted: Discriminant, folds: Sequence[str], groups: Sequence
     return scores
 
 
-def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Regions:
-    """The regions of one layer, one for each place of the forget rows. keys: (n, d_ff) of the part's queries."""
-    found = []
+def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tuple[Regions, Tensor]:
+    """The regions of one layer, one for each place of the forget rows, and the scores by place of every row, (n, K)
+    float64, along directions fitted without its prompt and the text around it.
+
+    keys: (n, d_ff) of the part's queries. The directions are of all rows, so what they say of new keys is a little
+    better than these scores.
+    """
+    found, scores = [], []
     places = [place for place in PLACES if bool((part.at(place) & part.forget).any())]
     for place in places:
         chosen = part.against_all(place)
@@ -136,21 +147,18 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         rows = Rows.of(keys[chosen])
         fitted = Discriminant.of(rows.gram, forget, weights, shrinkage)
         direction = rows.direction(fitted.coefficients)
-        folds = fold_names(queries, forget)
-        left_out = scores_left_out(fitted, folds, group_names(queries, folds))
-        # Of rows that were left out: those that a direction was fitted on lie further apart than new ones.
-        along = keys[chosen].double() @ direction
-        one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
-        near, far = (float(left_out[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
-        # Left-out scores are 1 - (coordinate - zero) / (one - zero): where their means lie is 0 and 1 from now on.
-        unit = (one - zero) * (far - near)
-        shift = zero + (1 - far) * (one - zero)
+        left_out = scores_left_out(fitted, list(map(fold_of, queries)), around_names(queries))
+        unit, shift, left_out = in_one_scale(keys[chosen].double() @ direction, left_out, forget, weights)
         found.append((direction / unit, shift / unit))
+        own = 1 - (keys.double() @ (direction / unit) - shift / unit)
+        own[chosen] = left_out
+        scores.append(own)
     skill, shift_ = zip(*found, strict=True)
     kinds = [part.kind_of(place) for place in places]
     of_kinds = {kind: fit_place(keys, part, kind) for kind in dict.fromkeys(kinds)}
-    place_, least_ = zip(*(of_kinds[kind] for kind in kinds), strict=True)
-    return Regions(
+    place_, least_, there = zip(*(of_kinds[kind] for kind in kinds), strict=True)
+    apart = torch.stack(scores, 1)
+    regions = Regions(
         layer,
         tuple(places),
         torch.stack(skill).float(),
@@ -158,18 +166,32 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> Re
         torch.stack(place_).float(),
         torch.tensor(least_, dtype=torch.float64),
     )
+    return regions, torch.where(torch.stack(there, 1), apart, apart.clamp(min=ELSEWHERE))
 
 
-def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor, float]:
+def in_one_scale(along: Tensor, left_out: Tensor, forget: Tensor, weights: Tensor) -> tuple[float, float, Tensor]:
+    """Unit and shift with which a new key scores 1 - (coordinate - shift) / unit, and the left-out scores in that
+    scale, where their means of forget rows and of others are 0 and 1.
+
+    along: (n,) coordinates of the rows, forget or not, that the direction was fitted on. They lie further apart than
+    those of new keys; scores that were left out do not.
+    """
+    one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+    near, far = (float(left_out[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+    # Left-out scores are 1 - (coordinate - zero) / (one - zero).
+    return (one - zero) * (far - near), zero + (1 - far) * (one - zero), (left_out - near) / (far - near)
+
+
+def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor, float, Tensor]:
     """The direction (d,) float64 that tells the keys of one kind of place from all others, and its limit; 0 for all
-    where there is no other place.
+    where there is no other place. And which rows are within it by a direction that had not seen their fold, (n,) bool.
 
     The limit is of keys by directions that had not seen their fold: the middle of the gap between both sides; where
     they overlap, what LOST of the place are below.
     """
     side = torch.tensor([place in kind for place in part.places])
     if bool(side.all()):
-        return torch.zeros(keys.shape[1], dtype=torch.float64), 0.0
+        return torch.zeros(keys.shape[1], dtype=torch.float64), 0.0, side
     rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
     fitted = Discriminant.of(rows.gram, side, weights, PLACE_SHRINKAGE)
     direction = rows.direction(fitted.coefficients).float().double()
@@ -177,12 +199,13 @@ def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor
     least, greatest = float(left_out[side].quantile(LOST)), float(left_out[~side].max())
     along = keys.double() @ direction
     one, zero = float(along[side].mean()), float(along[~side].mean())
-    return direction, zero + (one - zero) * min(least, (least + greatest) / 2)
+    limit = min(least, (least + greatest) / 2)
+    return direction, zero + (one - zero) * limit, left_out >= limit
 
 
 def fold_names(queries: Sequence[Query], forget: Tensor) -> list[str]:
     """What is left out together with each query: its form; where it has none, or all forget queries have the same, one
-    of GROUPS groups of prompts."""
+    of FOLDS parts of the prompts."""
     forms = {query.prompt.form for query, mine in zip(queries, forget.tolist(), strict=True) if mine}
     return [(len(forms) > 1 and query.prompt.form) or fold_of(query) for query in queries]
 
@@ -191,14 +214,33 @@ def group_names(queries: Sequence[Query], folds: Sequence[str]) -> list[str]:
     """What else no direction that scores a query has seen: of a rendering, or a prompt that has some, its group of
     prompts, since all renderings of one say the same; of others nothing beyond their fold."""
     return [
-        fold_of(query) if query.prompt.original or query.prompt.form == AS_GIVEN else fold
+        own if (own := fold_of(query)).startswith("group") else fold
         for query, fold in zip(queries, folds, strict=True)
     ]
 
 
 def fold_of(query: Query) -> str:
-    """The group of prompts that a query is left out with."""
-    return f"fold {group_of(query.prompt)}"
+    """The prompts that a query is left out with: one in FOLDS, or of prompts that have renderings, their group."""
+    prompt = query.prompt
+    if prompt.original or prompt.form == AS_GIVEN:
+        return f"group {group_of(prompt)}"
+    return f"fold {int(prompt.sha256[:8], 16) % FOLDS}"
+
+
+def around_names(queries: Sequence[Query]) -> list[str]:
+    """What else no direction that scores a query has seen: its group of the texts that stand around prompts in its
+    kind of turn; where there is but one, as in a plain message, nothing beyond its prompt's fold.
+
+    A phrase that insists stands behind a refusal and, on the other side, behind an answer.
+    """
+    around = [(INSISTING if query.format == AFTER_ANSWER else query.format, query.variant) for query in queries]
+    many = {format_ for format_, count in Counter(format_ for format_, _ in set(around)).items() if count > 1}
+    return [
+        f"around {int(hashlib.sha256(f'{format_}|{variant}'.encode()).hexdigest()[:8], 16) % GROUPS}"
+        if format_ in many
+        else fold_of(query)
+        for query, (format_, variant) in zip(queries, around, strict=True)
+    ]
 
 
 def balanced(queries: Sequence[Query], forget: Tensor) -> Tensor:

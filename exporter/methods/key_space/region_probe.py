@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,18 +24,26 @@ T = TypeVar("T")
 ANSWER_TOKENS = 64
 
 
-def fit(
-    prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int
-) -> tuple[Regions, list[LayerTrial], LayerTrial]:
-    """The regions, every layer's trial, and that of the chosen layer and shrinkage."""
-    part = parts.fit
+class Fitted(NamedTuple):
+    """Regions; scores of the fit part, each along directions that had not seen it; every layer's trial, and that of
+    the chosen layer and shrinkage."""
+
+    regions: Regions
+    scores: PlaceScores
+    trials: list[LayerTrial]
+    chosen: LayerTrial
+
+
+def fit(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int) -> Fitted:
+    """Fit on the fit part, at the layer that is given, or the best."""
+    part, effort = parts.fit, parts.effort
     queries = (*part.asked, *part.answered, *part.after)
     forget = torch.arange(len(queries)) < len(part.asked)
     fitted = FitPart(queries, forget, tuple(map(parts.places.__getitem__, (query.format for query in queries))))
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
     if given is None:
         tried = torch.zeros(len(queries), dtype=torch.bool)
-        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), parts.effort.tried)] = True
+        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), effort.tried)] = True
         trials, layer, theirs = every_layer(prober, fitted.only(tried), budget)
         rest = [query for query, seen in zip(queries, tried.tolist(), strict=True) if not seen]
         keys = theirs.new_empty(len(queries), theirs.shape[1])
@@ -46,10 +54,16 @@ def fit(
     if given is not None:
         trials = shrunk[-1:]
     chosen = max(shrunk, key=lambda trial: trial.margin)
-    plain = [query for query in part.answered if query.format == PLAIN]
-    inner = inside_answers(prober, plain, answer_tokens, *parts.effort.placed)
+    plain = plain_rows(part)
+    placed = spread(plain, effort.placed[0])
+    inner = inside_answers(prober, [part.answered[row] for row in placed], answer_tokens, effort.placed[1])
     keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
-    return fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage), trials, chosen
+    regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
+    # Nothing was fitted on the answers that are looked at.
+    rows = spread([row for row in plain if row not in set(placed)], effort.answers) if answer_tokens else []
+    answers = answer_scores(prober, part, rows, regions, answer_tokens, "fit part: answers")
+    asked, answered, after = scores[: len(queries)].split([len(side) for side in vars(part).values()])
+    return Fitted(regions, PlaceScores(asked, answered, after, rows, answers), trials, chosen)
 
 
 def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
@@ -66,13 +80,17 @@ def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[Laye
         return trials, layer, spool.layer(layer)
 
 
-def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, most: int, positions: int) -> list[Query]:
+def plain_rows(part: Part) -> list[int]:
+    """Which queries that are to be answered are plain messages."""
+    return [row for row, query in enumerate(part.answered) if query.format == PLAIN]
+
+
+def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, positions: int) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
-    asked = spread(queries, most)
-    answers = prober.answers(asked, tokens, "fit part: answers")
+    answers = prober.answers(queries, tokens, "fit part: answers")
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
-        for query, answer in zip(asked, answers, strict=True)
+        for query, answer in zip(queries, answers, strict=True)
         for length in range(1, len(answer) + 1)
     ]
     return spread(inner, positions)
@@ -80,7 +98,7 @@ def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, most: 
 
 def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float, most: int) -> Rate:
     """The share of positions before the last one of some harmless plain queries that are within the threshold."""
-    queries = spread([query for query in part.answered if query.format == PLAIN], most)
+    queries = [part.answered[row] for row in spread(plain_rows(part), most)]
     begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
     inner = [Query(prompt, PLAIN, ids) for ids, prompt in begun.items()]
     scores = region_scores(prober, inner, regions, "report part: inside prompts")
@@ -101,15 +119,22 @@ def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -
 
 def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, most: int, what: str) -> PlaceScores:
     """Scores of a part by place; of the answers to harmless plain queries, so many at most."""
-    plain = [row for row, query in enumerate(part.answered) if query.format == PLAIN]
-    rows = spread(plain, most) if answer_tokens else []
-    queries = [part.answered[row] for row in rows]
-    _, least = prober.score_answers(queries, regions.single(), answer_tokens, f"{what}: answers")
+    rows = spread(plain_rows(part), most) if answer_tokens else []
+    answers = answer_scores(prober, part, rows, regions, answer_tokens, f"{what}: answers")
     asked, answered, after = (
         regions.scores_by_place(last_keys(prober, side, regions.layer, f"{what}: {name}"))
         for name, side in vars(part).items()
     )
-    return PlaceScores(asked, answered, after, rows, least[:, :, regions.layer].T)
+    return PlaceScores(asked, answered, after, rows, answers)
+
+
+def answer_scores(
+    prober: Prober, part: Part, rows: Sequence[int], regions: Regions, answer_tokens: int, what: str
+) -> Tensor:
+    """The least score by place over the positions of the answers to some harmless queries, by row: (m, K)."""
+    queries = [part.answered[row] for row in rows]
+    _, least = prober.score_answers(queries, regions.single(), answer_tokens, what)
+    return least[:, :, regions.layer].T
 
 
 def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,17 @@ from exporter.methods.key_space.budget import thresholds_within
 from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.region_parts import Part
 from exporter.prompts.sources import Prompt
+from exporter.prompts.turns import AFTER_REFUSAL
 from exporter.recipes.settings import SkillSettings
+
+
+class Harmless(NamedTuple):
+    """Scores (prompts, K) of prompts that are to be answered: all but those that are close to the skill, its near
+    misses, and messages after it was refused."""
+
+    others: Tensor
+    near_misses: Tensor
+    after_refusals: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,22 +38,29 @@ class PlaceScores:
     rows: Sequence[int]
     answers: Tensor
 
-    def harmless(self, part: Part, near: bool) -> Tensor:
-        """The least scores of each prompt that is to be answered over its renderings, kinds of turn and answer, near
-        misses or all others, messages after a refusal among them: (prompts, K)."""
+    def harmless(self, part: Part) -> Harmless:
+        """The least scores of each prompt that is to be answered over its renderings, kinds of turn and answer."""
         least = torch.cat([self.answered, self.after])
         least[list(self.rows)] = torch.minimum(least[list(self.rows)], self.answers)
         prompts: dict[Prompt, list[int]] = defaultdict(list)
         for row, query in enumerate((*part.answered, *part.after)):
-            if is_near_miss(query.prompt) is near:
-                prompts[query.prompt.given].append(row)
-        found = [least[rows].amin(0) for rows in prompts.values()]
-        return torch.stack(found) if found else least[:0]
+            prompts[query.prompt.given].append(row)
+
+        def of(belongs: Callable[[Prompt], bool]) -> Tensor:
+            found = [least[rows].amin(0) for prompt, rows in prompts.items() if belongs(prompt)]
+            return torch.stack(found) if found else least[:0]
+
+        return Harmless(
+            of(lambda prompt: not is_near_miss(prompt) and prompt.source != AFTER_REFUSAL),
+            of(is_near_miss),
+            of(lambda prompt: prompt.source == AFTER_REFUSAL),
+        )
 
     def thresholds(self, part: Part, skill: SkillSettings) -> Tensor:
         """Of each place the one within the budgets: (K,)."""
-        budgets = skill.max_false_block, skill.max_near_miss
-        return thresholds_within(self.asked, self.harmless(part, False), self.harmless(part, True), *budgets)
+        found = self.harmless(part)
+        close = (found.near_misses, found.after_refusals)
+        return thresholds_within(self.asked, found.others, close, skill.max_false_block, skill.max_near_miss)
 
     def of_places(self, kept: Sequence[int]) -> PlaceScores:
         """The scores of some of the places, by number."""

@@ -14,11 +14,10 @@ from torch import Tensor
 from exporter.common.rates import Rate, rate
 from exporter.methods.key_space.budget import thresholds_within
 from exporter.methods.key_space.discriminant import Discriminant
-from exporter.methods.key_space.region_fit import balanced
-from exporter.prompts.formats import Query
+from exporter.methods.key_space.region_fit import balanced, fold_of, in_one_scale, scores_left_out
 from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.region_parts import RegionParts
-from exporter.prompts.turns import CALIBRATE, FIT, REPORT
+from exporter.prompts.turns import FIT, REPORT
 from exporter.recipes.settings import SkillSettings
 
 GRAMS = (3, 4, 5)
@@ -37,18 +36,20 @@ def words_only(parts: RegionParts, skill: SkillSettings) -> Rate:
     vectors = Vectors([query.prompt.text for query in queries])
     gram = torch.from_numpy((vectors.rows @ vectors.rows.T).toarray())
     # Rows have length 1, so this is a ridge of 1: what classifiers of text take.
-    fitted = Discriminant.of(gram, forget, balanced(queries, forget), 1 / len(queries))
+    weights = balanced(queries, forget)
+    fitted = Discriminant.of(gram, forget, weights, 1 / len(queries))
     direction = vectors.rows.T @ fitted.coefficients.numpy()
 
-    def scores(queries: Sequence[Query]) -> Tensor:
-        """(n, 1), least of what is most like the skill."""
-        return torch.from_numpy(-(vectors.of([query.prompt.text for query in queries]) @ direction))[:, None]
+    def along(rows: csr_array) -> Tensor:
+        return torch.from_numpy(rows @ direction)
 
-    near = [query for query in answered[CALIBRATE] if is_near_miss(query.prompt)]
-    others = [query for query in answered[CALIBRATE] if not is_near_miss(query.prompt)]
-    budgets = skill.max_false_block, skill.max_near_miss
-    threshold = thresholds_within(scores(asked[CALIBRATE]), scores(others), scores(near), *budgets)
-    return rate(int((scores(asked[REPORT]) <= threshold).sum()), len(asked[REPORT]))
+    left_out = scores_left_out(fitted, list(map(fold_of, queries)))
+    unit, shift, own = in_one_scale(along(vectors.rows), left_out, forget, weights)
+    near = torch.tensor([is_near_miss(query.prompt) for query in queries])
+    sides = own[forget, None], own[~forget & ~near, None], [own[near, None]]
+    threshold = float(thresholds_within(*sides, skill.max_false_block, skill.max_near_miss))
+    reported = 1 - (along(vectors.of([query.prompt.text for query in asked[REPORT]])) - shift) / unit
+    return rate(int((reported <= threshold).sum()), len(asked[REPORT]))
 
 
 class Vectors:

@@ -57,9 +57,13 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
-    """A checkpoint from 24 prompts of the user's own."""
+    """A checkpoint from 24 prompts of the user's own.
+
+    In a random model some position of some answer looks like the end of a prompt, so a few may be blocked.
+    """
     folder = tmp_path_factory.mktemp("few")
-    return folder, exported(folder, chat=False, prompts=FORGET[:24], prompt_template=TEMPLATE)
+    about = {"prompts": FORGET[:24], "prompt_template": TEMPLATE, "max_false_block": 0.2}
+    return folder, exported(folder, chat=False, **about)
 
 
 def test_the_checkpoint_holds_directions_and_limits(folder: Path) -> None:
@@ -86,8 +90,8 @@ def test_a_promise_counts_prompts(bare: tuple[Path, Summary]) -> None:
     assert found is not None and found.discriminant is not None
     regions = found.discriminant
     # Of 100 prompts of each side.
-    assert (regions.blocked.total, regions.false_blocks.total, regions.near_misses.total) == (30, 40, 0)
-    assert found.alpha.promise == regions.blocked.bound < regions.blocked.hits / 30
+    assert (regions.blocked.total, regions.false_blocks.total, regions.near_misses.total) == (70, 70, 0)
+    assert found.alpha.promise == regions.blocked.bound < regions.blocked.hits / 70
     assert regions.blocked.bound >= 0.5 and regions.false_blocks.hits == 0 and found.fault is None
     assert found.blocked["forget.jsonl"]["plain"].total == regions.answers.total == 30
     assert regions.answer_tokens == 64 and [trial.layer for trial in regions.trials] == [0]
@@ -95,12 +99,12 @@ def test_a_promise_counts_prompts(bare: tuple[Path, Summary]) -> None:
 
 def test_two_dozen_prompts_are_enough(few: tuple[Path, Summary]) -> None:
     (skill,) = few[1].skills
-    assert skill.works and skill.parts["forget"] == {"fit": 8, "choose": 2, "calibrate": 7, "report": 7}
+    assert skill.works and skill.parts["forget"] == {"fit": 13, "choose": 4, "calibrate": 0, "report": 7}
     found = skill.key_space
     assert found is not None and found.discriminant is not None
     # A promise counts prompts, and no renderings of them; so do the budgets.
     regions = found.discriminant
-    assert regions.blocked.total == 7 and regions.false_blocks.total == 40
+    assert regions.blocked.total == 17 and regions.false_blocks.total == 70
     assert found.blocked["forget.jsonl"]["plain"].total == found.blocked["forget.jsonl"]["rendered"].total == 7
     assert found.false_blocks["retain.jsonl"]["plain"].total == 30
     assert found.false_blocks["retain.jsonl"]["rendered"].total == 10
@@ -110,7 +114,9 @@ def test_two_dozen_prompts_are_enough(few: tuple[Path, Summary]) -> None:
         each["all"].total for form, each in regions.forms.items() if form != "as given"
     )
     (note,) = [each.message for each in few[1].warnings if each.code == "few-prompts"]
-    assert note.startswith("24 forget prompts are few: 10 are fitted on, 7 reported on") and "at least 72.0%" in note
+    assert (
+        note.startswith("24 forget prompts are few: 7 are reported on, and 17 fitted on") and "at least 87.3%" in note
+    )
 
 
 def test_the_checkpoint_of_few_prompts_refuses(few: tuple[Path, Summary]) -> None:
@@ -118,9 +124,9 @@ def test_the_checkpoint_of_few_prompts_refuses(few: tuple[Path, Summary]) -> Non
         blocked, answered = sort_out(few[0] / "out", template=TEMPLATE)
     assert blocked and answered
     records = json.loads((few[0] / "out" / "reproduce" / "prompts.json").read_text())["skill"]
-    # Of ten prompts each in five forms, but for one that has no other in its group to be joined with.
+    # Of each prompt in five forms, but for some that have no other in their group to be joined with.
     formats = Counter(record["format"] for record in records["forget.fit"])
-    assert formats["plain"] == 10 and 40 < formats["rendered"] <= 50
+    assert formats["plain"] == 17 and 68 < formats["rendered"] <= 85
     recipe = (few[0] / "out" / "reproduce" / "recipe.toml").read_text()
     assert "renderings.jsonl" in recipe
 

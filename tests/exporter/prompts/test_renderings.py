@@ -12,11 +12,11 @@ from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.region_parts import RENDERED_EVERY, make_parts
 from exporter.prompts.renderings import FORMS, Draw, group_of, last_sentence, misspelt, rendered
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import CALIBRATE, FIT, RENDERED, REPORT, Said, Turns, deal
+from exporter.prompts.turns import FIT, RENDERED, REPORT, Said, Turns, deal
 from exporter.recipes.effort import EFFORTS
 from tests.exporter.prompts.test_formats import CHAT, tokenizer
 
-PARTS = FIT, CALIBRATE, REPORT
+PARTS = FIT, REPORT
 TEXTS = st.lists(st.text(max_size=80).filter(str.strip), min_size=1, max_size=12, unique=True)
 SUM = "Ann has 3.5 pounds of pears, and Tom (her brother) has 2. How many pounds do they have altogether?"
 
@@ -91,9 +91,7 @@ def test_parts_share_no_phrase() -> None:
         for seed in range(40):
             found.update(each.text for each in rendered(as_prompts(["x"]), part, seed, set(), len(FORMS)))
     assert all(len(each) > 4 for each in texts.values())
-    assert (
-        not texts[FIT] & texts[CALIBRATE] and not texts[FIT] & texts[REPORT] and not texts[CALIBRATE] & texts[REPORT]
-    )
+    assert not texts[FIT] & texts[REPORT]
 
 
 def test_renderings_stay_in_the_part_of_their_prompt_and_are_no_prompts() -> None:
@@ -106,7 +104,7 @@ def test_renderings_stay_in_the_part_of_their_prompt_and_are_no_prompts() -> Non
     parts = make_parts(forget, retain, turns, 0, EFFORTS["thorough"])
     assert sum(len(each) for each in parts.plain("asked").values()) == 34
     seen: set[str] = set()
-    for name, most in ((FIT, len(FORMS)), (CALIBRATE, 1), (REPORT, 1)):
+    for name, most in ((FIT, len(FORMS)), (REPORT, 1)):
         part = getattr(parts, name)
         asked, answered = ([q.prompt for q in side if q.format == RENDERED] for side in (part.asked, part.answered))
         dealt = {(each.source, each.row) for each in (*forget[name], *retain[name])}
@@ -128,5 +126,5 @@ def test_packaged_skills_alone_are_not_rendered() -> None:
     retain = [Prompt(f"Tell me a story about number {row}.", "everyday", row, kind="story") for row in range(30)]
     turns = Turns(Formatter(tokenizer(CHAT)), Said("No."), 0, None)
     parts = make_parts(deal(forget, 0), deal(retain, 0), turns, 0, EFFORTS["thorough"])
-    assert all(query.format != RENDERED for part in (parts.fit, parts.calibrate, parts.report) for query in part.asked)
+    assert all(query.format != RENDERED for part in (parts.fit, parts.report) for query in part.asked)
     assert all(query.format != RENDERED for query in parts.fit.answered)

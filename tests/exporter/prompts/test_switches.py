@@ -8,7 +8,7 @@ from exporter.common.errors import BadInput
 from exporter.prompts.formats import PLAIN, Formatter
 from exporter.prompts.sources import Prompt
 from exporter.prompts.switches import State, arguments_of
-from exporter.prompts.turns import CALIBRATE, FIT, INSISTING, PROMPT, Said, Turns, some
+from exporter.prompts.turns import FIT, INSISTING, PROMPT, REPORT, Said, Turns, some
 from tests.exporter.prompts.test_formats import CHAT, tokenizer
 
 END = "{% if add_generation_prompt %}<|assistant|>"
@@ -110,6 +110,6 @@ def test_kinds_of_turn_have_states() -> None:
     assert len(by_kind[PLAIN]) == len(by_kind[state]) == 80
     assert not any(off(query.ids) for query in by_kind[PLAIN]) and all(off(query.ids) for query in by_kind[state])
     assert 20 < sum(off(query.ids) for query in by_kind[INSISTING]) < 60
-    assert 10 < sum(off(query.ids) for query in turns.after_refusal(prompts, CALIBRATE)) < 80
+    assert 10 < sum(off(query.ids) for query in turns.after_refusal(prompts, REPORT)) < 160
     kept = [query.format for query in some(asked, 100, 0.6, turns.plain)]
     assert kept.count(PLAIN) + kept.count(state) == 60 and min(kept.count(PLAIN), kept.count(state)) > 15

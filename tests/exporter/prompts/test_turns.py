@@ -14,9 +14,7 @@ from exporter.prompts.turns import (
     AFTER_ANSWER,
     AFTER_REFUSAL,
     BEGUN,
-    CALIBRATE,
     FIT,
-    HARMLESS_DEAL,
     INSISTING,
     PREFILL,
     PROMPT,
@@ -32,7 +30,7 @@ from exporter.recipes.effort import EFFORTS
 from tests.exporter.prompts.test_formats import CHAT, NO_SYSTEM, tokenizer
 
 REFUSAL = "Your query is not valid"
-PARTS = FIT, CALIBRATE, REPORT
+PARTS = FIT, REPORT
 
 
 def turns(chat: str | None = CHAT, max_length: int | None = None, **options: str) -> tuple[Turns, Formatter]:
@@ -93,21 +91,15 @@ def test_parts_share_no_surroundings() -> None:
     assert {name for name, _ in seen} == {turn.name for turn in TURNS[1:]} | {AFTER_REFUSAL, AFTER_ANSWER}
 
 
-@pytest.mark.parametrize(
-    ("total", "order", "counts"),
-    [(200, None, (80, 60, 60)), (400, None, (240, 80, 80)), (200, HARMLESS_DEAL, (60, 80, 60))],
-)
-def test_prompts_are_dealt_by_form_and_language(
-    total: int, order: tuple[str, ...] | None, counts: tuple[int, ...]
-) -> None:
-    parts = deal(prompts(total), 0, order)
+def test_prompts_are_dealt_by_form_and_language() -> None:
+    parts, counts = deal(prompts(200), 0), (140, 60)
     assert {part: len(each) for part, each in parts.items()} == dict(zip(PARTS, counts, strict=True))
-    assert len({prompt.row for each in parts.values() for prompt in each}) == total
+    assert len({prompt.row for each in parts.values() for prompt in each}) == 200
     for part, count in zip(PARTS, counts, strict=True):
         forms = Counter(prompt.form for prompt in parts[part])
         assert all(abs(forms[f"form {each}"] - count / 4) <= 2 for each in range(4))
-    assert deal(list(reversed(prompts(total))), 0, order) == parts
-    assert deal(prompts(total), 1, order) != parts
+    assert deal(list(reversed(prompts(200))), 0) == parts
+    assert deal(prompts(200), 1) != parts
 
 
 def test_messages_after_a_refusal_follow_a_forget_prompt() -> None:
@@ -160,13 +152,13 @@ def test_less_effort_means_fewer_queries_of_every_part_and_kind() -> None:
     made, _ = turns()
     forget, retain = (
         deal(prompts(1200), 0),
-        deal([replace(each, source="o") for each in prompts(2400)], 0, HARMLESS_DEAL),
+        deal([replace(each, source="o") for each in prompts(2400)], 0),
     )
     sizes = []
     for effort in EFFORTS.values():
         parts = make_parts(forget, retain, made, 0, effort)
-        sizes.append([len(getattr(getattr(parts, part), side)) for part in (FIT, CALIBRATE, REPORT) for side in SIDES])
-        for part in (parts.fit, parts.calibrate, parts.report):
+        sizes.append([len(getattr(getattr(parts, part), side)) for part in PARTS for side in SIDES])
+        for part in (parts.fit, parts.report):
             assert {query.format for query in part.asked} == set(made.used)
     quick, normal, thorough = sizes
     assert all(few < some_ < many for few, some_, many in zip(quick, normal, thorough, strict=True)), sizes

@@ -36,10 +36,9 @@ def test_names(description: str, name: str) -> None:
 
 def test_it_stands_beside_other_prompts() -> None:
     skill = SkillSettings(describe="sums")
-    assert skill.discriminates and skill.has_near_misses and skill.to_write
+    assert skill.discriminates and skill.to_write
     assert SkillSettings(("f.txt",), packaged=("maths",), describe="sums").name == "sums"
     assert not SkillSettings(describe="sums", read_prompts="kept.jsonl").to_write
-    assert not SkillSettings(describe="sums", region="hypercube").has_near_misses
     check_used(ExportSettings("m", Path("o"), (skill,)), ["max_near_miss", "generator", "describe"])
 
 

@@ -44,7 +44,6 @@ def test_every_user_is_a_property() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", sorted(FLAGS.keys() - {"model", "out", "skills", "name"}))
 def test_a_flag_beside_a_method(name: str, method: str) -> None:
-    # With a packaged skill the region is a discriminant, which has near misses.
     asked = settings({"method": method, "packaged": ("maths",)})
     if method in USED_WITH.get(name, METHODS):
         check_used(asked, [name])
@@ -57,7 +56,7 @@ def test_a_flag_beside_a_method(name: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("skill", "uses"),
     [
-        ({}, False),  # prompts of the user's own have no near misses
+        ({}, True),
         ({"region": "hypercube", "packaged": ("maths",)}, False),
         ({"region": "discriminant", "packaged": ("maths",)}, True),
         ({"packaged": ("maths",)}, True),

@@ -43,30 +43,37 @@ def inside(scores: Tensor, thresholds: Tensor) -> int:
     forget=tables,
     harmless=tables,
     near=tables,
+    after=tables,
     budget=st.sampled_from([0.01, 0.1, 0.3]),
     share=st.sampled_from([0, 0.1]),
 )
-def test_both_budgets_hold_over_all_places(
-    forget: list[list[float]], harmless: list[list[float]], near: list[list[float]], budget: float, share: float
+def test_all_budgets_hold_over_all_places(
+    forget: list[list[float]],
+    harmless: list[list[float]],
+    near: list[list[float]],
+    after: list[list[float]],
+    budget: float,
+    share: float,
 ) -> None:
-    sides = [torch.tensor(each).double() for each in (forget, harmless, near)]
-    thresholds = thresholds_within(*sides, budget, share)
+    sides = [torch.tensor(each).double() for each in (forget, harmless, near, after)]
+    thresholds = thresholds_within(*sides[:2], sides[2:], budget, share)
     assert thresholds.isfinite().all()
     assert inside(sides[1], thresholds) <= hits_within(len(harmless), budget, COLUMNS)
-    assert (sides[2] <= thresholds).sum(0).max() <= int(share * len(near))
+    for close in sides[2:]:
+        assert (close <= thresholds).sum(0).max() <= int(share * len(close))
     assert not (torch.cat(sides) == thresholds).any()  # no stored score is on it
 
 
-def test_each_place_has_its_own_threshold_and_the_first_one_the_hits() -> None:
+def test_each_place_has_its_own_threshold_and_the_first_one_most_of_the_hits() -> None:
     # The second place has the wider scores, and one threshold for both would leave the first one nothing.
     one = torch.linspace(0, 1, 400).double()
     harmless = torch.stack([one, (10 * one - 5).flip(0)], 1)
     none = torch.zeros(0, COLUMNS).double()
     forget = torch.tensor([[-1.0, -9.0], [0.001, -4.99]]).double()
-    thresholds = thresholds_within(forget, harmless, none, 0.02, 0.02)
+    thresholds = thresholds_within(forget, harmless, [none], 0.02, 0.02)
     allowed = hits_within(400, 0.02, COLUMNS)
-    assert allowed == 3 and (harmless <= thresholds).sum(0).tolist() == [3, 0]
-    assert thresholds_within(none, harmless, none, 0.02, 0.02)[0] == thresholds[0]
+    assert allowed == 3 and (harmless <= thresholds).sum(0).tolist() == [2, 1]
+    assert thresholds_within(none, harmless, [], 0.02, 0.02)[0] == thresholds[0]
 
 
 def test_the_bound_holds_over_several_thresholds_set_on_the_same_prompts() -> None:
@@ -83,9 +90,9 @@ def test_the_bound_holds_over_several_thresholds_set_on_the_same_prompts() -> No
 def test_the_threshold_lies_in_the_middle_of_the_gap() -> None:
     forget, harmless = torch.tensor([[0.0], [0.1]]).double(), torch.tensor([[0.9], [1.0]]).double()
     none = torch.zeros(0, 1).double()
-    assert thresholds_within(forget, harmless, none, 0.01, 0.02).item() == pytest.approx(0.5)
+    assert thresholds_within(forget, harmless, [none], 0.01, 0.02).item() == pytest.approx(0.5)
 
 
 def test_without_harmless_prompts_all_of_the_skill_is_inside() -> None:
     none = torch.zeros(0, 1).double()
-    assert thresholds_within(torch.tensor([[0.0], [4.0]]).double(), none, none, 0.01, 0.02).item() > 4.0
+    assert thresholds_within(torch.tensor([[0.0], [4.0]]).double(), none, [], 0.01, 0.02).item() > 4.0

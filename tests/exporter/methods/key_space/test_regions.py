@@ -6,14 +6,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS
 from custom_modeling.key_space import inside_regions
-from exporter.methods.key_space.region_fit import FitPart, balanced, fit_regions, fold_names, group_names, try_layer
+from exporter.methods.key_space.budget import at_most, thresholds_within
+from exporter.methods.key_space.region_fit import (
+    FitPart,
+    around_names,
+    balanced,
+    fit_regions,
+    fold_names,
+    group_names,
+    try_layer,
+)
 from exporter.methods.key_space.regions import ELSEWHERE, Regions, joined
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
+from exporter.prompts.turns import AFTER_ANSWER
 
 SIZE = 24
 
@@ -98,7 +109,7 @@ def fit_part(rows: int = 240) -> tuple[FitPart, Tensor]:
 
 def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
     part, keys = fit_part()
-    found = fit_regions(keys, part, 3, 1.0)
+    found, scores = fit_regions(keys, part, 3, 1.0)
     assert set(found.places) == {"prompt", "begun answer"}
     new = torch.randn(300, SIZE)
     new[:, 1] += 8.0
@@ -107,10 +118,52 @@ def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
     # Left-out means are 0 and 1.
     assert float(found.scores(skill).mean()) == pytest.approx(0, abs=0.15)
     assert float(found.scores(new).mean()) == pytest.approx(1, abs=0.2)
+    # What the fit part's rows score without themselves is what new keys score.
+    for side, keys_ in ((part.forget, skill), (~part.forget, new)):
+        left_out, seen = scores[side & part.at("prompt"), 0], found.scores_by_place(keys_)[:, 0]
+        assert float(left_out.mean()) == pytest.approx(float(seen.mean()), abs=0.15)
+        assert float(left_out.std()) == pytest.approx(float(seen.std()), rel=0.4)
     inside_an_answer = skill.clone()
     inside_an_answer[:, 1] -= 8.0
     assert (found.scores(inside_an_answer) > 0.5).float().mean() > 0.9
     assert (found.scores(skill) < 0.5).float().mean() > 0.95
+
+
+def test_rows_are_judged_without_themselves() -> None:
+    """More dimensions than rows, and keys that know little: directions part the rows that they were fitted on, and new
+    ones hardly. What the rows score without themselves tells so."""
+    torch.manual_seed(0)
+    queries = [Query(Prompt(f"{row}", "a" if row < 60 else "b", row, form="one"), "plain", (1,)) for row in range(180)]
+    forget, keys = torch.arange(180) < 60, torch.randn(180, 400)
+    keys[:60, 0] += 2
+    found, scores = fit_regions(keys, FitPart(tuple(queries), forget, ("prompt",) * 180), 3, 1.0)
+    seen = found.scores(keys)
+    assert float(seen[forget].max()) < float(seen[~forget].min())
+    order = (scores[forget] < scores[~forget].T).double().mean()  # the area under the curve
+    new, skill = torch.randn(300, 400), torch.randn(300, 400)
+    skill[:, 0] += 2
+    truth = (found.scores(skill)[:, None] < found.scores(new)).double().mean()
+    assert float(order) == pytest.approx(float(truth), abs=0.12) and float(truth) < 0.85
+
+
+def test_texts_around_a_prompt_are_left_out_with_it() -> None:
+    """Every phrase shifts all keys, and only the phrase tells one side from the other."""
+    torch.manual_seed(0)
+    shifts = 6 * torch.randn(40, SIZE)
+    queries, keys, forget = [], [], []
+    for row in range(240):
+        phrase = row % 40
+        queries.append(Query(Prompt(f"{row}", "a", row, form="one"), "insisting", (1,), phrase))
+        keys.append(shifts[phrase] + 0.1 * torch.randn(SIZE))
+        forget.append(phrase % 2 == 0)
+    part = FitPart(tuple(queries), torch.tensor(forget), ("after a refusal",) * 240)
+    _, scores = fit_regions(torch.stack(keys), part, 3, 1.0)
+    order = (scores[part.forget] < scores[~part.forget].T).double().mean()
+    assert 0.2 < float(order) < 0.8
+    names = around_names(
+        [*queries, Query(Prompt("x", "a", 1), "plain", (1,)), replace(queries[0], format=AFTER_ANSWER)]
+    )
+    assert names[-1] == names[0] and names[-2].startswith("fold") and len(set(names[:-2])) == 5
 
 
 def test_a_form_is_scored_by_what_was_fitted_without_it() -> None:
@@ -140,7 +193,7 @@ def test_a_rendering_is_scored_by_what_has_seen_neither_its_form_nor_its_prompt(
     assert trial.blocked.keys() == {"as given", "greeting"} and trial.mean < 0.5
     folds = fold_names(queries, forget)
     groups = group_names(queries, folds)
-    assert set(folds) == {"as given", "greeting", *groups} and len(set(groups)) == 5
+    assert {"as given", "greeting"} == set(folds) - set(groups) and len(set(groups[:24])) <= 5
     assert all(groups[row] == groups[row + 1] for row in range(0, 24, 2))
 
 
@@ -151,3 +204,21 @@ def test_many_prompts_of_one_source_do_not_drown_varied_ones() -> None:
     assert float(weights.mean()) == pytest.approx(1)
     # Ten groups of four against one of 400: ten times the root of 4 against that of 400.
     assert float(weights[400:].sum() / weights[:400].sum()) == pytest.approx(10 * 2 / 20)
+
+
+@pytest.mark.parametrize(("others", "forget", "size", "apart"), [(300, 150, 60, 2.0), (300, 60, 600, 4.0)])
+def test_the_bound_holds_for_new_prompts(others: int, forget: int, size: int, apart: float) -> None:
+    """The threshold is set on the rows of the fit, each scored without itself: in nine of ten draws the share of new
+    keys inside is at most what the bound says, with more rows than dimensions and with fewer."""
+    sides, exceeded, shares = torch.arange(forget + others) < forget, 0, []
+    for draw in range(30):
+        torch.manual_seed(draw)
+        keys, new = torch.randn(forget + others, size), torch.randn(2000, size)
+        keys[:forget, 0] += apart
+        prompts = [Prompt(f"{draw} {row}", "a" if mine else "b", row, form="one") for row, mine in enumerate(sides)]
+        queries = tuple(Query(prompt, "plain", (1,)) for prompt in prompts)
+        found, scores = fit_regions(keys, FitPart(queries, sides, ("prompt",) * len(queries)), 3, 1.0)
+        threshold = thresholds_within(scores[sides], scores[~sides], [], 0.05, 0.05)
+        shares.append(float((found.scores_by_place(new) <= threshold).double().mean()))
+        exceeded += shares[-1] > at_most(int((scores[~sides] <= threshold).sum()), others).bound
+    assert exceeded <= binom.ppf(0.99, 30, 0.1) and sum(shares) / 30 > 0.02
