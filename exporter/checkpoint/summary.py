@@ -177,6 +177,7 @@ class LayerTrialSummary(Part):
     shrinkage: float
     blocked: dict[str, float]
     mean: float
+    area: float
     margin: float
 
 

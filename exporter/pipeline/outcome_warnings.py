@@ -132,7 +132,7 @@ def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | Non
         code="blocked",
         skill=skill.name,
         message=f"at least {blocked.bound:.1%} of further prompts are blocked ({blocked.hits} of {blocked.total} "
-        f"calibration prompts), less than --target-block-rate {target}: --max-false-block {skill.max_false_block} and "
+        f"prompts), less than --target-block-rate {target}: --max-false-block {skill.max_false_block} and "
         f"--max-near-miss {skill.max_near_miss} leave no more on this model; more and more varied forget prompts, a "
         "larger model or a larger budget would",
         figures={"hits": blocked.hits, "total": blocked.total, "promise": blocked.bound, "target_block_rate": target},

@@ -158,14 +158,14 @@ def trial_layers(found: DiscriminantSummary) -> Table:
     table = titled(
         "Layers: chosen inside the fit part, every form scored by directions fitted without it",
         (),
-        ("layer", "blocked, mean over forms", "least", "margin"),
+        ("layer", "blocked, mean over forms", "least", "area under the curve"),
     )
     for trial in found.trials:
         table.add_row(
             f"{trial.layer}{' *' if trial.layer == found.left_out.layer else ''}",
             f"{trial.mean:.1%}",
             f"{min(trial.blocked.values()):.1%}",
-            f"{trial.margin:.2f}",
+            f"{trial.area:.3f}",
         )
     return table
 

@@ -79,17 +79,24 @@ class LayerTrial:
     """One layer, judged inside the fit part by directions that had not seen the form (or fold) of a prompt.
 
     blocked: share of forget rows at the end of a message that are blocked, by form, where the budget's share of the
-    other side is; mean: over forms; margin: between the means of both sides, in deviations of the other one.
+    other side is; mean: over forms; area: under the ROC curve, mean over forms; margin: between the means of both
+    sides, in deviations of the other one.
 
-    The layer and shrinkage with the widest margin are taken. The share blocked hangs on the few rows of the other side
-    that are nearest: of 1,000 rows it takes layer 14 of SmolLM2, which blocks a tenth less of two other authors'
-    prompts than layers 16 to 22; the margin of 300 rows takes 16, of 500 and more 21.
+    The layer and shrinkage with the greatest area are taken, of several the one with the widest margin. The share
+    blocked hangs on the few rows of the other side that are nearest: of 1,000 rows it took layer 14 of SmolLM2, which
+    blocks a tenth less of two other authors' prompts than layers 16, 21 and 22. Of eight draws of 500 rows the area
+    took one of these three every time, the share blocked in five, the margin in six.
     """
 
     layer: int
     shrinkage: float
     blocked: Mapping[str, float]
+    area: float
     margin: float
+
+    def quality(self) -> tuple[float, float]:
+        """What the best trial has most of."""
+        return self.area, self.margin
 
     @property
     def mean(self) -> float:
@@ -109,12 +116,13 @@ def try_layer(
     for shrinkage in shrinkages:
         scores = scores_left_out(Discriminant.of(rows.gram, forget, weights, shrinkage), folds, groups)
         threshold = torch.quantile(scores[~forget], budget)
-        hits: dict[str, list[bool]] = defaultdict(list)
+        by_form: dict[str, list[int]] = defaultdict(list)
         for row in forget.nonzero().flatten().tolist():
-            hits[queries[row].prompt.form or ""].append(bool(scores[row] < threshold))
-        blocked = {form: sum(each) / len(each) for form, each in sorted(hits.items())}
+            by_form[queries[row].prompt.form or ""].append(row)
+        blocked = {form: float((scores[rows_] < threshold).double().mean()) for form, rows_ in sorted(by_form.items())}
+        areas = [float((scores[rows_, None] < scores[~forget]).double().mean()) for rows_ in by_form.values()]
         margin = float((scores[~forget].mean() - scores[forget].mean()) / scores[~forget].std())
-        trials.append(LayerTrial(layer, shrinkage, blocked, margin))
+        trials.append(LayerTrial(layer, shrinkage, blocked, sum(areas) / len(areas), margin))
     return trials
 
 

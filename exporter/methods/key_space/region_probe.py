@@ -53,7 +53,7 @@ def fit(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens:
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     if given is not None:
         trials = shrunk[-1:]
-    chosen = max(shrunk, key=lambda trial: trial.margin)
+    chosen = max(shrunk, key=LayerTrial.quality)
     plain = plain_rows(part)
     placed = spread(plain, effort.placed[0])
     inner = inside_answers(prober, [part.answered[row] for row in placed], answer_tokens, effort.placed[1])
@@ -76,7 +76,7 @@ def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[Laye
             for layer in range(prober.layers)
             for trial in try_layer(check_finite(spool.layer(layer), "fit part"), part, PROMPT, budget, layer)
         ]
-        layer = max(trials, key=lambda trial: trial.margin).layer
+        layer = max(trials, key=LayerTrial.quality).layer
         return trials, layer, spool.layer(layer)
 
 
