@@ -6,7 +6,7 @@ Unlike a hypercube's, this fit sees the other side too, and places other than th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from exporter.methods.key_space.region_probe import ANSWER_TOKENS, fit, inside_p
 from exporter.methods.key_space.region_scores import PartScores
 from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.words import words_only
-from exporter.models.prober import Prober
+from exporter.models.prober import KeyProber
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import SIDES, Part, RegionParts
 from exporter.prompts.turns import CALIBRATE, REPORT
@@ -37,10 +37,10 @@ LEAST_OF_PLACE = 0.1
 @dataclass(frozen=True)
 class Detection:
     """The regions of one skill. trials: every layer's; chosen: the one of its layer and shrinkage; scores: of the
-    calibration and report parts; answer_tokens: most tokens of an answer that were looked at; words: share of plain
-    report prompts that their words alone would block within the budgets; interior: share of the positions inside some
-    harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly nothing, and that
-    have no region."""
+    calibration and report parts; answer_tokens: most tokens of an answer that were looked at, 0 for no answers; words:
+    share of plain report prompts that their words alone would block within the budgets; interior: share of the
+    positions inside some harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly
+    nothing, and that have no region."""
 
     regions: Regions
     threshold: float
@@ -138,12 +138,23 @@ class Detection:
         return stored
 
 
-def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int = ANSWER_TOKENS) -> Detection:
+def detect(
+    prober: KeyProber,
+    parts: RegionParts,
+    skill: SkillSettings,
+    *,
+    answers: bool = True,
+    places: Collection[str] | None = None,
+) -> Detection:
     """Fit on the fit part, set the threshold on the calibration part, and score the report part.
 
-    Raises RunFailed on NaN and on a full disk.
+    answers: whether false blocks are looked for in answers too; places: those that have a region, None for all whose
+    region holds enough. Raises RunFailed on NaN and on a full disk.
     """
-    regions, trials, chosen = fit(prober, parts, skill, answer_tokens)
+    regions, trials, chosen = fit(prober, parts, skill)
+    if places is not None:
+        regions = regions.of_places([number for number, place in enumerate(regions.places) if place in places])
+    answer_tokens = ANSWER_TOKENS if answers else 0
     found = {
         name: score_part(prober, getattr(parts, name), regions, answer_tokens, name) for name in (CALIBRATE, REPORT)
     }
@@ -153,7 +164,7 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
     if skill.alpha is None:
         thresholds = own.thresholds(part, skill)
         kept = worth_keeping(regions, parts, own.asked <= thresholds)
-        if len(kept) < len(regions.places):
+        if places is None and len(kept) < len(regions.places):
             regions, found = regions.of_places(kept), {name: each.of_places(kept) for name, each in found.items()}
             own = found[CALIBRATE]
             thresholds = own.thresholds(part, skill)

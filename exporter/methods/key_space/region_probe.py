@@ -13,7 +13,7 @@ from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, L
 from exporter.methods.key_space.region_scores import PlaceScores
 from exporter.methods.key_space.regions import Regions
 from exporter.methods.key_space.spool import KeySpool
-from exporter.models.prober import Prober, check_finite
+from exporter.models.prober import KeyProber, check_finite
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import Part, RegionParts
 from exporter.prompts.turns import PROMPT
@@ -30,9 +30,7 @@ PLACED_ANSWERS, PLACED_POSITIONS = 60, 800
 """Harmless answers of the fit part, and positions inside them, that the places are told from."""
 
 
-def fit(
-    prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int
-) -> tuple[Regions, list[LayerTrial], LayerTrial]:
+def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings) -> tuple[Regions, list[LayerTrial], LayerTrial]:
     """The regions, every layer's trial, and that of the chosen layer and shrinkage."""
     part = parts.fit
     queries = (*part.asked, *part.answered, *part.after)
@@ -52,12 +50,12 @@ def fit(
     if given is not None:
         trials = shrunk[-1:]
     chosen = max(shrunk, key=lambda trial: (trial.mean, trial.margin))
-    inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN], answer_tokens)
+    inner = inside_answers(prober, [query for query in part.answered if query.format == PLAIN])
     keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
     return fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage), trials, chosen
 
 
-def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
+def every_layer(prober: KeyProber, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
     """Every layer's trial, the number of the best layer, and its keys (n, d_ff) of the part's queries."""
     with KeySpool() as spool:
         for _ in spool.keep(prober.last_token_keys(part.queries, "fit part: every layer")):
@@ -71,10 +69,10 @@ def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[Laye
         return trials, layer, spool.layer(layer)
 
 
-def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> list[Query]:
+def inside_answers(prober: KeyProber, queries: Sequence[Query]) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
     asked = spread(queries, PLACED_ANSWERS)
-    answers = prober.answers(asked, tokens, "fit part: answers")
+    answers = prober.answers(asked, ANSWER_TOKENS, "fit part: answers")
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
         for query, answer in zip(asked, answers, strict=True)
@@ -83,7 +81,7 @@ def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int) -> lis
     return spread(inner, PLACED_POSITIONS)
 
 
-def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float) -> Rate:
+def inside_prompts(prober: KeyProber, part: Part, regions: Regions, threshold: float) -> Rate:
     """The share of positions before the last one of some harmless plain queries that are within the threshold."""
     queries = spread([query for query in part.answered if query.format == PLAIN], ANSWERED)
     begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
@@ -92,7 +90,7 @@ def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: floa
     return rate(int((scores <= threshold).sum()), len(scores))
 
 
-def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -> Tensor:
+def last_keys(prober: KeyProber, queries: Sequence[Query], layer: int, what: str) -> Tensor:
     """Keys of one layer at the last tokens, (n, d_ff) float32, in the order of the queries."""
     order: list[int] = []
     found: list[Tensor] = []
@@ -100,12 +98,12 @@ def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -
         order += rows
         found.append(keys[:, 0])
     if not found:  # no kind of turn, or no answer, to look at
-        return torch.zeros(0, prober.loaded.model.config.get_text_config().intermediate_size)
+        return torch.zeros(0, prober.key_size)
     return check_finite(torch.cat(found)[torch.tensor(order).argsort()], what)
 
 
-def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, what: str) -> PlaceScores:
-    """Scores of a part by place."""
+def score_part(prober: KeyProber, part: Part, regions: Regions, answer_tokens: int, what: str) -> PlaceScores:
+    """Scores of a part by place. answer_tokens: of each answer that are looked at, 0 for no answers."""
     plain = [row for row, query in enumerate(part.answered) if query.format == PLAIN]
     rows = spread(plain, ANSWERED) if answer_tokens else []
     queries = [part.answered[row] for row in rows]
@@ -117,7 +115,7 @@ def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int,
     return PlaceScores(asked, answered, after, rows, least[:, :, regions.layer].T)
 
 
-def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
+def region_scores(prober: KeyProber, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
     """Scores of the last tokens, (n,) float64. Raises RunFailed on NaN."""
     return regions.scores(last_keys(prober, queries, regions.layer, what))
 
