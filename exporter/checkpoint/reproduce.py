@@ -69,13 +69,6 @@ def statistics(outcome: SkillOutcome) -> dict[str, Tensor]:
 
 def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
     """Prompts and texts of every part of one skill, in the order of the score rows of `statistics.safetensors`."""
-    if outcome.detection is not None:
-        parts = outcome.detection.parts
-        return {
-            f"{side}.{name}": records(getattr(getattr(parts, name), field))
-            for name in (FIT, REPORT)
-            for field, side in SIDES.items()
-        } | text_records(outcome.plan)
     evidence = outcome.evidence
     if evidence is None:
         return part_records(outcome.plan, outcome.plan.forget.fit)
@@ -90,7 +83,14 @@ def prompt_records(outcome: SkillOutcome) -> dict[str, list[dict[str, Any]]]:
 def part_records(
     plan: SkillPlan, fitted: Sequence[Query], unseen: Mapping[str, Sequence[Query]] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """The same from a plan. fitted: the fit part in the formats of the fit; unseen: parts beyond those of the plan."""
+    """The same from a plan. fitted: the fit part in the formats of the fit; unseen: parts beyond those of the plan. Of
+    regions along discriminants the plan has all parts."""
+    if plan.parts is not None:
+        return {
+            f"{side}.{name}": records(getattr(getattr(plan.parts, name), field))
+            for name in (FIT, REPORT)
+            for field, side in SIDES.items()
+        } | text_records(plan)
     parts: dict[str, Sequence[Query]] = {
         "forget.fit": fitted,
         "forget.choose": plan.forget.choose,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from exporter.checkpoint.summary import (
@@ -70,14 +70,31 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection
     text += ". No promise for what people write" if DESCRIBED in flags else ""
     least = f", least of all {worst} with {found.left_out.blocked[worst]:.1%}" if worst else ""
     answers = found.answers
+    inside = (
+        f"Of {answers.total} harmless answers of the report part {answers.hits} have a position inside, looked at "
+        f"for up to {found.answer_tokens} tokens"
+        if found.answer_tokens
+        else "Harmless answers were not looked at"
+    )
     return text + (
-        f". Of {answers.total} harmless answers of the report part {answers.hits} have a position inside, looked at "
-        f"for up to {found.answer_tokens} tokens; of {found.interior.total} positions inside harmless prompts "
-        f"{found.interior.hits} are, where the prediction of the next token is overwritten. Where a whole form of the "
-        f"forget prompts is left out of the fit, {found.left_out.mean:.1%} of it are blocked on average{least}. By "
+        f". {inside}; of {found.interior.total} positions inside harmless prompts {found.interior.hits} are inside, "
+        "where the prediction of the next token is overwritten. Where a whole form of the forget prompts is left out "
+        f"of the fit, {found.left_out.mean:.1%} of it are blocked on average{least}. By "
         f"their words alone, without the model, {found.words.hits} of {found.words.total} plain prompts of the report "
         "part would be blocked within the same "
         "budgets."
+    )
+
+
+def refitted_promise(found: Mapping[str, Any], quantize: str) -> str:
+    """What one skill's regions promise on a quantized graph. found: its key space in self_check.json."""
+    regions = found["discriminant"]
+    return promise(
+        found["layer"],
+        AlphaSummary.model_validate(found["alpha"]),
+        found["fault"],
+        f"this {quantize} graph",
+        None if regions is None else DiscriminantSummary.model_validate(regions),
     )
 
 
@@ -119,3 +136,9 @@ def rate_rows(found: MeasuredRates) -> list[dict[str, Any]]:
     ]
     rates += [("known limit", "forget set", name, rate) for name, rate in found.limits.items()]
     return [{"what": what, "source": source, "format": name} | rate.model_dump() for what, source, name, rate in rates]
+
+
+def refitted_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same of a quantized graph. found: one skill's key space in self_check.json, without answers where these were
+    not looked at."""
+    return rate_rows(MeasuredRates.model_validate({key: value for key, value in found.items() if value is not None}))

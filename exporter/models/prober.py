@@ -37,12 +37,14 @@ class KeyScores(Protocol):
 class KeyProber(ABC):
     """Key vectors of queries, on any engine, in batches of similar length.
 
-    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: no progress bars; pad_id: of masked positions.
+    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: no progress bars; pad_id: of masked positions;
+    key_size: length of a key vector, d_ff.
     """
 
     batch_size: int | None
     quiet: bool
     pad_id: int
+    key_size: int
     halved: bool = False
     """Whether memory ran out and batches were split, so that sums of another run may differ in their last bits."""
 
@@ -56,8 +58,16 @@ class KeyProber(ABC):
         return torch.device("cpu")
 
     @abstractmethod
-    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
-        """Batches of the last tokens' key vectors, (n, layers, d_ff) float32, on the CPU."""
+    def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
+        """Batches of the last tokens' key vectors, (n, layers, d_ff) float32, on the CPU.
+
+        layer: the only one whose keys are wanted, (n, 1, d_ff). A query that begins another one is read from the
+        other's forward.
+        """
+
+    @abstractmethod
+    def answers(self, queries: Sequence[Query], new_tokens: int, what: str) -> list[tuple[int, ...]]:
+        """The model's own greedy answers, of at least one token, as token ids without the end token."""
 
     @abstractmethod
     def score_answers(
@@ -72,8 +82,8 @@ class KeyProber(ABC):
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits (rows, positions, vocabulary) for the inputs of `pad`."""
 
-    def pad(self, queries: Sequence[Query]) -> dict[str, Tensor]:
-        return padded([query.ids for query in queries], self.pad_id, "left", self.device)
+    def pad(self, queries: Sequence[Query], side: str = "left") -> dict[str, Tensor]:
+        return padded([query.ids for query in queries], self.pad_id, side, self.device)
 
     def batches(
         self,
@@ -106,19 +116,18 @@ class Prober(KeyProber):
     batch_size: int | None = None
     quiet: bool = True
     pad_id: int = field(init=False)
+    key_size: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.pad_id = self.loaded.pad_id
+        self.key_size = self.loaded.model.config.get_text_config().intermediate_size
 
     @property
     def layers(self) -> int:
         return len(self.loaded.model.base_model.layers)
 
     def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
-        """See `KeyProber`. layer: the only one whose keys are wanted, (n, 1, d_ff); later ones are not computed.
-
-        A query that begins another one is read from the other's forward, and a prefix that many share is run once.
-        """
+        """See `KeyProber`. Layers behind the only one are not computed, and a prefix that many share is run once."""
         groups = list(begun_by(queries).items())
         longest = [queries[row] for row, _ in groups]
         last = self.layers - 1 if layer is None else layer
@@ -131,12 +140,7 @@ class Prober(KeyProber):
         def run(places: list[int]) -> Batch:
             seen: list[Tensor] = []
             length = length_of[places[0]]
-            found = [
-                (line, len(queries[row].ids) - length - 1, row)
-                for line, place in enumerate(places)
-                for row in groups[place][1]
-            ]
-            lines, columns, rows = (list(each) for each in zip(*found, strict=True))
+            lines, columns, rows = last_tokens(queries, [groups[place][1] for place in places], length)
 
             def receive(at: int, key: Tensor) -> None:
                 if layer is None or at == layer:
@@ -153,7 +157,7 @@ class Prober(KeyProber):
     def answers(
         self, queries: Sequence[Query], new_tokens: int, what: str, seed: int | None = None
     ) -> list[tuple[int, ...]]:
-        """The model's own answers as token ids, without the end token: greedy ones, or sampled with a seed."""
+        """See `KeyProber`: greedy answers, or sampled ones with a seed."""
         found: list[tuple[int, ...]] = [()] * len(queries)
         config = self.loaded.greedy(new_tokens) if seed is None else self.loaded.sampled(new_tokens)
         ends = config.eos_token_id
@@ -247,6 +251,18 @@ def begun_by(queries: Sequence[Query]) -> dict[int, list[int]]:
             own = row
         found.setdefault(own, []).append(row)
     return found
+
+
+def last_tokens(
+    queries: Sequence[Query], groups: Sequence[Sequence[int]], length: int = 0
+) -> tuple[list[int], list[int], list[int]]:
+    """Lines and columns of the last tokens of queries in a batch padded on the right, and the queries' rows.
+
+    groups: of each line, rows of the queries that it has (see `begun_by`); length: leading tokens that are left out.
+    """
+    found = [(line, len(queries[row].ids) - length - 1, row) for line, group in enumerate(groups) for row in group]
+    lines, columns, rows = (list(each) for each in zip(*found, strict=True))
+    return lines, columns, rows
 
 
 def check_finite(scores: Tensor, what: str) -> Tensor:

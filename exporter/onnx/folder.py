@@ -17,7 +17,9 @@ from typing import Any
 import jinja2
 
 from custom_modeling.loading import record_sha256
+from exporter.checkpoint.card.text import markdown
 from exporter.checkpoint.layout import MARKER
+from exporter.checkpoint.sentences import refitted_promise, refitted_rows
 from exporter.checkpoint.shards import file_sha256, read_header
 from exporter.common.errors import BadInput
 from exporter.common.files import write_errors, write_json
@@ -62,6 +64,9 @@ def write_folder(
         js_dtype=JS_DTYPES[dtype],
         unskill=files.config["unskill"],
         quantized=quantized,
+        markdown=markdown,
+        promise=refitted_promise,
+        rate_rows=refitted_rows,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

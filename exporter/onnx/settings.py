@@ -35,8 +35,8 @@ class OnnxSettings:
     quantize: str | None = setting(
         None,
         choices=QUANTIZED,
-        help="Quantize the weights and refit the interventions (hypercubes, neurons); needs the export's --forget "
-        "and --retain.",
+        help="Quantize the weights and refit the interventions (regions, neurons); needs the export's --forget and "
+        "--retain, if it had any.",
     )
     retain: tuple[str, ...] = setting((), metavar="SOURCE", help="The export's, for --quantize. Repeatable.")
     system_prompts: tuple[str, ...] = setting(

@@ -43,6 +43,12 @@ class Places:
     standardisers: Mapping[int, str]
     least: str | None
 
+    @property
+    def regions(self) -> dict[str, str]:
+        """The constants of the regions by the checkpoint's buffers."""
+        sides = ((KSD_BOUNDS, self.bounds), (KSD_DIRECTIONS, self.directions), (KSD_LIMITS, self.limits))
+        return {in_mlp(layer, buffer): name for buffer, names in sides for layer, name in names.items()}
+
 
 class Read(NamedTuple):
     """Of a node's inputs the first one, and a constant."""

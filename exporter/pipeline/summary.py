@@ -7,35 +7,27 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from exporter.checkpoint.findings import Findings, Plan
+from exporter.checkpoint.region_summary import detection_summary
 from exporter.checkpoint.summary import (
     AlphaSummary,
     BaseModelClass,
-    DiscriminantSummary,
     FrameSummary,
     KeySpaceSummary,
     LayerSummary,
-    LayerTrialSummary,
     NeuronSummary,
-    PromiseSummary,
     SkillSummary,
     SourceSummary,
-    StoredRate,
     Summary,
     TextEffectSummary,
     TrialSummary,
 )
 from exporter.common.rates import rates
 from exporter.common.version import __version__
-from exporter.methods.key_space.budget import CONFIDENCE
-from exporter.methods.key_space.detection import Detection
 from exporter.methods.key_space.evidence import Decision, Evidence, LayerRow
-from exporter.methods.key_space.region_fit import LayerTrial
 from exporter.methods.neurons.applied import layer_counts
 from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.outcome_warnings import of_outcomes, shared_neurons
-from exporter.prompts.formats import Query
-from exporter.prompts.packaged_skills import is_near_miss
 from exporter.recipes.settings import SkillSettings
 
 
@@ -119,58 +111,6 @@ def key_space_summary(outcome: SkillOutcome, evidence: Evidence, decision: Decis
         frames=tuple(FrameSummary(**check.figures()) for check in outcome.frames),
         layers=tuple(map(layer_summary, decision.table)),
     )
-
-
-def detection_summary(skill: SkillSettings, found: Detection) -> KeySpaceSummary:
-    """Of regions along discriminants."""
-    answers = found.answer_hits()
-    return KeySpaceSummary(
-        hypercubes=found.regions.places,
-        layer=found.regions.layer,
-        alpha=AlphaSummary(
-            value=found.threshold,
-            calibrated_on=found.blocked.total,
-            promise=found.blocked.bound if skill.alpha is None else None,
-            confidence=CONFIDENCE if skill.alpha is None else None,
-        ),
-        separates=found.fault is None,
-        fault=found.fault,
-        max_false_block=skill.max_false_block,
-        target_block_rate=skill.target_block_rate,
-        blocked=rates(found.rates("asked", lambda query: query.prompt.source)),
-        false_blocks=rates(
-            found.rates("answered", lambda query: query.prompt.source)
-            | found.rates("after", lambda query: query.prompt.source)
-        ),
-        false_blocks_over_answers=rates(answers),
-        everyday_kinds_over_answers=rates(found.kinds()),
-        frames=(),
-        layers=(),
-        discriminant=DiscriminantSummary(
-            places=found.regions.places,
-            left_out=trial_summary(found.chosen),
-            trials=tuple(map(trial_summary, found.trials)),
-            blocked=PromiseSummary(**asdict(found.blocked)),
-            false_blocks=PromiseSummary(**asdict(found.false_blocks)),
-            near_misses=PromiseSummary(**asdict(found.near_misses)),
-            after_refusals=PromiseSummary(**asdict(found.after_refusals)),
-            forms=rates(found.rates("asked", form, lambda query: query.prompt.form is not None)),
-            near_miss_forms=rates(found.rates("answered", form, lambda query: is_near_miss(query.prompt))),
-            answers=StoredRate.model_validate(found.over_answers.as_json()),
-            answer_tokens=found.answer_tokens,
-            phrases={name: count for name, count in sorted(found.phrases.items()) if count > 1},
-            interior=StoredRate.model_validate(found.interior.as_json()),
-            words=StoredRate.model_validate(found.words.as_json()),
-        ),
-    )
-
-
-def form(query: Query) -> str:
-    return query.prompt.form or ""
-
-
-def trial_summary(trial: LayerTrial) -> LayerTrialSummary:
-    return LayerTrialSummary(mean=trial.mean, **asdict(trial))
 
 
 def layer_summary(row: LayerRow) -> LayerSummary:

@@ -26,7 +26,8 @@ def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any)
     compared with the checkpoint, and nothing is kept if the two differ.
 
     Quantizing the folder with other tools breaks the interventions: int8 and int4 weights move the activations that
-    they read. --quantize refits them on the quantized graph, with the export's own prompts.
+    they read. --quantize refits them on the quantized graph, with the export's own prompts; those of packaged skills
+    are known already.
 
     \b
     unskill onnx OUT --forget maths.jsonl,column=question

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from exporter.checkpoint.sentences import rate_rows
-from exporter.checkpoint.summary import MeasuredRates
+from exporter.checkpoint.sentences import refitted_promise, refitted_rows
 from exporter.cli.output import echo_json
 from exporter.cli.tables.console import console, titled
 from exporter.common.files import human_size
@@ -60,27 +59,17 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: C
             terminal.print(f"  {name} texts: loss {text['rise']:+.4f} nats per token with the neurons adjusted")
     if found is None:
         return
-    lost, alpha = found["blocked_without_refitting"], found["alpha"]
+    lost, false = found["blocked_without_refitting"], found["false_blocks_without_refitting"]
     terminal.print(
-        f"{skill['name']}: Key Space Detection at layer {found['layer']}, alpha {found['alpha_before']['value']:.2f} "
-        f"before, {alpha['value']:.2f} now. Without refitting it would refuse {lost['hits']} of {lost['total']} "
-        "held-out prompts."
+        f"{skill['name']}: without refitting it would refuse {lost['hits']} of {lost['total']} held-out prompts, and "
+        f"{false['hits']} of {false['total']} plain ones that are to be answered. Now, on this graph:"
     )
-    if alpha["promise"] is not None:
-        terminal.print(
-            f"With {alpha['confidence']:.0%} confidence in the draw of the {alpha['calibrated_on']} calibration "
-            f"prompts, at least {alpha['promise']:.1%} of further prompts from the same source and formats are "
-            "refused by this graph."
-        )
-    if not found["separates"]:
-        terminal.print(f"NOT SEPARATED: {found['fault']}.")
+    terminal.print(refitted_promise(found, summary["quantize"]))
     if not summary["answers"]:
         terminal.print("False blocks over answers were not measured (--no-answers).")
-    title = f"{skill['name']}: inside a hypercube, report part"
+    title = f"{skill['name']}: inside a region, report part"
     table = titled(title, ("what", "source", "format", "hits", "of", "95 % interval"))
-    answers = found["false_blocks_over_answers"] or {}
-    measured = MeasuredRates.model_validate({**found, "false_blocks_over_answers": answers})
-    for row in rate_rows(measured):
+    for row in refitted_rows(found):
         interval = f"{row['low']:.1%} to {row['high']:.1%}"
         table.add_row(row["what"], row["source"], row["format"], str(row["hits"]), str(row["total"]), interval)
     terminal.print(table)

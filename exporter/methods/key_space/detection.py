@@ -6,7 +6,7 @@ Unlike a hypercube's, this fit sees the other side too, and places other than th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from exporter.methods.key_space.region_probe import ANSWER_TOKENS, fit, inside_p
 from exporter.methods.key_space.region_scores import PartScores
 from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.words import words_only
-from exporter.models.prober import Prober
+from exporter.models.prober import KeyProber
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import SIDES, Part, RegionParts
 from exporter.prompts.turns import FIT, REPORT
@@ -38,9 +38,9 @@ LEAST_OF_PLACE = 0.1
 class Detection:
     """The regions of one skill. trials: every layer's; chosen: the one of its layer and shrinkage; scores: of the
     fit part, each prompt's along directions that had not seen it, and of the report part; answer_tokens: most tokens
-    of an answer that were looked at; words: share of plain report prompts that their words alone would block within
-    the budgets; interior: share of the positions inside some harmless report prompts that are blocked; uncovered:
-    places at which the budgets leave nearly nothing, and that have no region."""
+    of an answer that were looked at, 0 for no answers; words: share of plain report prompts that their words alone
+    would block within the budgets; interior: share of the positions inside some harmless report prompts that are
+    blocked; uncovered: places at which the budgets leave nearly nothing, and that have no region."""
 
     regions: Regions
     threshold: float
@@ -139,23 +139,34 @@ class Detection:
         return stored
 
 
-def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int = ANSWER_TOKENS) -> Detection:
+def detect(
+    prober: KeyProber,
+    parts: RegionParts,
+    skill: SkillSettings,
+    *,
+    answers: bool = True,
+    places: Collection[str] | None = None,
+) -> Detection:
     """Fit on the fit part, set the threshold on what its prompts score where they are left out, and score the report
     part.
 
-    Raises RunFailed on NaN and on a full disk.
+    answers: whether false blocks are looked for in answers too; places: those that have a region, None for all whose
+    region holds enough. Raises RunFailed on NaN and on a full disk.
     """
-    regions, own, trials, chosen = fit(prober, parts, skill, answer_tokens)
-    part, most = parts.fit, parts.effort.answers
+    regions, own, trials, chosen = fit(prober, parts, skill, answers)
+    if places is not None:
+        wanted = [number for number, place in enumerate(regions.places) if place in places]
+        regions, own = regions.of_places(wanted), own.of_places(wanted)
+    part, most = parts.fit, parts.effort.answers if answers else 0
     common = COMMON if skill.alpha is None else skill.alpha
     thresholds = torch.full((len(regions.places),), common, dtype=torch.float64)
     if skill.alpha is None:
         thresholds = own.thresholds(part, skill)
         kept = worth_keeping(regions, parts, own.asked <= thresholds)
-        if len(kept) < len(regions.places):
+        if places is None and len(kept) < len(regions.places):
             regions, own = regions.of_places(kept), own.of_places(kept)
             thresholds = own.thresholds(part, skill)
-    report = score_part(prober, parts.report, regions, answer_tokens, most, "report part")
+    report = score_part(prober, parts.report, regions, most, "report part")
     plain = torch.tensor([query.format == PLAIN for query in part.asked])  # each prompt once, and no rendering
     levelled, count = regions.levelled(thresholds, common), len(thresholds)
 
@@ -174,9 +185,9 @@ def detect(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_toke
         at_most(*inside(harmless.others), count),
         at_most(*inside(harmless.near_misses), count),
         at_most(*inside(harmless.after_refusals), count),
-        answer_tokens,
+        ANSWER_TOKENS if answers else 0,
         words_only(parts, skill),
-        inside_prompts(prober, parts.report, levelled, common, most),
+        inside_prompts(prober, parts.report, levelled, common, parts.effort.answers),
         tuple(sorted({parts.places[query.format] for query in part.asked} - set(regions.places))),
     )
 

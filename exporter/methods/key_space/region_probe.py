@@ -13,7 +13,7 @@ from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, L
 from exporter.methods.key_space.region_scores import PlaceScores
 from exporter.methods.key_space.regions import Regions
 from exporter.methods.key_space.spool import KeySpool
-from exporter.models.prober import Prober, check_finite
+from exporter.models.prober import KeyProber, check_finite
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import Part, RegionParts
 from exporter.prompts.turns import PROMPT
@@ -34,8 +34,9 @@ class Fitted(NamedTuple):
     chosen: LayerTrial
 
 
-def fit(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens: int) -> Fitted:
-    """Fit on the fit part, at the layer that is given, or the best."""
+def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bool) -> Fitted:
+    """Fit on the fit part, at the layer that is given, or the best. answers: whether those to harmless prompts have
+    scores."""
     part, effort = parts.fit, parts.effort
     queries = (*part.asked, *part.answered, *part.after)
     forget = torch.arange(len(queries)) < len(part.asked)
@@ -56,17 +57,17 @@ def fit(prober: Prober, parts: RegionParts, skill: SkillSettings, answer_tokens:
     chosen = max(shrunk, key=LayerTrial.quality)
     plain = plain_rows(part)
     placed = spread(plain, effort.placed[0])
-    inner = inside_answers(prober, [part.answered[row] for row in placed], answer_tokens, effort.placed[1])
+    inner = inside_answers(prober, [part.answered[row] for row in placed], effort.placed[1])
     keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
     regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
     # Nothing was fitted on the answers that are looked at.
-    rows = spread([row for row in plain if row not in set(placed)], effort.answers) if answer_tokens else []
-    answers = answer_scores(prober, part, rows, regions, answer_tokens, "fit part: answers")
+    rows = spread([row for row in plain if row not in set(placed)], effort.answers if answers else 0)
+    least = answer_scores(prober, part, rows, regions, "fit part: answers")
     asked, answered, after = scores[: len(queries)].split([len(side) for side in vars(part).values()])
-    return Fitted(regions, PlaceScores(asked, answered, after, rows, answers), trials, chosen)
+    return Fitted(regions, PlaceScores(asked, answered, after, rows, least), trials, chosen)
 
 
-def every_layer(prober: Prober, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
+def every_layer(prober: KeyProber, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
     """Every layer's trial, the number of the best layer, and its keys (n, d_ff) of the part's queries."""
     with KeySpool() as spool:
         for _ in spool.keep(prober.last_token_keys(part.queries, "fit part: every layer")):
@@ -85,9 +86,9 @@ def plain_rows(part: Part) -> list[int]:
     return [row for row, query in enumerate(part.answered) if query.format == PLAIN]
 
 
-def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, positions: int) -> list[Query]:
+def inside_answers(prober: KeyProber, queries: Sequence[Query], positions: int) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
-    answers = prober.answers(queries, tokens, "fit part: answers")
+    answers = prober.answers(queries, ANSWER_TOKENS, "fit part: answers")
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
         for query, answer in zip(queries, answers, strict=True)
@@ -96,7 +97,7 @@ def inside_answers(prober: Prober, queries: Sequence[Query], tokens: int, positi
     return spread(inner, positions)
 
 
-def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: float, most: int) -> Rate:
+def inside_prompts(prober: KeyProber, part: Part, regions: Regions, threshold: float, most: int) -> Rate:
     """The share of positions before the last one of some harmless plain queries that are within the threshold."""
     queries = [part.answered[row] for row in spread(plain_rows(part), most)]
     begun = {query.ids[:length]: query.prompt for query in queries for length in range(1, len(query.ids))}
@@ -105,7 +106,7 @@ def inside_prompts(prober: Prober, part: Part, regions: Regions, threshold: floa
     return rate(int((scores <= threshold).sum()), len(scores))
 
 
-def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -> Tensor:
+def last_keys(prober: KeyProber, queries: Sequence[Query], layer: int, what: str) -> Tensor:
     """Keys of one layer at the last tokens, (n, d_ff) float32, in the order of the queries."""
     order: list[int] = []
     found: list[Tensor] = []
@@ -113,14 +114,14 @@ def last_keys(prober: Prober, queries: Sequence[Query], layer: int, what: str) -
         order += rows
         found.append(keys[:, 0])
     if not found:  # no kind of turn, or no answer, to look at
-        return torch.zeros(0, prober.loaded.model.config.get_text_config().intermediate_size)
+        return torch.zeros(0, prober.key_size)
     return check_finite(torch.cat(found)[torch.tensor(order).argsort()], what)
 
 
-def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int, most: int, what: str) -> PlaceScores:
+def score_part(prober: KeyProber, part: Part, regions: Regions, most: int, what: str) -> PlaceScores:
     """Scores of a part by place; of the answers to harmless plain queries, so many at most."""
-    rows = spread(plain_rows(part), most) if answer_tokens else []
-    answers = answer_scores(prober, part, rows, regions, answer_tokens, f"{what}: answers")
+    rows = spread(plain_rows(part), most)
+    answers = answer_scores(prober, part, rows, regions, f"{what}: answers")
     asked, answered, after = (
         regions.scores_by_place(last_keys(prober, side, regions.layer, f"{what}: {name}"))
         for name, side in vars(part).items()
@@ -128,16 +129,14 @@ def score_part(prober: Prober, part: Part, regions: Regions, answer_tokens: int,
     return PlaceScores(asked, answered, after, rows, answers)
 
 
-def answer_scores(
-    prober: Prober, part: Part, rows: Sequence[int], regions: Regions, answer_tokens: int, what: str
-) -> Tensor:
+def answer_scores(prober: KeyProber, part: Part, rows: Sequence[int], regions: Regions, what: str) -> Tensor:
     """The least score by place over the positions of the answers to some harmless queries, by row: (m, K)."""
     queries = [part.answered[row] for row in rows]
-    _, least = prober.score_answers(queries, regions.single(), answer_tokens, what)
+    _, least = prober.score_answers(queries, regions.single(), ANSWER_TOKENS, what)
     return least[:, :, regions.layer].T
 
 
-def region_scores(prober: Prober, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
+def region_scores(prober: KeyProber, queries: Sequence[Query], regions: Regions, what: str) -> Tensor:
     """Scores of the last tokens, (n,) float64. Raises RunFailed on NaN."""
     return regions.scores(last_keys(prober, queries, regions.layer, what))
 

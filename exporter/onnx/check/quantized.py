@@ -115,7 +115,7 @@ def against(case: str, expected: Sequence[Array], found: Sequence[Array], refusa
 def as_probed(
     session: Session, name: str, probed: Sequence[tuple[Sequence[int], bool]], refusal: int, pad: int, size: int = 1
 ) -> Row:
-    """Whether the last token of a prompt is refused if its key vector was inside a hypercube; in batches of `size`."""
+    """Whether the last token of a prompt is refused if its key vector was inside a region; in batches of `size`."""
     right = 0
     for start in range(0, len(probed), size):
         ids, expected = zip(*probed[start : start + size], strict=True)
@@ -132,7 +132,7 @@ def after_refusal(session: Session, name: str, sequences: Sequence[Sequence[int]
 
 
 def every_token(session: Session, name: str, sequences: Sequence[Sequence[int]], refusal: int) -> Row:
-    """Whether R follows every token, in a graph whose hypercubes hold everything."""
+    """Whether R follows every token, in a graph whose regions hold everything."""
     logits, _ = session.forward(np.array([sequences[0]], np.int64))
     return known(EVERY, name, 1, logits.shape[1], int((logits[0].argmax(-1) == refusal).sum()))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from exporter.checkpoint.given_prompts import as_exported
 from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.checkpoint.reproduce import part_records
-from exporter.checkpoint.summary import SourceSummary
+from exporter.checkpoint.summary import KeySpaceSummary, SourceSummary
 from exporter.common.errors import BadInput
 from exporter.common.text import Notify
 from exporter.onnx.settings import OnnxSettings
@@ -22,6 +22,24 @@ from exporter.recipes.templates import read_template
 
 Fingerprinted = tuple[Source, str]
 FLAGS = ("--forget", "--retain")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the checkpoint was exported with.
+
+    plans: of its skills, of which at most one adjusts neurons; known: the export's summary of each skill's key space;
+    eos: ids that end an answer; key_size: d_ff.
+    """
+
+    settings: ExportSettings
+    formatter: Formatter
+    plans: Sequence[SkillPlan]
+    known: Mapping[str, KeySpaceSummary]
+    pad_id: int
+    bos_id: int | None
+    eos: Sequence[int]
+    key_size: int
 
 
 def export_again(stored: Stored, settings: OnnxSettings, notify: Notify) -> tuple[ExportSettings, list[SkillPrompts]]:
@@ -41,7 +59,7 @@ def export_again(stored: Stored, settings: OnnxSettings, notify: Notify) -> tupl
         )
     given = settings.prompt_template
     if given is not None and read_template(given, "--prompt-template") != recipe["prompt_template"]:
-        raise BadInput("--prompt-template: is not the export's, on which the hypercubes were fitted; leave it out")
+        raise BadInput("--prompt-template: is not the export's, on which the regions were fitted; leave it out")
     sources_given = {flag: read_fingerprints(stored, settings, flag) for flag in FLAGS}
     found = []
     for skill in recipe["skills"]:
@@ -77,7 +95,7 @@ def read_fingerprints(stored: Stored, settings: OnnxSettings, flag: str) -> list
         if not fitting:
             raise BadInput(
                 f"{flag} {ways[0][0].label}: is not what the export read under this name (sha256, column, answer or "
-                "limit); the hypercubes can be fitted anew on the export's own prompts only"
+                "limit); the interventions can be fitted anew on the export's own prompts only"
             )
         found += fitting
     return found
@@ -106,7 +124,8 @@ def matched(wanted: Sequence[Mapping[str, Any]], given: Sequence[Fingerprinted],
 def check_parts(stored: StoredSkill, plan: SkillPlan, formatter: Formatter, version: str) -> None:
     """Raises BadInput where a part differs from the export's in any prompt. version: of the unskill that exported."""
     fit = plan.forget.fit
-    fitted = formatter.in_each_format(fit, "--forget") if plan.skill.blocks else fit
+    hypercubes = plan.skill.blocks and plan.parts is None
+    fitted = formatter.in_each_format(fit, "--forget") if hypercubes else fit
     for name, part in part_records(plan, fitted).items():
         if part != stored.prompts[name]:
             raise BadInput(

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +19,26 @@ from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.statistics import NeuronMoments
 from exporter.methods.neurons.texts import counted_tokens
 from exporter.models.batches import ANSWER_TOKENS, Batch
-from exporter.models.prober import KeyProber, KeyScores, check_finite
+from exporter.models.prober import KeyProber, KeyScores, begun_by, check_finite, last_tokens
 from exporter.onnx.check.runners import Array, Session
 from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
+
+
+class Step(NamedTuple):
+    """One step of greedy answers: the keys (rows, layers, d_ff) of the position that was read, which answers had ended
+    before it (rows,), and the tokens that follow it (rows,)."""
+
+    keys: Tensor
+    ended: Tensor
+    tokens: Tensor
 
 
 @dataclass
 class GraphProber(KeyProber):
     """The graph at `path` with other constants, whose layers are the tensors in `taps`, in their order.
 
-    taps: names of float32 tensors (batch, positions, d); eos: ids that end an answer.
+    taps: names of float32 tensors (batch, positions, key_size); eos: ids that end an answer.
     """
 
     path: Path
@@ -35,6 +46,7 @@ class GraphProber(KeyProber):
     constants: Mapping[str, Array]
     pad_id: int
     eos: Sequence[int]
+    key_size: int
     quiet: bool
     batch_size: int | None = None
 
@@ -57,12 +69,29 @@ class GraphProber(KeyProber):
         found = self._tap_session.outputs(inputs["input_ids"].numpy(), inputs["attention_mask"].numpy())
         return [torch.from_numpy(each) for each in found]
 
-    def last_token_keys(self, queries: Sequence[Query], what: str) -> Iterator[Batch]:
-        def run(rows: list[int]) -> Batch:
-            seen = self.tapped(self.pad([queries[row] for row in rows]))
-            return rows, torch.stack([each[:, -1] for each in seen], 1)
+    def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
+        groups = list(begun_by(queries).items())
+        longest = [queries[row] for row, _ in groups]
+        chosen = slice(None) if layer is None else slice(layer, layer + 1)
 
-        yield from self.batches(queries, run, what)
+        def run(places: list[int]) -> Batch:
+            lines, columns, rows = last_tokens(queries, [groups[place][1] for place in places])
+            seen = self.tapped(self.pad([longest[place] for place in places], "right"))[chosen]
+            return rows, torch.stack([each[lines, columns] for each in seen], 1)
+
+        yield from self.batches(longest, run, what)
+
+    def answers(self, queries: Sequence[Query], new_tokens: int, what: str) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = [()] * len(queries)
+
+        def run(rows: list[int]) -> None:
+            steps = [step.tokens for step in self._answer([queries[row] for row in rows], new_tokens)]
+            for row, ids in zip(rows, torch.stack(steps, 1).tolist(), strict=True):
+                found[row] = tuple(takewhile(lambda token: token not in self.eos, ids))
+
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+            pass
+        return found
 
     def logits(self, inputs: dict[str, Tensor]) -> Tensor:
         ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()
@@ -72,22 +101,23 @@ class GraphProber(KeyProber):
         self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int, what: str
     ) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(skills), len(queries), self.layers, dtype=torch.float64)
-        least = torch.zeros_like(first)
+        least = torch.full_like(first, math.inf)
 
         def run(rows: list[int]) -> None:
-            steps = self._answer([queries[row] for row in rows], skills, new_tokens)
-            first[:, rows] = next(steps)
-            least[:, rows] = first[:, rows]
-            for scores in steps:
+            for place, step in enumerate(self._answer([queries[row] for row in rows], new_tokens)):
+                scores = torch.stack([each.scores(step.keys) for each in skills])
+                scores.masked_fill_(step.ended[None, :, None], math.inf)
+                if place == 0:
+                    first[:, rows] = scores
                 least[:, rows] = torch.minimum(least[:, rows], scores)
 
         for _ in self.batches(queries, run, what, ANSWER_TOKENS):
             pass
         return check_finite(first, what), least
 
-    def _answer(self, queries: Sequence[Query], skills: Sequence[KeyScores], new_tokens: int) -> Iterator[Tensor]:
-        """Scores (skills, rows, layers) of the last prompt token, then of each token of the greedy answers except the
-        last; infinite after the end of an answer."""
+    def _answer(self, queries: Sequence[Query], new_tokens: int) -> Iterator[Step]:
+        """The steps that read the last prompt token, then each token of the greedy answers except the last, until all
+        have ended."""
         inputs = self.pad(queries)
         ids, mask = inputs["input_ids"].numpy(), inputs["attention_mask"].numpy()
         ended, past = np.zeros(len(ids), bool), None
@@ -95,10 +125,9 @@ class GraphProber(KeyProber):
             logits, *rest = self._whole_session.outputs(ids, mask, past)
             past, taps = rest[: -self.layers], rest[-self.layers :]
             keys = torch.stack([torch.from_numpy(each[:, -1]) for each in taps], 1)
-            scores = torch.stack([each.scores(keys) for each in skills])
-            yield scores.masked_fill(torch.from_numpy(ended)[None, :, None], math.inf)
             ids = logits[:, -1:].argmax(-1).astype(np.int64)
-            ended |= np.isin(ids[:, 0], self.eos)
+            yield Step(keys, torch.from_numpy(ended), torch.from_numpy(ids[:, 0]))
+            ended = ended | np.isin(ids[:, 0], self.eos)
             if ended.all():
                 return
             mask = np.concatenate([mask, np.ones((len(mask), 1), np.int64)], 1)

@@ -5,13 +5,13 @@ hypercube that was fitted in float32, where its alpha is about 3, and overlap wi
 hypercube fitted on the quantized graph separates them as before.
 
 All is computed as at the export: parts, formats, seed, layer and neurons are the same, and
-`exporter.methods.key_space.evidence` fits, calibrates and reports. Only the model differs, and runs in ONNX Runtime.
+`exporter.methods.key_space` fits, calibrates and reports. Only the model differs, and runs in ONNX Runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modeling.buffers import KSD_BOUNDS, NA_PARAMS, in_mlp
-from custom_modeling.key_space import inside_hypercubes
-from exporter.checkpoint.summary import KeySpaceSummary
-from exporter.common.rates import rate, rates
-from exporter.methods.key_space.evidence import (
-    ANSWER_TOKENS,
-    Decision,
-    Evidence,
-    decide,
-    gather,
-    measure_limits,
-    rate_within,
-)
+from custom_modeling.buffers import NA_PARAMS, in_mlp, layer_of
 from exporter.methods.key_space.hypercubes import closed_bounds
 from exporter.methods.neurons.choice import TextSet, effect, measure_effects, text_sets
 from exporter.methods.neurons.statistics import floored
 from exporter.methods.neurons.texts import longest_first
 from exporter.methods.neurons.trade_off import TextLosses
 from exporter.onnx.check.runners import Array
+from exporter.onnx.quantize.again import Exported
 from exporter.onnx.quantize.graph_probe import GraphProber
+from exporter.onnx.quantize.key_space import asked_of, inside, refit_key_space
 from exporter.onnx.surgery import find_places, read_constants
 from exporter.onnx.symbolic import constants_of
-from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.skills import SkillPlan, SkillTexts
-from exporter.recipes.settings import ExportSettings
+from exporter.prompts.skills import SkillTexts
 
 Adjusted = Mapping[int, tuple[Tensor, Tensor]]
 """The neurons that a checkpoint adjusts: by layer index (n,) int64 and params (4, n) float32, see `thresholds`."""
@@ -60,8 +48,8 @@ class Refit:
     """What was fitted.
 
     constants: new values by initializer of the graph; buffers: what they are made of, by the checkpoint's names;
-    skills: the findings for each, as a JSON object; faults: why a skill's hypercubes do not separate it as required;
-    refused: forget prompts of the report parts, as token ids and whether their last token is inside a hypercube.
+    skills: the findings for each, as a JSON object; faults: why a skill's regions do not separate it as required;
+    refused: forget prompts of the report parts, as token ids and whether their last token is inside a region.
     """
 
     constants: Mapping[str, Array] = field(default_factory=dict)
@@ -71,35 +59,26 @@ class Refit:
     refused: Sequence[tuple[tuple[int, ...], bool]] = ()
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What the checkpoint was exported with.
-
-    plans: of its skills, of which at most one adjusts neurons; known: the export's summary of each skill's key space;
-    eos: ids that end an answer.
-    """
-
-    settings: ExportSettings
-    formatter: Formatter
-    plans: Sequence[SkillPlan]
-    known: Mapping[str, KeySpaceSummary]
-    pad_id: int
-    bos_id: int | None
-    eos: Sequence[int]
-
-
 def refit(path: Path, exported: Exported, adjusted: Adjusted, *, answers: bool) -> Refit:
-    """Fit the neurons' distributions anew, then hypercubes on the keys that result.
+    """Fit the neurons' distributions anew, then regions on the keys that result.
 
     path: of the graph, which is not changed; answers: whether false blocks are looked for over answers too.
 
     Raises RunFailed where the graph computes NaN or infinity, or the disk is full.
     """
     plans, places = exported.plans, find_places(path)
-    probe = partial(GraphProber, path, pad_id=exported.pad_id, eos=exported.eos, quiet=exported.settings.quiet)
-    # Nothing is refused while the graph is probed, or answers would end in the hypercubes that were fitted in float32.
-    held = read_constants(path, places.bounds.values())
-    shut = {name: closed_bounds(bounds.shape).numpy() for name, bounds in held.items()}
+    probe = partial(
+        GraphProber,
+        path,
+        pad_id=exported.pad_id,
+        eos=exported.eos,
+        key_size=exported.key_size,
+        quiet=exported.settings.quiet,
+    )
+    # Nothing is refused while the graph is probed, or answers would end in the regions that were fitted in float32.
+    held = read_constants(path, places.regions.values())
+    bounding = {*places.bounds.values(), *places.limits.values()}
+    shut = {name: closed_bounds(held[name].shape).numpy() for name in bounding}
     sets = text_sets(plans)
     neurons: dict[str, Any] = {}
     constants: dict[str, Array] = {}
@@ -125,12 +104,15 @@ def refit(path: Path, exported: Exported, adjusted: Adjusted, *, answers: bool) 
             f"{skill}: {side}": asdict(effect(losses, after[skill, side], exported.settings.seed))
             for (skill, side), losses in before.items()
         }
-    old = {layer: torch.from_numpy(held[name].copy()) for layer, name in places.bounds.items()}
-    bounds, key_spaces = refit_key_space(prober, old, exported, answers=answers)
-    constants |= {places.bounds[layer]: cubes.numpy() for layer, cubes in bounds.items()}
-    buffers |= {in_mlp(layer, KSD_BOUNDS): cubes for layer, cubes in bounds.items()}
-    report = [query for plan in plans if plan.skill.blocks for query in plan.forget.report]
-    by_place = {list(old).index(layer): cubes for layer, cubes in bounds.items()}
+    old: dict[int, dict[str, Tensor]] = {layer: {} for layer in places.keys}
+    for buffer, name in places.regions.items():
+        old[layer_of(buffer)][buffer.rpartition(".")[2]] = torch.from_numpy(held[name].copy())
+    new, key_spaces = refit_key_space(prober, old, exported, answers=answers)
+    regions = {in_mlp(layer, name): each for layer, found in new.items() for name, each in found.items()}
+    constants |= {places.regions[buffer]: each.numpy() for buffer, each in regions.items()}
+    buffers |= regions
+    report = [query for plan in plans if plan.skill.blocks for query in asked_of(plan)]
+    by_place = {list(old).index(layer): found for layer, found in new.items()}
     hits = inside(prober, report, by_place, "forget set: report, fitted anew")
     names = [plan.skill.name for plan in plans]
     return Refit(
@@ -168,72 +150,3 @@ def refit_neurons(
         "forget_mean_moved_deviations": {"median": float(every.median()), "most": float(every.max())},
         "at_deviation_floor": raised,
     }
-
-
-def refit_key_space(
-    prober: GraphProber, old: Mapping[int, Tensor], exported: Exported, *, answers: bool
-) -> tuple[dict[int, Tensor], dict[str, dict[str, Any]]]:
-    """Fit, calibrate and report every skill's hypercubes, at the layer that the export chose.
-
-    prober: its taps are the keys of the layers of `old`, in their order, and its hypercubes hold nothing; old: the
-    bounds that were fitted in float32, by layer.
-
-    Returns the bounds (c, 2, d_ff) float32 of all skills' hypercubes by layer, and by skill what was measured on the
-    report parts; there `false_blocks_over_answers` is null without answers.
-    """
-    blocking = [plan for plan in exported.plans if plan.skill.blocks]
-    if not blocking:
-        return {}, {}
-    layers = list(old)
-    parts = [(plan.forget, plan.retain) for plan in blocking]
-    evidence = gather(prober, exported.formatter, parts, ANSWER_TOKENS if answers else 0)
-    cubes: dict[int, list[Tensor]] = {}
-    found = {}
-    for plan, own in zip(blocking, evidence, strict=True):
-        known, skill = exported.known[plan.skill.name], plan.skill
-        place = layers.index(known.layer)
-        # The layer is its place among the tapped ones: the prober knows no others.
-        decision = decide(own, replace(skill, layer=place), kinds_known=True)
-        cubes.setdefault(known.layer, []).append(own.keys.bounds(place, decision.alpha.value))
-        before = inside(prober, plan.forget.report, {place: old[known.layer]}, "forget set: report, not fitted anew")
-        limits = measure_limits(prober, exported.formatter, own, decision, exported.settings.refusal)
-        found[skill.name] = {
-            "layer": known.layer,
-            "hypercubes": list(own.keys.formats),
-            "alpha_before": known.alpha.model_dump(),
-            "separates": decision.separates,
-            "fault": None if decision.separates else fault_of(own, decision, plan, known.layer),
-            "alpha": asdict(decision.alpha),
-            "max_false_block": skill.max_false_block,
-            "target_block_rate": skill.target_block_rate,
-            "blocked_without_refitting": rate(sum(before), len(before)).as_json(),
-            "blocked": rates(decision.blocked),
-            "blocked_in_unseen_formats": rates(decision.blocked_unseen),
-            "false_blocks": rates(decision.false_blocks),
-            "false_blocks_over_answers": rates(decision.false_answers) if answers else None,
-            "limits": rates(limits),
-        }
-    return {layer: torch.cat(bounds) for layer, bounds in cubes.items()}, found
-
-
-def inside(prober: GraphProber, queries: Sequence[Query], bounds: Mapping[int, Tensor], what: str) -> list[bool]:
-    """Whether each query's last token is inside a hypercube; bounds by the place of their layer among the taps."""
-    held = torch.zeros(len(queries), dtype=torch.bool)
-    for rows, keys in prober.last_token_keys(queries, what):
-        for place, cubes in bounds.items():
-            held[rows] |= inside_hypercubes(keys[:, place], cubes)
-    return [bool(hit) for hit in held]
-
-
-def fault_of(evidence: Evidence, decision: Decision, plan: SkillPlan, layer: int) -> str:
-    """Why the hypercubes do not separate: too many harmless prompts of the choose part inside."""
-    choice = decision.table[decision.layer].choice
-    hits, total, alpha = choice.false_blocks, choice.harmless, choice.alpha
-    if not choice.false_block_rate > plan.skill.max_false_block:
-        alpha = decision.alpha.value
-        held = rate_within(evidence.retain_choose.answer[:, decision.layer], alpha)
-        hits, total = held.hits, held.total
-    return (
-        f"on the quantized graph the hypercubes of layer {layer}, at alpha {alpha:.1f}, refuse {hits} of {total} "
-        f"harmless prompts (--max-false-block {plan.skill.max_false_block})"
-    )

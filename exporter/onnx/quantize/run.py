@@ -23,8 +23,8 @@ from exporter.onnx.check.quantized import check_quantized
 from exporter.onnx.folder import checked_folder, graph_size, open_checkpoint, results, write_folder
 from exporter.onnx.graph import release_weights, weights_of, write_graph
 from exporter.onnx.library import built_libraries
-from exporter.onnx.quantize.again import check_parts, export_again
-from exporter.onnx.quantize.refit import Exported, Refit, adjusted_neurons, refit
+from exporter.onnx.quantize.again import FLAGS, Exported, check_parts, export_again
+from exporter.onnx.quantize.refit import Refit, adjusted_neurons, refit
 from exporter.onnx.quantize.weights import quantize
 from exporter.onnx.settings import PROMPTS, OnnxSettings, check_out
 from exporter.onnx.surgery import patched
@@ -40,7 +40,8 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     was probed, and for each skill alpha before and after, and rates on the report parts with exact intervals.
 
     Raises BadInput for checkpoints that cannot be fitted anew and for other sources than the export's,
-    Rejected where a skill's new hypercubes hold more harmless prompts than allowed (unless settings.force),
+    Rejected where a skill's new regions hold more harmless prompts than allowed, or too few of the skill's (unless
+    settings.force),
     RunFailed as `write_onnx`; nothing is written then.
     """
     assert settings.quantize is not None
@@ -53,9 +54,7 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
     loaded = load_files(files, "float32", "cpu", code=True)
     model, fitted = loaded.model, Refit()
     plans: list[SkillPlan] = []
-    if export is None:
-        formatter = loaded.formatter("{prompt}", formats=PLAIN, skip_long=True)
-    else:
+    if export is not None:
         formatter, plans = prepare_for(skills, loaded.tokenizer, context_of(model), export, notify)
         for own, plan in zip(stored.skills, plans, strict=True):
             check_parts(own, plan, formatter, stored.unskill.get("version", "?"))
@@ -67,7 +66,8 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
             notify("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
             bos = loaded.tokenizer.bos_token_id
-            exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, loaded.eos_ids)
+            size_of_key = live.get_text_config().intermediate_size
+            exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, loaded.eos_ids, size_of_key)
             fitted = refit(graph, exported, adjusted, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)
         summary |= {
@@ -80,7 +80,8 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
         }
         notify("comparing the quantized graph with itself ...")
         sequences = [query.ids for plan in plans for query in plan.forget.report[:PROMPTS]][:PROMPTS]
-        sequences += [query.ids for query in formatter.format(everyday_prompts()[:PROMPTS], "everyday")]
+        plain = loaded.formatter("{prompt}", formats=PLAIN, skip_long=True)
+        sequences += [query.ids for query in plain.format(everyday_prompts()[:PROMPTS], "everyday")]
         record = files.config["unskill"]
         refusal = None if record["refusal"] is None else (record["refusal_token_id"], record["eos_token_id"])
         kernels = next(iter(built_libraries()), None)
@@ -96,24 +97,20 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
 
 
 def fits(stored: Stored) -> bool:
-    """Whether an intervention reads activations: hypercubes and adjusted neurons do, pruned ones do not."""
+    """Whether an intervention reads activations: regions and adjusted neurons do, pruned ones do not."""
     return any(skill["method"] != "sp" for skill in stored.recipe["skills"])
 
 
 def check_refittable(stored: Stored, settings: OnnxSettings) -> None:
     """Raises BadInput for checkpoints whose interventions cannot be fitted anew, with the reason."""
-    if any(counts.get("regions") for counts in stored.unskill["layers"].values()):
-        raise BadInput(
-            "--quantize: the checkpoint's regions along directions cannot be fitted anew on a quantized graph yet; "
-            "leave it out, or export anew with --region hypercube"
-        )
     adjusting = [skill["name"] for skill in stored.recipe["skills"] if skill["method"] in ("na", "na+ksd")]
     if len(adjusting) > 1:
         raise BadInput(
             f"--quantize: {' and '.join(adjusting)} adjust neurons of one model, and it is not recorded whose "
             "distributions a neuron has: quantize checkpoints with one such skill"
         )
-    if fits(stored) and not settings.forget:
+    own = any(source["flag"] in FLAGS for skill in stored.recipe["skills"] for source in skill["sources"])
+    if fits(stored) and own and not settings.forget:
         raise BadInput(
             "--quantize: quantized weights move the activations that the interventions look at; give the export's "
             "sources again, --forget SOURCE and --retain SOURCE, on which they are fitted anew"
@@ -139,7 +136,10 @@ def as_refitted(files: Base, settings: OnnxSettings, summary: Mapping[str, Any],
     new = {each["name"]: each["key_space"] for each in summary["skills"] if each["key_space"]}
     keys = ("alpha", "separates", "blocked", "false_blocks_over_answers")
     record["skills"] = [
-        skill | {key: new[skill["name"]][key] for key in keys} if skill["name"] in new else skill
+        # Without answers no source has any rates over them.
+        skill | {key: {} if (found := new[skill["name"]][key]) is None else found for key in keys}
+        if skill["name"] in new
+        else skill
         for skill in record["skills"]
     ]
     record["sha256"] = record["sha256"] | {name: tensor_sha256(each) for name, each in fitted.buffers.items()}

@@ -19,9 +19,9 @@ from exporter.onnx.library import build_operators, find_compiler
 from exporter.onnx.settings import OnnxSettings
 from exporter.onnx.writing import write_onnx
 from exporter.pipeline.run import export
-from tests.exporter.onnx.quantize.quantizing import LAYER, TARGET, TEXTS, Made
+from tests.exporter.onnx.quantize.quantizing import TEXTS, Made, export_settings
 from tests.operator_models import options, run, session
-from tests.tiny import Exported, one_skill, one_thread, tiny_model, write_prompts
+from tests.tiny import Exported, one_thread, tiny_model, write_prompts
 
 Written = tuple[Exported, Path, dict[str, Any]]
 
@@ -81,29 +81,28 @@ def written(
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """made(method)"""
+    """made(method), a key of CHECKPOINTS"""
     found: dict[str, Made] = {}
 
     def get(method: str) -> Made:
         if method not in found:
             folder = tmp_path_factory.mktemp(f"quantize-{method}")
-            base = tiny_model(folder / "base", chat=False)
+            size = {} if "ksd" in method else {"intermediate_size": 256}
+            base = tiny_model(folder / "base", chat=method == "turns", **size)
             sources = {
                 side: f"{write_prompts(folder / f'{side}.jsonl', texts)},column=prompt"
                 for side, texts in TEXTS.items()
             }
-            settings: dict[str, Any] = {"layer": LAYER, "target_block_rate": TARGET}
-            settings |= {"beta": 20.0, "score": "effect-size"} if method == "na+ksd" else {}
-            common = {"prompt_template": "{prompt}", "everyday": False, "force": True, "quiet": True}
+            given = {side: (spec,) for side, spec in sources.items()}
+            if method == "two":
+                given = {"forget": tuple(sources.values()), "retain": tuple(sources.values())[::-1]}
             with one_thread():
-                export(
-                    one_skill(base, folder / "mine", *sources.values(), method=method, **settings, **common),
-                    lambda text: None,
-                )
+                export(export_settings(method, base, folder / "mine", sources), lambda text: None)
                 model = AutoModelForCausalLM.from_pretrained(folder / "mine", trust_remote_code=True).eval()
                 (folder / "graph").mkdir()
                 write_graph(model, folder / "graph" / "model.onnx")
-            found[method] = Made(folder / "mine", sources, folder / "graph" / "model.onnx")
+            budget = None if method == "regions" else 1.0
+            found[method] = Made(folder / "mine", given, folder / "graph" / "model.onnx", budget)
         return found[method]
 
     return get

@@ -17,7 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from exporter.onnx.quantize.run import write_quantized
 from exporter.onnx.settings import OnnxSettings
-from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread
+from exporter.recipes.recipe import merged_settings
+from exporter.recipes.settings import ExportSettings
+from tests.tiny import FORGET, FORGET_MORE, RETAIN, TEMPLATE, one_thread
 
 TEXTS = {"forget": FORGET + FORGET_MORE, "retain": RETAIN}
 TARGET = 0.8
@@ -25,16 +27,47 @@ LAYER = 1
 BOUNDS = f"model.model.layers.{LAYER}.mlp.unskill_ksd_bounds"
 
 
+CUBE = {"layer": LAYER, "region": "hypercube", "target_block_rate": TARGET}
+NEURONS = {"beta": 20.0, "score": "effect-size"}
+TURNS = {"layer": LAYER, "region": "discriminant", "alpha": 0.4}
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "ksd": CUBE,
+    "na+ksd": CUBE | NEURONS,
+    # Half-spaces: with a calibrated threshold, on a base that has no chat template; in every kind of turn, where the
+    # places look alike in a random model; and beside a hypercube in one layer, on adjusted neurons.
+    "regions": {"layer": 0, "region": "discriminant", "prompt_template": TEMPLATE},
+    "turns": TURNS,
+    "two": TURNS | NEURONS | {"prompt_template": TEMPLATE},
+}
+"""Settings of the exports that tests quantize. The second skill of "two" is a hypercube around what is answered
+otherwise."""
+
+
+def export_settings(which: str, base: Path, out: Path, sources: dict[str, str]) -> ExportSettings:
+    common = {"prompt_template": "{prompt}", "force": True, "quiet": True, "figures": False}
+    if which == "turns":
+        common["prompt_template"] = "auto"
+    own = dict(CHECKPOINTS[which])
+    common |= {name: own.pop(name) for name in ("prompt_template",) if name in own}
+    own["method"] = "na+ksd" if "beta" in own else "ksd"
+    skill = {"name": "skill", "everyday": False, **own, **{side: [spec] for side, spec in sources.items()}}
+    skills = [skill]
+    if which == "two":
+        swapped = {"forget": skill["retain"], "retain": skill["forget"]}
+        skills.append({"name": "letters", "everyday": False, **CUBE, **swapped})
+    return merged_settings({"skill": skills}, {"model": str(base), "out": out, **common})
+
+
 class Made(NamedTuple):
-    """A checkpoint with a calibrated alpha, its sources, and its graph in float32."""
+    """A checkpoint, its sources by side, and its graph in float32; budget: the greatest share of false blocks."""
 
     checkpoint: Path
-    sources: dict[str, str]
+    sources: dict[str, tuple[str, ...]]
     graph: Path
+    budget: float | None
 
     def settings(self, out: Path, kind: str = "int4", **changes: Any) -> OnnxSettings:
-        sources = {side: (spec,) for side, spec in self.sources.items()}
-        given = {"quantize": kind, "max_false_block": 1.0, "quiet": True, **sources, **changes}
+        given = {"quantize": kind, "max_false_block": self.budget, "quiet": True, **self.sources, **changes}
         return OnnxSettings(str(self.checkpoint), out, **given)
 
     def write(self, out: Path, kind: str = "int4", kernels: Sequence[Path] = (), **changes: Any) -> dict[str, Any]:
@@ -111,6 +144,14 @@ def refusals(path: Path, made: Made, parts: Sequence[str], changed: dict[str, np
     token = json.loads((made.checkpoint / "config.json").read_text())["unskill"]["refusal_token_id"]
     graph = Graph(path, [], changed)
     return sum(int(graph(ids)[0][-1].argmax()) == token for part in parts for ids in made.part(part))
+
+
+def not_quantized(source: Path, target: Path, kind: str) -> int:
+    """In the place of `quantize`: the graph in float32."""
+    shutil.copyfile(source, target)
+    shutil.copyfile(f"{source}_data", target.with_name("model.onnx_data"))
+    shutil.copyfile(f"{source}_data", f"{target}_data")
+    return 0
 
 
 def floored(deviation: np.ndarray) -> np.ndarray:

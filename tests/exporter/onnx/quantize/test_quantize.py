@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from tests.exporter.onnx.quantize.quantizing import (
     constants,
     floored,
     nodes,
+    not_quantized,
     refusals,
 )
 from tests.tiny import one_thread, tiny_model
@@ -129,12 +129,6 @@ def test_distributions_are_those_of_the_quantized_graphs_pre_activations(
 def test_without_quantizing_it_is_what_the_export_fitted(made: Callable[[str], Made], tmp_path: Path) -> None:
     """The same way through ONNX Runtime, on the graph in float32."""
     tried = made("na+ksd")
-
-    def not_quantized(source: Path, target: Path, kind: str) -> int:
-        shutil.copyfile(source, target)
-        shutil.copyfile(f"{source}_data", target.with_name("model.onnx_data"))
-        shutil.copyfile(f"{source}_data", f"{target}_data")
-        return 0
 
     with mock.patch("exporter.onnx.quantize.run.quantize", not_quantized):
         summary = tried.write(tmp_path / "out")

@@ -18,7 +18,7 @@ from exporter.cli.main import cli
 from exporter.common.errors import BadInput, Rejected
 from exporter.onnx.quantize.run import check_refittable, write_quantized
 from exporter.onnx.settings import GRAPH, OnnxSettings
-from tests.exporter.onnx.quantize.quantizing import LAYER, TEXTS, Made
+from tests.exporter.onnx.quantize.quantizing import TEXTS, Made
 from tests.tiny import Exported, one_thread, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_other_sources_are_refused(made: Callable[[str], Made], tmp_path: Path) 
     (tmp_path / "other").mkdir()
     changed = write_prompts(tmp_path / "other" / "forget.jsonl", [*TEXTS["forget"][:-1], "What else?"])
     unknown = write_prompts(tmp_path / "other" / "sums.jsonl", TEXTS["forget"])
-    forget = tried.sources["forget"]
+    (forget,) = tried.sources["forget"]
     refused = {
         "is not what the export read": {"forget": (f"{changed},column=prompt",)},
         "is not a source of this checkpoint; its --forget sources are forget.jsonl": {"forget": (str(unknown),)},
@@ -112,20 +112,6 @@ def test_two_skills_that_adjust_neurons_are_refused_by_name(made: Callable[[str]
         check_refittable(replace(stored, recipe={**stored.recipe, "skills": both}), made("ksd").settings(tmp_path))
 
 
-def test_regions_along_directions_are_refused_before_any_work(made: Callable[[str], Made], tmp_path: Path) -> None:
-    stored = read_stored(str(made("ksd").checkpoint))
-    layers = {str(LAYER): {"regions": 2, "directions": 3}}
-    regional = replace(stored, unskill={**stored.unskill, "layers": layers})
-    with (
-        mock.patch("exporter.onnx.quantize.run.read_stored", lambda _: regional),
-        mock.patch("exporter.onnx.quantize.run.load_files", side_effect=AssertionError),
-        pytest.raises(BadInput, match="regions along directions cannot be fitted anew") as caught,
-    ):
-        made("ksd").write(tmp_path / "out")
-    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sp", "na"])
 def test_methods_that_refuse_nothing(method: str, tiny: Callable[..., Exported], tmp_path: Path) -> None:
@@ -146,7 +132,7 @@ def test_methods_that_refuse_nothing(method: str, tiny: Callable[..., Exported],
 def test_as_a_user_runs_it(made: Callable[[str], Made], tmp_path: Path) -> None:
     tried = made("ksd")
     command = ["onnx", str(tried.checkpoint), str(tmp_path / "out"), "--quantize", "int4", "--max-false-block", "1"]
-    command += [f"--{side}={spec}" for side, spec in tried.sources.items()]
+    command += [f"--{side}={spec}" for side, specs in tried.sources.items() for spec in specs]
     with one_thread():
         done = CliRunner().invoke(cli, command)
     assert done.exception is None and "Wrote" in done.stdout and "held-out prompts" in done.stdout
