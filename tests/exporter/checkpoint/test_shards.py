@@ -28,12 +28,12 @@ from exporter.checkpoint.shards import (
     RowPatch,
     copy_shard,
     merged_index,
-    read_header,
     shard_names,
 )
 from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import BadInput, RunFailed
 from exporter.common.staging import Staging
+from exporter.models.headers import read_header
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
