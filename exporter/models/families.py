@@ -67,7 +67,7 @@ def check_config(config: dict[str, Any], name: str) -> None:
     if (quantization := config.get("quantization_config")) is not None:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
         raise BadInput(
-            f"MODEL {name} is quantized ({method}; quantization_config in config.json), not supported yet: give the "
+            f"MODEL {name} is quantized ({method}), not supported yet (quantization_config in config.json): give the "
             "unquantized model"
         )
     if str(model_type) in GATED_FAMILIES:

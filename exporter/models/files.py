@@ -166,14 +166,14 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
 def indexed_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     """Sorted file names in the index. Raises BadInput if it is malformed."""
     index = read_json(folder / INDEX, name, what)
-    if not isinstance(index.get("metadata"), dict):
-        raise BadInput(f'{what} {name}: {INDEX} has no "metadata", which transformers reads; add "metadata": {{}}')
     weight_map = index.get("weight_map")
     found = weight_map.values() if isinstance(weight_map, dict) else ()
     if not found or not all(
         isinstance(shard, str) and Path(shard).name == shard and shard.isprintable() for shard in found
     ):
         raise BadInput(f"{what} {name}: {INDEX} has no weight_map that names the file of each weight")
+    if not isinstance(index.get("metadata"), dict):
+        raise BadInput(f'{what} {name}: {INDEX} has no "metadata", which transformers reads; add "metadata": {{}}')
     return tuple(sorted(set(found)))
 
 
