@@ -69,8 +69,12 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
     Rejected, unless settings.force, where no layer separates a skill from the rest or no share of neurons is within
     budget. Nothing is written then.
     """
-    planned = plan(settings, notify, recorded)
-    loaded = None
+    return export_planned(plan(settings, notify, recorded), notify)
+
+
+def export_planned(planned: Plan, notify: Notify) -> Summary:
+    """The same where what can be found wrong without torch has been looked at. Raises as `export`."""
+    settings, loaded = planned.settings, None
     if any(each.skill.to_write for each in planned.skills):
         writer = load(planned.generator or planned.base, settings.dtype, settings.device, settings.threads)
         planned = describe(planned, writer, notify)
