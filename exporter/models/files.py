@@ -156,7 +156,7 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
         shards = indexed_shards(folder, name, what)
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
-            raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is missing")
+            raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is missing; download or copy it again")
         return shards
     others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
     there = f"; {others[0]} is not read: {SAVE}" if others else ""

@@ -10,9 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import exporter
 from exporter.common.errors import RunFailed
 
+# Modules are found where this process finds them; what stands in PYTHONPATH would come before Python's own.
+START = """
+import json, runpy, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+runpy.run_module("exporter", run_name="__main__")
+"""
 LAST = 400
 """Characters of what a process said last that an error repeats."""
 
@@ -22,16 +27,13 @@ def verify_apart(checkpoint: Path, device: str, threads: int | None) -> list[dic
 
     threads: of torch, None for its default. Raises RunFailed where the process ends without a result.
     """
-    command = [sys.executable, "-P", "-m", "exporter", "verify", str(checkpoint)]
+    command = [sys.executable, "-c", START, json.dumps(sys.path), "verify", str(checkpoint), "--device", device]
     with tempfile.TemporaryDirectory(prefix="unskill-modules-") as modules:
         environment = {**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"}
-        # This package, also where a script found it beside itself.
-        places = [str(Path(exporter.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         done = subprocess.run(
-            [*command, "--device", device, "--json", "--quiet"],
+            [*command, "--json", "--quiet"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
