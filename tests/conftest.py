@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,7 +18,7 @@ ROOT = TESTS.parent
 sys.path.append(str(TESTS / "checks"))
 
 from exporter.models.loading import make_first_calls  # noqa: E402
-from exporter.pipeline.run import export  # noqa: E402
+from exporter.pipeline.run import check_written, export  # noqa: E402
 from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, SOME_PROMPTS, WHEELS, export_real  # noqa: E402
 from tests.several import several  # noqa: E402, F401
 from tests.tiny import (  # noqa: E402
@@ -84,6 +85,21 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def first_calls() -> None:
     """Tests compare forwards bit by bit, of models that they load themselves too."""
     make_first_calls()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unverified() -> Iterator[None]:
+    """Hundreds of tiny exports in the tests' own process are not each verified by another one, which would take five
+    seconds; `verified` does, and so do all commands that tests start."""
+    with mock.patch("exporter.pipeline.run.check_written"):
+        yield
+
+
+@pytest.fixture
+def verified() -> Iterator[None]:
+    """Exports are verified before they are put in place, as for a user."""
+    with mock.patch("exporter.pipeline.run.check_written", check_written):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from custom_modeling.loading import code_sha256, record_sha256, tensor_sha256
-from exporter.checkpoint.shards import read_header
+from exporter.models.headers import read_header
 
 INDEX = "model.safetensors.index.json"
 LARGE = 8 * 2**20

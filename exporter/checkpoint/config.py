@@ -7,6 +7,7 @@ reads are added beside it: without them 4.x takes its default rope_theta and wri
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +67,9 @@ def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         keys["torch_dtype"] = config["dtype"]
     if config.get("model_type") in PERIODIC_FAMILIES and (period := _period(config)):
         keys["sliding_window_pattern"] = period
-    rope = config.get("rope_parameters")
-    if not rope:
+    if not config.get("rope_parameters"):
         return keys
+    rope = rope_parameters(config)
     full = rope.get(FULL, rope)
     scaling = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
     keys["rope_theta"] = full["rope_theta"]
@@ -78,6 +79,20 @@ def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if SLIDING in rope and config.get("model_type") == "gemma3_text":
         keys["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
     return keys
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a config.json of 5.x; where a rope_theta is left out, as transformers completes them."""
+    rope: dict[str, Any] = config["rope_parameters"]
+    nested = [rope[name] or {} for name in (FULL, SLIDING) if name in rope]
+    if all("rope_theta" in each for each in nested or [rope]):
+        return rope
+    # Here, because it is rarely needed and torch-free commands load this module.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[config["model_type"]]
+    complete: dict[str, Any] = config_class.from_dict(copy.deepcopy(dict(config))).rope_parameters
+    return complete
 
 
 def _period(config: Mapping[str, Any]) -> int | None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import tomli_w
 
-from exporter.checkpoint.shards import read_header
 from exporter.models.files import Base
+from exporter.models.headers import read_header
 from exporter.prompts.packaged import packaged_sha256
 from exporter.prompts.packaged_skills import packaged_files
 from exporter.prompts.skills import SkillPrompts, SourceRecord

@@ -8,17 +8,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from exporter.common.errors import BadInput, RunFailed
+from exporter.common.errors import RunFailed
 from exporter.common.files import write_errors
+from exporter.models.weights import ROW_DTYPES
 
-ROW_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+TORCH_DTYPES = dict(zip(ROW_DTYPES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
 
 def encode_row(values: Tensor, dtype: str) -> bytes:
-    """Bytes of one row, float32 (d,), in a file's dtype. BadInput if not F32, F16 or BF16; RunFailed if not finite."""
-    if dtype not in ROW_DTYPES:
-        raise BadInput(f"a vocabulary row cannot be added to weights of dtype {dtype}: it must be F32, F16 or BF16")
-    row = values.detach().cpu().to(ROW_DTYPES[dtype]).contiguous()
+    """Bytes of one row, float32 (d,), in a file's dtype, one of ROW_DTYPES. RunFailed if not finite."""
+    row = values.detach().cpu().to(TORCH_DTYPES[dtype]).contiguous()
     if not torch.isfinite(row).all():
         raise RunFailed(f"a vocabulary row does not fit its dtype {dtype}: NaN or infinity")
     return row.view(torch.uint8).numpy().tobytes()

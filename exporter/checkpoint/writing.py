@@ -32,7 +32,7 @@ from exporter.checkpoint.code import class_names, module_name, render_modeling
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.reproduce import write_reproduce
-from exporter.checkpoint.shards import RowPatch, copy_shard, merged_index, read_header, shard_names
+from exporter.checkpoint.shards import RowPatch, copy_shard, merged_index, shard_names
 from exporter.checkpoint.summary import SkillSummary, Summary
 from exporter.checkpoint.tensors import encode_row, write_tensors
 from exporter.common.errors import RunFailed
@@ -46,6 +46,7 @@ from exporter.methods.refusal.head import RefusalStates
 from exporter.methods.refusal.token import RefusalToken, write_checked
 from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.files import LICENCES, Base, size_in
+from exporter.models.headers import read_header
 from exporter.models.loading import LoadedModel
 from exporter.models.named_ids import GENERATION
 from exporter.recipes.settings import ExportSettings
@@ -181,9 +182,7 @@ def intervention_buffers(
 
 def unused_weights(loaded: LoadedModel) -> list[str]:
     """Tensors of the base that its own class does not load; they are copied all the same."""
-    known = loaded.model.state_dict().keys()
-    stored = {name for shard in loaded.files.shards for name in read_header(loaded.files.folder / shard).tensors}
-    return sorted(stored - known)
+    return sorted(loaded.files.tensors.keys() - loaded.model.state_dict().keys())
 
 
 def write_weights(
@@ -198,7 +197,6 @@ def write_weights(
     base = loaded.files
     names = shard_names(len(base.shards) + 1)
     shards: list[CopiedShard] = []
-    patched: set[str] = set()
     for shard, name in zip(base.shards, names, strict=False):
         source, target = base.folder / shard, folder / name
         patches = []
@@ -209,13 +207,8 @@ def write_weights(
                 for name in (EMBEDDING, HEAD)
                 if name in header.tensors
             ]
-        patched.update(patch.tensor for patch in patches)
         fingerprint = copy_shard(source, target, patches, link=settings.link, fingerprint=settings.fingerprints)
         shards.append(CopiedShard(shard, target.name, tuple(patches), fingerprint))
-    tied = loaded.model.config.get_text_config().tie_word_embeddings
-    whole = (EMBEDDING in patched or (tied and HEAD in patched)) and (tied or HEAD in patched)
-    if token is not None and not whole:
-        raise RunFailed(f"MODEL {base.name}: its weights do not hold {EMBEDDING} and {HEAD} under these names")
     extra = folder / names[-1]
     write_tensors(extra, {f"model.{name}": tensor.contiguous() for name, tensor in buffers.items()})
     index = merged_index([*(folder / shard.target for shard in shards), extra])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CAUSAL_LM = "ForCausalLM"
+DTYPES = ("float32", "bfloat16", "float16")
+"""In which models are probed, and refusals judged."""
 
 # Families whose MLP is down(act(gate x) * up x), by model_type, and the oldest transformers release on which their
 # checkpoints are tested (of 4.48, 4.57 and 5.0, the first that has the family).
@@ -55,11 +60,19 @@ def check_config(config: dict[str, Any], name: str) -> None:
     if str(model_type).startswith("unskill_"):
         raise BadInput(f"MODEL {name} is an unskill checkpoint already: give its base model")
     if "auto_map" in config:
-        raise BadInput(f"MODEL {name} brings its own modeling code (auto_map in config.json): not supported")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise BadInput(f"MODEL {name} is quantized ({method}), not supported yet: give the unquantized model")
-    if model_type in GATED_FAMILIES:
+        raise BadInput(
+            f"MODEL {name} brings its own modeling code (auto_map in config.json), which is not run: give a model of "
+            "transformers' own classes; if its code is theirs, take auto_map out"
+        )
+    if (quantization := config.get("quantization_config")) is not None:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+        raise BadInput(
+            f"MODEL {name} is quantized ({method}), not supported yet (quantization_config in config.json): give the "
+            "unquantized model"
+        )
+    if str(model_type) in GATED_FAMILIES:
+        if (problem := next(unsound(config), None)) is not None:
+            raise BadInput(f"MODEL {name}: config.json: {problem}")
         return
     why = "unsupported family"
     if "text_config" in config or "vision_config" in config:
@@ -70,6 +83,24 @@ def check_config(config: dict[str, Any], name: str) -> None:
     raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported}")
 
 
+def unsound(config: dict[str, Any]) -> Iterator[str]:
+    """Settings of a config.json that transformers would take for others, or for which it has no clear word."""
+    classes = config.get("architectures")
+    if isinstance(classes, list) and classes and not any(str(each).endswith(CAUSAL_LM) for each in classes):
+        yield f"architectures names {classes[0]}, not a language model (...{CAUSAL_LM}); give one, or mend the name"
+    for key in ("dtype", "torch_dtype"):
+        if (dtype := config.get(key)) is not None and dtype not in DTYPES:
+            yield f"{key} is {reprlib.repr(dtype)}, not {', '.join(DTYPES)}; save the model anew in one of these"
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        yield f"rope_parameters is {reprlib.repr(rope)}, not an object; name the model's, or leave the key out"
+        return
+    for each in (config, rope, *rope.values()):
+        theta = each.get("rope_theta", 1.0) if isinstance(each, dict) else 1.0
+        if not isinstance(theta, int | float) or not theta > 0:
+            yield f"rope_theta is {reprlib.repr(theta)}, not a number above 0; name the model's, or leave the key out"
+
+
 def check_modules(model: PreTrainedModel) -> None:
     """Raises BadInput if the modules of a base model are not as its family's should be."""
     model_type = model.config.model_type
@@ -77,8 +108,15 @@ def check_modules(model: PreTrainedModel) -> None:
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
     if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
         raise BadInput(f"MODEL of type {model_type} has MLPs other than down(act(gate x) * up x)")
+    head: Any = model.get_output_embeddings()
+    if model.config.get_text_config().tie_word_embeddings and head.weight is not core.embed_tokens.weight:
+        raise BadInput(
+            f"MODEL of type {model_type}: config.json ties {HEAD} to {EMBEDDING}, and the files hold others under the "
+            "two names, of which releases of transformers load one or both: set tie_word_embeddings to false, or take "
+            f"{HEAD} out"
+        )
     # R is one row of the head, both in the weights and in the states for other heads.
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+    if getattr(head, "bias", None) is not None:
         raise BadInput(f"MODEL of type {model_type}: its output head has a bias, not supported")
 
 

@@ -15,11 +15,16 @@ from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import check_config
+from exporter.models.headers import TensorInfo, all_tensors
 from exporter.models.named_ids import GENERATION
+from exporter.models.weights import SAVE, check_weights
 
 PREFIX = "unskill_"
 """Prefix of a checkpoint's model_type, before that of its base."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+# Weights in forms that are not read.
+OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.npz", "*.msgpack", "*.h5")
 # Files of a base that are copied to the checkpoint, which its licence covers too.
 LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 # Files of a model beside its weights. By name, because a local folder may contain anything else.
@@ -71,6 +76,12 @@ class Base:
         path = self.folder / GENERATION
         return read_json(path, self.name, self.argument) if path.is_file() else {}
 
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Tensors of the weight files by name, as in their headers. Raises BadInput where a file is damaged, or two
+        have the same tensor."""
+        return {name: info for name, (_, info) in all_tensors(self.folder / shard for shard in self.shards).items()}
+
     @property
     def identity(self) -> str:
         """Digest by which a later run recognises the same model.
@@ -83,10 +94,13 @@ class Base:
 
 
 def find_base(model: str, revision: str | None = None, what: str = "MODEL") -> Base:
-    """Locate a base, a folder or a Hub id. Raises BadInput if something that an export needs is missing.
+    """Locate a base, a folder or a Hub id. Raises BadInput if something that an export needs is missing, or its
+    weights are such as no export can write.
 
     revision: branch, tag or commit of a Hub model; what: the argument's name, for errors."""
-    return find_files(model, what, check_config, revision=revision)
+    base = find_files(model, what, check_config, revision=revision)
+    check_weights(base.tensors, f"{what} {base.name}")
+    return base
 
 
 def find_files(
@@ -109,6 +123,7 @@ def find_files(
     elif revision is not None:
         raise BadInput(f"--revision: is for models on the Hub, and {what} {folder.name} is a folder; leave it out")
     name = model if commit else folder.resolve().name
+    check_no_adapter(folder, name, what)
     config = read_json(folder / "config.json", name, what)
     check(config, name)
     if not (folder / "tokenizer.json").is_file():
@@ -120,6 +135,19 @@ def find_files(
     return Base(folder, name, commit, config, find_shards(folder, name, what))
 
 
+def check_no_adapter(folder: Path, name: str, what: str) -> None:
+    """Raises BadInput for an adapter: transformers loads it, and the model that it names, only where peft is there."""
+    if not (folder / ADAPTER).is_file():
+        return
+    alone = not any((folder / weights).is_file() for weights in (WEIGHTS, INDEX))
+    found = "is an adapter without its model" if alone else "has an adapter beside its weights"
+    without = "" if alone else f", or take {ADAPTER} out to go on without it"
+    raise BadInput(
+        f"{what} {name} {found} ({ADAPTER}): merge it (PeftModel.merge_and_unload()), save the result "
+        f"(save_pretrained) and give that{without}"
+    )
+
+
 def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     """File names of the weights; like transformers, the single file if there are both forms."""
     if (folder / WEIGHTS).is_file():
@@ -128,24 +156,24 @@ def find_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
         shards = indexed_shards(folder, name, what)
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
-            raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is missing")
+            raise BadInput(f"{what} {name}: {INDEX} names {missing[0]}, which is missing; download or copy it again")
         return shards
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if pickles:
-        raise BadInput(
-            f"{what} {name} has pickle weights ({pickles[0]}), which are not supported: save it as safetensors"
-        )
-    raise BadInput(f"{what} {name} has no {WEIGHTS}")
+    others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
+    there = f"; {others[0]} is not read: {SAVE}" if others else ""
+    raise BadInput(f"{what} {name} has no {WEIGHTS}{there}")
 
 
 def indexed_shards(folder: Path, name: str, what: str) -> tuple[str, ...]:
     """Sorted file names in the index. Raises BadInput if it is malformed."""
-    weight_map = read_json(folder / INDEX, name, what).get("weight_map")
+    index = read_json(folder / INDEX, name, what)
+    weight_map = index.get("weight_map")
     found = weight_map.values() if isinstance(weight_map, dict) else ()
     if not found or not all(
         isinstance(shard, str) and Path(shard).name == shard and shard.isprintable() for shard in found
     ):
         raise BadInput(f"{what} {name}: {INDEX} has no weight_map that names the file of each weight")
+    if not isinstance(index.get("metadata"), dict):
+        raise BadInput(f'{what} {name}: {INDEX} has no "metadata", which transformers reads; add "metadata": {{}}')
     return tuple(sorted(set(found)))
 
 

@@ -31,6 +31,7 @@ from exporter.models.families import EMBEDDING, HEAD, Family, check_modules, fam
 from exporter.models.files import PREFIX, Base, check_checkpoint, find_files
 from exporter.models.named_ids import end_ids, lost_pad, problems, problems_of_texts, rowless, tokens_of
 from exporter.models.tokens import blocked, context_of, padded
+from exporter.models.weights import mismatches
 from exporter.prompts.formats import Formatter
 
 # Functions that torch passes on to MKL and that models, losses and the interventions call.
@@ -175,26 +176,25 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
     try:
         tokenizer = load_tokenizer(AutoTokenizer, files.folder, trust_remote_code=code)
         check_ids(files, tokenizer)  # before a model is made: some ids are errors there
-        empty_model(files.config)
+        plain = empty_model(files.config)
     except UNSOUND as error:
-        raise BadInput(f"{what} does not load: {first_line(error)}") from error
+        raise BadInput(f"{what} does not load: {why_not(error)}") from error
+    if not code:  # a checkpoint's own class raises
+        check_model(files, plain)
     auto: Any = AutoModelForCausalLM
     try:
-        model, info = auto.from_pretrained(
+        model = auto.from_pretrained(
             files.folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            output_loading_info=True,
             trust_remote_code=code,
         )
         model.to(device)  # not by device_map, which needs accelerate
-    # RuntimeError: weights whose shapes are not config.json's; SyntaxError: in a checkpoint's code. Any other error of
-    # that code is a bug.
+    # RuntimeError: a checkpoint's weights are not those of its config.json; SyntaxError: in its code. Any other error
+    # of that code is a bug.
     except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError, SyntaxError) as error:
         if out_of_memory(error):
             raise RunFailed(f"{what}: out of memory while loading it to {device}") from error
         raise BadInput(f"{what} does not load: {first_line(error)}") from error
-    if info["missing_keys"]:
-        raise BadInput(f"{what} lacks weights: {sorted(info['missing_keys'])[0]}")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise RunFailed(f"{what}: weight {name} holds NaN or infinity")
@@ -203,6 +203,23 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
     model.requires_grad_(False)
     make_first_calls()
     return LoadedModel(files, model.eval(), tokenizer)
+
+
+def why_not(error: Exception) -> str:
+    """What transformers' error about a tokenizer or config.json comes to."""
+    if "trust_remote_code" in str(error):
+        return (
+            "tokenizer_config.json names code of its own (auto_map), which is not run: save the tokenizer as a fast "
+            "one (PreTrainedTokenizerFast)"
+        )
+    unknown = "transformers does not know " if isinstance(error, KeyError) else ""
+    return unknown + first_line(error)
+
+
+def check_model(files: Base, plain: PreTrainedModel) -> None:
+    """Raises BadInput where a base's weights are not those of its config.json. plain: as `empty_model`."""
+    for problem in mismatches({name: info.shape for name, info in files.tensors.items()}, plain):
+        raise BadInput(f"{files.what}: {problem}: weights and config.json are not of one model; give the files of one")
 
 
 def check_ids(files: Base, tokenizer: PreTrainedTokenizerBase) -> None:

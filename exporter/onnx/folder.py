@@ -20,13 +20,14 @@ from custom_modeling.loading import record_sha256
 from exporter.checkpoint.card.text import markdown
 from exporter.checkpoint.layout import MARKER
 from exporter.checkpoint.sentences import refitted_promise, refitted_rows
-from exporter.checkpoint.shards import file_sha256, read_header
+from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput
 from exporter.common.files import write_errors, write_json
 from exporter.common.staging import Staging, repair
 from exporter.common.text import Notify
 from exporter.common.version import __version__
 from exporter.models.files import Base, check_checkpoint, find_files, size_in
+from exporter.models.headers import read_header
 from exporter.models.named_ids import as_ids
 from exporter.onnx.check.self_check import Row
 from exporter.onnx.graph import INPUTS, cache_shape, return_freed_memory, weights_of

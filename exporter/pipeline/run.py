@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
+import torch
+
 from exporter.checkpoint.environment import environment
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.summary import Summary
 from exporter.checkpoint.writing import write_checkpoint
-from exporter.common.errors import BadInput, Rejected
+from exporter.common.errors import BadInput, Rejected, RunFailed
 from exporter.common.files import write_errors
 from exporter.common.staging import Staging
 from exporter.common.text import Notify
@@ -48,6 +51,7 @@ from exporter.prompts.skills import SkillPlan, SkillPrompts, SkillTexts, prepare
 from exporter.prompts.without_rows import check_texts
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
+from exporter.verification.apart import verify_apart
 
 # Final states from which those of the closed base-model class are found, and as many to check them on.
 STATES_POSITIONS = 3000
@@ -61,11 +65,16 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
     recorded: what an earlier export read and was run with, where its recipe is followed.
 
-    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on, Rejected, unless settings.force,
-    where no layer separates a skill from the rest or no share of neurons is within budget. Nothing is written then.
+    Raises BadInput for wrong usage or input, RunFailed where the run cannot go on or the checkpoint does not verify,
+    Rejected, unless settings.force, where no layer separates a skill from the rest or no share of neurons is within
+    budget. Nothing is written then.
     """
-    planned = plan(settings, notify, recorded)
-    loaded = None
+    return export_planned(plan(settings, notify, recorded), notify)
+
+
+def export_planned(planned: Plan, notify: Notify) -> Summary:
+    """The same where what can be found wrong without torch has been looked at. Raises as `export`."""
+    settings, loaded = planned.settings, None
     if any(each.skill.to_write for each in planned.skills):
         writer = load(planned.generator or planned.base, settings.dtype, settings.device, settings.threads)
         planned = describe(planned, writer, notify)
@@ -76,10 +85,31 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
     if not settings.force and not all(outcome.works for outcome in findings.outcomes):
         raise Rejected(message(findings.outcomes), summary.to_json())
     draw = partial(draw_figures, outcomes=findings.outcomes, summary=summary) if planned.figures else None
-    with Staging(settings.out, overwrite=settings.overwrite) as staging, write_errors(settings.out, planned.size):
-        write_checkpoint(staging.path, planned, findings, summary, draw)
+    with Staging(settings.out, overwrite=settings.overwrite) as staging:
+        with write_errors(settings.out, planned.size):
+            write_checkpoint(staging.path, planned, findings, summary, draw)
+        del loaded, findings, draw  # base and checkpoint need not fit into memory together
+        check_written(staging.path, settings, notify)
         staging.commit()
     return summary
+
+
+def check_written(folder: Path, settings: ExportSettings, notify: Notify) -> None:
+    """Verify the checkpoint that was written, loaded as a user would load it, before it becomes OUT.
+
+    Raises RunFailed where a check fails or cannot end.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # for the other process
+    notify("verifying the checkpoint in a process of its own ...")
+    for check in verify_apart(folder, settings.device, settings.threads):
+        if check["ok"] is False:
+            detail = check["detail"].replace(folder.name, settings.out.name)
+            raise RunFailed(
+                f"nothing was written, as the checkpoint does not pass unskill verify ({check['name']}: {detail}); "
+                "this is a fault of unskill: please report it"
+            )
 
 
 def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Findings:

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from custom_modeling.buffers import is_unskill
 from custom_modeling.loading import UNSKILL_FORMAT
 from exporter.checkpoint.layout import BASE_FOLDER, HASHES, STATISTICS
-from exporter.checkpoint.shards import Header, file_sha256, read_header
+from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import GATED_FAMILIES, Family, family_of
 from exporter.models.files import INDEX, PREFIX
+from exporter.models.headers import Header, read_header
 from exporter.models.loading import empty_model
 from exporter.verification.checks import NotMade, Wrong, needed
 

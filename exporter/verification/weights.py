@@ -9,6 +9,7 @@ from exporter.checkpoint.shards import merged_index
 from exporter.common.files import human_size
 from exporter.common.text import counted
 from exporter.models.files import INDEX
+from exporter.models.weights import mismatches
 from exporter.verification.checks import Wrong, none_of
 from exporter.verification.on_disk import OnDisk
 
@@ -41,15 +42,6 @@ def check_tensors(view: OnDisk) -> str:
     """Names and shapes of the base's weights, against the family's own class by this config.json."""
     found = {name: info.shape for header in view.headers.values() for name, info in header.tensors.items()}
     own = {name: shape for name, shape in found.items() if not is_unskill(name)}
-    expected = {name: tuple(tensor.shape) for name, tensor in view.plain.state_dict().items()}
-    unused = set(view.record["unused_weights"])
-    tied = {"lm_head.weight"} if view.plain.config.get_text_config().tie_word_embeddings else set()
-    problems = [f"no file has {name}" for name in sorted(expected.keys() - own.keys() - tied)]
-    problems += [f"{name} is of another model" for name in sorted(own.keys() - expected.keys() - unused)]
-    problems += [
-        f"{name} has shape {own[name]}, by config.json {expected[name]}"
-        for name in sorted(own.keys() & expected.keys())
-        if own[name] != expected[name]
-    ]
-    none_of(problems)
+    surplus = own.keys() - view.plain.state_dict().keys() - set(view.record["unused_weights"])
+    none_of([*mismatches(own, view.plain), *(f"{name} is of another model" for name in sorted(surplus))])
     return f"{counted(len(own), 'tensor')} of {view.family.causal_lm.__name__}"

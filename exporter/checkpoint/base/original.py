@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.checkpoint.shards import Piece, RowPatch, parse_header, read_header, with_rows
+from exporter.checkpoint.shards import Piece, RowPatch, with_rows
+from exporter.models.headers import parse_header, read_header
 
 
 def read_start(path: Path) -> bytes:

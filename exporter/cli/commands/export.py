@@ -58,7 +58,7 @@ def export_command(
     unskill export AGAIN --recipe OUT/reproduce/recipe.toml
     unskill export MODEL BOX --region hypercube --forget maths.jsonl,column=question --retain code.jsonl
     """
-    from exporter.pipeline.run import export
+    from exporter.pipeline.plan import plan
 
     settings, recorded = settings_of(context, recipe, data, flags)
     graph = settings_to_write(settings) if and_onnx else None
@@ -66,8 +66,11 @@ def export_command(
     if public and repo is None:
         raise BadInput("--public: needs the repo of --push USER/NAME, which is missing")
     notify = messages(settings.quiet)
+    planned = plan(settings, notify, recorded)
+    from exporter.pipeline.run import export_planned  # not before: it imports torch
+
     try:
-        summary = export(settings, notify, recorded)
+        summary = export_planned(planned, notify)
     except Rejected as error:
         show(error.summary, as_json)
         raise

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.checkpoint.shards import (
-    copy_shard,
-    read_header,
-)
+from exporter.checkpoint.shards import copy_shard
 from exporter.common.errors import BadInput
+from exporter.models.headers import read_header
 from tests.exporter.checkpoint.test_shards import raw_file
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}

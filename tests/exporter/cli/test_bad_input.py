@@ -238,7 +238,7 @@ def test_model_without_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> 
 def test_pickle_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
     model = broken(base, tmp_path)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    fails(capsys, monkeypatch, files, model, 2, "pickle", "pytorch_model.bin")
+    fails(capsys, monkeypatch, files, model, 2, "pytorch_model.bin is not read: save the model anew")
 
 
 def test_unsupported_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> None:
@@ -259,7 +259,7 @@ def test_token_dropped_that_others_are_made_of(capsys, monkeypatch, files, base,
 def test_truncated_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
     model = broken(base, tmp_path)
     os.truncate(model / "model.safetensors", 5000)
-    fails(capsys, monkeypatch, files, model, 2, "does not load")
+    fails(capsys, monkeypatch, files, model, 2, "model.safetensors is truncated")
 
 
 def test_nan_in_weights(capsys, monkeypatch, files, base, tmp_path) -> None:

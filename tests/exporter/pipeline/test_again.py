@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from exporter.checkpoint.reading import read_stored
-from exporter.checkpoint.shards import read_header
 from exporter.cli.main import cli
+from exporter.models.headers import read_header
 from tests.tiny import FORGET, FORGET_MORE, RETAIN, one_thread, tiny_model, write_prompts
 
 pytestmark = pytest.mark.slow

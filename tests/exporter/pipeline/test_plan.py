@@ -67,3 +67,28 @@ def test_what_is_wrong_is_found_there(base: Path, tmp_path: Path) -> None:
         settings = one_skill(asked.pop("model"), asked.pop("out"), *sources, everyday=False, **asked)
         with pytest.raises(BadInput, match=message):
             plan(settings, lambda text: None)
+
+
+COMMAND = """
+import sys
+from exporter.cli.main import main
+
+try:
+    main()
+finally:
+    print(sorted({"torch", "transformers", "scipy"} & sys.modules.keys()))
+"""
+
+
+def test_a_base_that_its_files_rule_out_is_refused_without_torch(base: Path, tmp_path: Path) -> None:
+    (base / "adapter_config.json").write_text("{}")
+    sources = write_prompts(tmp_path / "f.jsonl", FORGET), write_prompts(tmp_path / "r.jsonl", RETAIN)
+    arguments = ["export", str(base), str(tmp_path / "out"), "--forget", str(sources[0]), "--retain", str(sources[1])]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert (done.returncode, done.stdout.strip()) == (2, "[]")
+    assert "adapter beside its weights" in done.stderr.splitlines()[-1]

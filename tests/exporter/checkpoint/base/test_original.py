@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint import shards
 from exporter.checkpoint.base.original import original_pieces, read_start, replaced_rows
-from exporter.checkpoint.shards import ITEM_BYTES, RowPatch, copy_shard, read_header, write_pieces
+from exporter.checkpoint.shards import RowPatch, copy_shard, write_pieces
 from exporter.common.errors import BadInput
+from exporter.models.headers import ITEM_BYTES, read_header
 
 
 def raw_file(path: Path, text: str, data: bytes) -> Path:
