@@ -101,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
                 model = AutoModelForCausalLM.from_pretrained(folder / "mine", trust_remote_code=True).eval()
                 (folder / "graph").mkdir()
                 write_graph(model, folder / "graph" / "model.onnx")
-            budget = None if method == "regions" else 1.0
+            budget = None if method in ("regions", "turns") else 1.0
             found[method] = Made(folder / "mine", given, folder / "graph" / "model.onnx", budget)
         return found[method]
 

@@ -59,7 +59,9 @@ def export_settings(which: str, base: Path, out: Path, sources: dict[str, str]) 
 
 
 class Made(NamedTuple):
-    """A checkpoint, its sources by side, and its graph in float32; budget: the greatest share of false blocks."""
+    """A checkpoint, its sources by side, and its graph in float32.
+
+    budget: the greatest share of false blocks, None for the export's."""
 
     checkpoint: Path
     sources: dict[str, tuple[str, ...]]
