@@ -89,7 +89,7 @@ def first_calls() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def unverified() -> Iterator[None]:
-    """Hundreds of tiny exports in the tests' own process are not each verified by another one, which would take five
+    """Hundreds of tiny exports in the tests' own process are not each verified by another one, which would take
     seconds; `verified` does, and so do all commands that tests start."""
     with mock.patch("exporter.pipeline.run.check_written"):
         yield

@@ -45,7 +45,7 @@ def evaluate(settings: EvaluateSettings, notify: Notify) -> dict[str, Any]:
     ]
     loaded = load_checkpoint(settings.checkpoint, settings.dtype, settings.device)
     template = given_template(settings.prompt_template)
-    formatter = loaded.formatter(template, formats=settings.formats, seed=settings.seed)
+    formatter = loaded.formatter(template, formats=settings.formats, seed=settings.seed, state=settings.state)
     for text in formatter.notes:
         notify(text)
     tasks = [make_task(loaded, formatter, each) for each in read]
@@ -69,7 +69,7 @@ def evaluate(settings: EvaluateSettings, notify: Notify) -> dict[str, Any]:
             file = f"{name}.{EDITED}.jsonl"
             summary["against"] = against(settings.against, task, found[EDITED], file, settings.seed)
         summaries.append(summary)
-    asked = {name: getattr(settings, name) for name in ("seed", "limit", "formats")}
+    asked = {name: getattr(settings, name) for name in ("seed", "limit", "formats", "template_args")}
     whole = about | asked | {"tasks": summaries}
     path = settings.out / "summary.json"
     with write_errors(path):

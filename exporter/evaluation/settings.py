@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.common.errors import BadInput
+from exporter.prompts.switches import State
 from exporter.recipes.declared import check, setting
-from exporter.recipes.settings import BATCH_SIZE, DEVICE, DTYPE, QUIET, RECORDED_TEMPLATE, SEED
+from exporter.recipes.settings import ARGUMENTS, BATCH_SIZE, DEVICE, DTYPE, QUIET, RECORDED_TEMPLATE, SEED
 
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "choice": (("question", "choices", "answer"), ("subject",)),
@@ -35,6 +36,7 @@ class EvaluateSettings:
     limit: int | None = setting(200, words={"all": None}, minimum=1, help="Items per source.")
     against: Path | None = setting(None, metavar="DIR", help="Folder of an earlier evaluation to compare with.")
     prompt_template: str | None = setting(**RECORDED_TEMPLATE)
+    template_args: str | None = setting(**ARGUMENTS)
     formats: str = setting(
         "plain",
         choices=("plain", "mixed"),
@@ -52,6 +54,8 @@ class EvaluateSettings:
         if not any(self.sources.values()):
             raise BadInput(f"nothing to evaluate on: give one of {', '.join(f'--{kind}' for kind in KINDS)}")
         check(self)
+        if self.template_args is not None:
+            State.given(self.template_args)
         if self.shots and not self.sources.get("choice"):
             raise BadInput("--shots: are solved examples for --choice, which is not given")
         if self.sources.get("code") and not self.allow_code_execution:
@@ -60,3 +64,8 @@ class EvaluateSettings:
             )
         if self.against is not None and not self.against.is_dir():
             raise BadInput(f"--against: {self.against} is not the folder of an earlier evaluation")
+
+    @property
+    def state(self) -> State | None:
+        """Of the chat template, that prompts are in."""
+        return None if self.template_args is None else State.given(self.template_args)

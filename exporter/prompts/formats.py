@@ -62,6 +62,7 @@ class Formatter:
         formats: "mixed" for as many of the prompts in each format, drawn by the seed; "plain" for that alone.
         system_prompts: The user's own, drawn along with the packaged ones.
         states: States of the chat template to use beside those that are found in it.
+        state: Of the chat template, that prompts are in unless another one is named; None for its own default.
         seed: Seed of the draws. A prompt's draw depends on nothing but the seed and itself.
         max_length: Most tokens a query may have, usually the model's context; None for no limit.
         skip_long: Drop and count longer prompts instead of raising.
@@ -84,6 +85,7 @@ class Formatter:
         formats: str = "mixed",
         system_prompts: Sequence[str] = (),
         states: Sequence[State] = (),
+        state: State | None = None,
         seed: int = 0,
         max_length: int | None = None,
         skip_long: bool = False,
@@ -97,7 +99,7 @@ class Formatter:
         if not all(text.strip() for text in system_prompts):
             raise BadInput("--system-prompt: the text is empty")
         self._tokenizer = tokenizer
-        self._seed, self._max_length, self._skip_long = seed, max_length, skip_long
+        self._seed, self._max_length, self._skip_long, self._state = seed, max_length, skip_long, state
         self.notes: list[str] = []
         self.skipped = 0
         self._template = self._choose_template(template)  # None: the chat template
@@ -109,7 +111,7 @@ class Formatter:
             if formats != PLAIN:
                 self.states = self._states(states)
                 self.formats_used += tuple(self.states)
-        elif states:
+        elif states or state is not None:
             raise BadInput("--template-args: needs a chat template, and --prompt-template or the model gives none")
         elif system_prompts:
             raise BadInput("--system-prompt: needs a chat template, and --prompt-template or the model gives none")
@@ -220,7 +222,7 @@ class Formatter:
             system: System prompt to put in front.
             history: Messages of earlier turns, such as `Exchange.messages()`.
             assistant_prefill: Beginning of the answer, appended as it is.
-            state: Of the chat template; None for its own default.
+            state: Of the chat template; None for the formatter's own.
 
         Raises:
             BadInput: A system prompt or history without a chat template, or one that the chat template does not take.
@@ -231,6 +233,7 @@ class Formatter:
             return self._template.replace("{prompt}", text) + assistant_prefill
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages += [*history, {"role": "user", "content": text}]
+        state = state or self._state
         return self._apply(messages, {} if state is None else state.arguments) + assistant_prefill
 
     def _choose_template(self, template: str) -> str | None:

@@ -32,6 +32,11 @@ OVERWRITE = {
     "in_recipe": False,
     "help": "Replace existing output, in one step, once the new one is complete.",
 }
+ARGUMENTS = {
+    "default": None,
+    "metavar": "JSON",
+    "help": "Arguments of the chat template, such as '{\"enable_thinking\": false}'. Default: the template's own.",
+}
 RECORDED_TEMPLATE = {
     "default": None,
     "metavar": "auto|chat|TEXT",

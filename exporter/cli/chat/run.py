@@ -83,9 +83,9 @@ def chat(settings: ChatSettings) -> None:
 
 
 def formatter_of(loaded: LoadedModel, edited: LoadedModel, settings: ChatSettings) -> Formatter:
-    """The prompt format for a model: that of --prompt-template, else that of the export."""
+    """The prompt format for a model: that of --prompt-template, else that of the export; in the state asked for."""
     given = given_template(settings.prompt_template)
-    return loaded.formatter(edited.template if given is None else given, max_length=None)
+    return loaded.formatter(edited.template if given is None else given, max_length=None, state=settings.state)
 
 
 def padding_refusal(edited: LoadedModel) -> int | None:

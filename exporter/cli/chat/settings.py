@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporter.common.errors import BadInput
+from exporter.prompts.switches import State
 from exporter.recipes.declared import check, setting
-from exporter.recipes.settings import DEVICE, DTYPE, RECORDED_TEMPLATE, SEED
+from exporter.recipes.settings import ARGUMENTS, DEVICE, DTYPE, RECORDED_TEMPLATE, SEED
 
 # At a blocked position all other logits are 10,000 lower: a higher temperature could still draw one of them.
 HIGHEST_TEMPERATURE = 100
@@ -29,6 +30,7 @@ class ChatSettings:
     )
     base: str | None = setting(None, metavar="MODEL", help="Compare with this model instead.")
     prompt_template: str | None = setting(**RECORDED_TEMPLATE)
+    template_args: str | None = setting(**ARGUMENTS)
     max_new_tokens: int = setting(256, minimum=1, help="Maximum length of an answer.")
     temperature: float = setting(
         0.0, minimum=0, maximum=HIGHEST_TEMPERATURE, help="Sampling temperature; 0 is greedy."
@@ -42,10 +44,17 @@ class ChatSettings:
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values."""
         check(self)
+        if self.template_args is not None:
+            State.given(self.template_args)
         for prompt in self.prompts:
             check_text(prompt, "--prompt")
         if self.system is not None:
             check_text(self.system, "--system")
+
+    @property
+    def state(self) -> State | None:
+        """Of the chat template, that prompts are in."""
+        return None if self.template_args is None else State.given(self.template_args)
 
 
 def check_text(text: str, where: str) -> None:

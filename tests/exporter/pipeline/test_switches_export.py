@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.checkpoint.summary import Summary
+from exporter.cli.main import cli
+from exporter.evaluation.run import evaluate
+from exporter.evaluation.settings import EvaluateSettings
 from exporter.pipeline.run import export
 from exporter.verification.run import VerifySettings, verify
 from tests.tiny import CHAT_TEMPLATE, FORGET, RETAIN, edit_json, one_skill, one_thread, tiny_model, write_prompts
@@ -56,6 +60,19 @@ def test_each_state_is_refused(region: str, tmp_path: Path) -> None:
     with one_thread():
         default, off = refused(tmp_path / "out"), refused(tmp_path / "out", enable_thinking=False)
         assert min(default, off) > 70 and refused(tmp_path / "out", enable_thinking=True) == default
+        # As other commands ask.
+        sources = {"forget": (str(tmp_path / "forget.jsonl"),)}
+        for given, expected in ((None, default), (STATE, off)):
+            folder = tmp_path / f"evaluated {given}"
+            settings = EvaluateSettings(str(tmp_path / "out"), folder, sources, quiet=True, template_args=given)
+            (task,) = evaluate(settings, lambda text: None)["tasks"]
+            assert task["edited"]["refused"]["all"]["hits"] == expected
+        asked = ["chat", str(tmp_path / "out"), "--prompt", FORGET[0], "--max-new-tokens", "8", "--json"]
+        scores = []
+        for given in ([], ["--template-args", STATE]):
+            (turn,) = json.loads(CliRunner().invoke(cli, [*asked, *given]).stdout)["turns"]
+            scores.append(turn["skills"][0]["score"])
+        assert scores[0] != scores[1]
         checks = verify(VerifySettings(str(tmp_path / "out")), lambda text: None)["checks"]
     assert [check for check in checks if check["ok"] is False] == []
     assert f"Covered too: the chat template with `{STATE}`" in (tmp_path / "out" / "README.md").read_text()
