@@ -28,6 +28,7 @@ from exporter.methods.neurons.applied import layer_counts
 from exporter.methods.neurons.choice import NeuronChoice, TextEffect, TextSet
 from exporter.methods.outcome import SkillOutcome
 from exporter.pipeline.outcome_warnings import of_outcomes, shared_neurons
+from exporter.prompts.skills import SkillPlan
 from exporter.recipes.settings import SkillSettings
 
 
@@ -54,6 +55,15 @@ def summarise(plan: Plan, findings: Findings) -> Summary:
     )
 
 
+def sizes_of(plan: SkillPlan) -> dict[str, dict[str, int]]:
+    """Numbers of prompts by side and part."""
+    if plan.parts is not None:
+        sides = {"forget": plan.parts.plain("asked"), "retain": plan.parts.plain("answered")}
+    else:
+        sides = {"forget": vars(plan.forget), "retain": vars(plan.retain)}
+    return {side: {name: len(part) for name, part in parts.items()} for side, parts in sides.items()}
+
+
 def skill_summary(outcome: SkillOutcome, effects: Mapping[TextSet, TextEffect]) -> SkillSummary:
     skill, plan = outcome.skill, outcome.plan
     own = {side: each for (name, side), each in effects.items() if name == skill.name}
@@ -62,10 +72,7 @@ def skill_summary(outcome: SkillOutcome, effects: Mapping[TextSet, TextEffect]) 
         method=skill.method,
         works=outcome.works,
         sources=tuple(SourceSummary(**asdict(source)) for source in plan.prompts.records),
-        parts={
-            side: {name: len(part) for name, part in vars(parts).items()}
-            for side, parts in (("forget", plan.forget), ("retain", plan.retain))
-        },
+        parts=sizes_of(plan),
         neurons=neuron_summary(skill, outcome.neurons, own) if outcome.neurons else None,
         key_space=detection_summary(skill, outcome.detection)
         if outcome.detection

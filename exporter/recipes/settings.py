@@ -116,8 +116,8 @@ class SkillSettings:
         0.05,
         minimum=0,
         maximum=1,
-        help="Largest share of near misses of a packaged or described skill that may be refused, and of harmless "
-        "messages after a refusal.",
+        help="Largest share of near misses of a packaged or described skill that may be refused at each place in a "
+        "conversation, and of harmless messages after a refusal.",
         used_by="discriminates",
     )
     beta: float | None = setting(
@@ -278,7 +278,8 @@ class ExportSettings:
     effort: str = setting(
         "normal",
         choices=tuple(EFFORTS),
-        help="How many prompts and answers discriminants are fitted and judged on, which takes most of the time.",
+        help="How many prompts and answers discriminants are fitted and judged on. What is promised follows from it: "
+        "with quick the bound on false blocks can be above --max-false-block.",
         used_by="discriminates",
     )
     skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")

@@ -44,5 +44,7 @@ def verify_apart(checkpoint: Path, device: str, threads: int | None) -> list[dic
         checks: list[dict[str, Any]] = json.loads(done.stdout)["checks"]
     except (ValueError, KeyError) as error:
         said = " ".join(done.stderr.split())[-LAST:] or "nothing"
-        raise RunFailed(f"the process that verifies it ended with {done.returncode} and said: {said}") from error
+        raise RunFailed(
+            f"nothing was written: the process that verifies it ended with {done.returncode} and said: {said}"
+        ) from error
     return checks

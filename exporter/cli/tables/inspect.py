@@ -16,6 +16,7 @@ from exporter.checkpoint.summary import AlphaSummary, DiscriminantSummary
 from exporter.cli.tables.console import rate_cells
 from exporter.common.files import human_size
 from exporter.common.text import printable
+from exporter.recipes.settings import HYPERCUBE
 
 MADE_WITH = ("unskill", "torch", "transformers")
 COUNTED = {"cubes": "hypercubes", "regions": "regions", "adjusted": "adjusted", "pruned": "pruned"}
@@ -110,8 +111,14 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         alpha = AlphaSummary.model_validate(key_space["alpha"])
         regions = key_space["discriminant"] and DiscriminantSummary.model_validate(key_space["discriminant"])
         flags = {source["flag"] for source in skill["sources"] or ()}
-        yield f"{key_space['region']}s", promise(key_space["layer"], alpha, fault, found["dtype"], regions, flags)
-        yield "formats" if regions is None else "places", ", ".join(key_space["formats"])
+        if key_space["region"] == HYPERCUBE or regions is not None:
+            said = promise(key_space["layer"], alpha, fault, found["dtype"], regions, flags)
+        else:  # its summary is not here: saved again without reproduce/, or fitted anew for an ONNX folder
+            said = f"layer {key_space['layer']}, threshold {alpha.value:.3f}" + (
+                f"; NOT SEPARATED: {fault}" if fault else ""
+            )
+        yield f"{key_space['region']}s", said
+        yield "formats" if key_space["region"] == HYPERCUBE else "places", ", ".join(key_space["formats"])
     for source in skill["sources"] or ():
         options = "".join(f",{key}={value}" for key, value in source["options"].items())
         what = f"{source['label']}{options}: {source['prompts']} prompts"

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from exporter.methods.key_space.discriminant import SHRINKAGE, Discriminant, Rows
 from exporter.methods.key_space.regions import ELSEWHERE, Regions
 from exporter.prompts.formats import Query
-from exporter.prompts.renderings import AS_GIVEN, GROUPS, group_of
+from exporter.prompts.renderings import GROUPS, group_of
 from exporter.prompts.sources import Prompt
 from exporter.prompts.turns import AFTER_ANSWER, BEGUN, INSISTING, PLACES, PROMPT, REFUSED
 
@@ -24,9 +25,12 @@ ANSWER = "answer"
 PLACE_SHRINKAGE = 0.1
 """lambda of the directions of places, which lie far apart: less of it parts them further (SmolLM2, layer 20)."""
 FOLDS = 20
-"""Parts that are left out in turn. The directions of all rows are better than those that a row is scored by, and the
-more so the more is left out: with 5 folds the bound on false blocks was too low in 10 of 40 draws of 500 and 100 rows
-of 1,000 dimensions, with 20 in 4, as it should be."""
+"""Parts of the prompts that are left out in turn. Scores are brought into the scale of the directions of all rows by
+their left-out means, which lie too close together the more is left out: with 5 folds the bound on false blocks was too
+low in 10 of 40 draws of 500 and 100 rows of 1,000 dimensions, with 20 in 4, as it should be."""
+GROUP = "group"
+LEAST_APART = 1e-3
+"""Least distance of the left-out means of both sides, where rows that were fitted on have 1."""
 LOST = 0.01
 """Share of a place that may be outside its limit, so that nothing inside an answer is within."""
 
@@ -128,14 +132,40 @@ def try_layer(
 
 def scores_left_out(fitted: Discriminant, folds: Sequence[str], groups: Sequence[str] | None = None) -> Tensor:
     """Scores as `Regions.scores` gives them, of each row by a direction fitted without its fold, nor any of its group
-    (see `group_names`, `around_names`): (n,) float64."""
-    both = list(zip(folds, groups or folds, strict=True))
-    scores = torch.zeros(len(folds), dtype=torch.float64)
-    for fold, group in sorted(set(both)):
-        held = torch.tensor([each == (fold, group) for each in both], dtype=torch.bool)
+    (see `group_names`): (n,) float64."""
+    return scores_of_all(fitted, Names(folds, groups or folds))[0]
+
+
+class Names(NamedTuple):
+    """Of each query, what it is left out with: its fold of prompts, and a group of another kind."""
+
+    folds: Sequence[str]
+    groups: Sequence[str]
+
+    def of(self, rows: Tensor) -> Names:
+        """Of some of the queries, (n,) bool."""
+        return Names(*([name for name, mine in zip(each, rows.tolist(), strict=True) if mine] for each in self))
+
+
+def scores_of_all(
+    fitted: Discriminant, names: Names, others: Tensor | None = None, theirs: Names | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same of the rows, (n,), and of other keys, (m,), that are left out with them.
+
+    others: (n, m), the products of the rows with them; theirs: what each of them is left out with.
+    """
+    both = list(zip(*names, strict=True))
+    beside = list(zip(*theirs, strict=True)) if theirs is not None else []
+    scores, more = (torch.zeros(len(each), dtype=torch.float64) for each in (both, beside))
+    for fold, group in sorted({*both, *beside}):
+        held, mine = (
+            torch.tensor([each == (fold, group) for each in all_], dtype=torch.bool) for all_ in (both, beside)
+        )
         unseen = torch.tensor([one == fold or other == group for one, other in both], dtype=torch.bool)
-        scores[held] = fitted.scores_without(unseen, held)
-    return scores
+        scores[held], found = fitted.scores_without(unseen, held, None if others is None else others[:, mine])
+        if found is not None:
+            more[mine] = found
+    return scores, more
 
 
 def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tuple[Regions, Tensor]:
@@ -146,6 +176,7 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tu
     better than these scores.
     """
     found, scores = [], []
+    names = Names(folds_of(part.queries), around_names(part.queries))
     places = [place for place in PLACES if bool((part.at(place) & part.forget).any())]
     for place in places:
         chosen = part.against_all(place)
@@ -155,11 +186,13 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tu
         rows = Rows.of(keys[chosen])
         fitted = Discriminant.of(rows.gram, forget, weights, shrinkage)
         direction = rows.direction(fitted.coefficients)
-        left_out = scores_left_out(fitted, list(map(fold_of, queries)), around_names(queries))
-        unit, shift, left_out = in_one_scale(keys[chosen].double() @ direction, left_out, forget, weights)
-        found.append((direction / unit, shift / unit))
-        own = 1 - (keys.double() @ (direction / unit) - shift / unit)
-        own[chosen] = left_out
+        # A prompt is asked at other places too.
+        others = rows.products(keys[~chosen])
+        left_out, beside = scores_of_all(fitted, names.of(chosen), others, names.of(~chosen))
+        scale = Scale.of(keys[chosen].double() @ direction, left_out, forget, weights)
+        found.append((direction / scale.unit, scale.shift / scale.unit))
+        own = left_out.new_empty(len(keys))
+        own[chosen], own[~chosen] = scale.level(left_out), scale.level(beside)
         scores.append(own)
     skill, shift_ = zip(*found, strict=True)
     kinds = [part.kind_of(place) for place in places]
@@ -177,17 +210,31 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tu
     return regions, torch.where(torch.stack(there, 1), apart, apart.clamp(min=ELSEWHERE))
 
 
-def in_one_scale(along: Tensor, left_out: Tensor, forget: Tensor, weights: Tensor) -> tuple[float, float, Tensor]:
-    """Unit and shift with which a new key scores 1 - (coordinate - shift) / unit, and the left-out scores in that
-    scale, where their means of forget rows and of others are 0 and 1.
+class Scale(NamedTuple):
+    """Unit and shift with which a new key scores 1 - (coordinate - shift) / unit, and near and far, the means of the
+    left-out scores of forget rows and of others, which are 0 and 1 in that scale.
 
-    along: (n,) coordinates of the rows, forget or not, that the direction was fitted on. They lie further apart than
-    those of new keys; scores that were left out do not.
+    The rows that a direction was fitted on lie further apart along it than new ones; left-out scores do not.
     """
-    one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
-    near, far = (float(left_out[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
-    # Left-out scores are 1 - (coordinate - zero) / (one - zero).
-    return (one - zero) * (far - near), zero + (1 - far) * (one - zero), (left_out - near) / (far - near)
+
+    unit: float
+    shift: float
+    near: float
+    far: float
+
+    @classmethod
+    def of(cls, along: Tensor, left_out: Tensor, forget: Tensor, weights: Tensor) -> Scale:
+        """along: (n,) coordinates of the rows that the direction was fitted on; left_out: their scores."""
+        one, zero = (float(along[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+        near, far = (float(left_out[side] @ weights[side] / weights[side].sum()) for side in (forget, ~forget))
+        # Where the left-out means do not lie apart, the rows are far from one another, and the budgets leave nothing.
+        far = max(far, near + LEAST_APART)
+        # Left-out scores are 1 - (coordinate - zero) / (one - zero).
+        return cls((one - zero) * (far - near), zero + (1 - far) * (one - zero), near, far)
+
+    def level(self, left_out: Tensor) -> Tensor:
+        """Left-out scores in this scale."""
+        return (left_out - self.near) / (self.far - self.near)
 
 
 def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor, float, Tensor]:
@@ -203,7 +250,7 @@ def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor
     rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
     fitted = Discriminant.of(rows.gram, side, weights, PLACE_SHRINKAGE)
     direction = rows.direction(fitted.coefficients).float().double()
-    left_out = 1 - scores_left_out(fitted, [fold_of(query) for query in part.queries])
+    left_out = 1 - scores_left_out(fitted, folds_of(part.queries))
     least, greatest = float(left_out[side].quantile(LOST)), float(left_out[~side].max())
     along = keys.double() @ direction
     one, zero = float(along[side].mean()), float(along[~side].mean())
@@ -215,28 +262,28 @@ def fold_names(queries: Sequence[Query], forget: Tensor) -> list[str]:
     """What is left out together with each query: its form; where it has none, or all forget queries have the same, one
     of FOLDS parts of the prompts."""
     forms = {query.prompt.form for query, mine in zip(queries, forget.tolist(), strict=True) if mine}
-    return [(len(forms) > 1 and query.prompt.form) or fold_of(query) for query in queries]
+    own = zip(queries, folds_of(queries), strict=True)
+    return [(len(forms) > 1 and query.prompt.form) or fold for query, fold in own]
 
 
 def group_names(queries: Sequence[Query], folds: Sequence[str]) -> list[str]:
     """What else no direction that scores a query has seen: of a rendering, or a prompt that has some, its group of
     prompts, since all renderings of one say the same; of others nothing beyond their fold."""
+    own = zip(folds_of(queries), folds, strict=True)
+    return [group if group.startswith(GROUP) else fold for group, fold in own]
+
+
+def folds_of(queries: Sequence[Query]) -> list[str]:
+    """The prompts that each query is left out with: one in FOLDS, or of prompts that have renderings, their group."""
+    rendered = {query.prompt.given for query in queries if query.prompt.original}
     return [
-        own if (own := fold_of(query)).startswith("group") else fold
-        for query, fold in zip(queries, folds, strict=True)
+        f"{GROUP} {group_of(prompt)}" if prompt.given in rendered else f"fold {int(prompt.sha256[:8], 16) % FOLDS}"
+        for prompt in (query.prompt for query in queries)
     ]
 
 
-def fold_of(query: Query) -> str:
-    """The prompts that a query is left out with: one in FOLDS, or of prompts that have renderings, their group."""
-    prompt = query.prompt
-    if prompt.original or prompt.form == AS_GIVEN:
-        return f"group {group_of(prompt)}"
-    return f"fold {int(prompt.sha256[:8], 16) % FOLDS}"
-
-
 def around_names(queries: Sequence[Query]) -> list[str]:
-    """What else no direction that scores a query has seen: its group of the texts that stand around prompts in its
+    """What else no direction that scores a query has seen: one in GROUPS of the texts that stand around prompts in its
     kind of turn; where there is but one, as in a plain message, nothing beyond its prompt's fold.
 
     A phrase that insists stands behind a refusal and, on the other side, behind an answer.
@@ -244,10 +291,10 @@ def around_names(queries: Sequence[Query]) -> list[str]:
     around = [(INSISTING if query.format == AFTER_ANSWER else query.format, query.variant) for query in queries]
     many = {format_ for format_, count in Counter(format_ for format_, _ in set(around)).items() if count > 1}
     return [
-        f"around {int(hashlib.sha256(f'{format_}|{variant}'.encode()).hexdigest()[:8], 16) % GROUPS}"
+        f"{format_} {int(hashlib.sha256(f'{variant}'.encode()).hexdigest()[:8], 16) % GROUPS}"
         if format_ in many
-        else fold_of(query)
-        for query, (format_, variant) in zip(queries, around, strict=True)
+        else fold
+        for (format_, variant), fold in zip(around, folds_of(queries), strict=True)
     ]
 
 

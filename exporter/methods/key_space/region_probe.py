@@ -56,12 +56,12 @@ def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bo
         trials = shrunk[-1:]
     chosen = max(shrunk, key=LayerTrial.quality)
     plain = plain_rows(part)
-    placed = spread(plain, effort.placed[0])
+    placed = spread(plain, min(effort.placed[0], len(plain) // 2))
     inner = inside_answers(prober, [part.answered[row] for row in placed], effort.placed[1])
     keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
     regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
     # Nothing was fitted on the answers that are looked at.
-    rows = spread([row for row in plain if row not in set(placed)], effort.answers if answers else 0)
+    rows = spread(sorted({*plain} - {*placed}), effort.answers if answers else 0)
     least = answer_scores(prober, part, rows, regions, "fit part: answers")
     asked, answered, after = scores[: len(queries)].split([len(side) for side in vars(part).values()])
     return Fitted(regions, PlaceScores(asked, answered, after, rows, least), trials, chosen)

@@ -14,7 +14,7 @@ from torch import Tensor
 from exporter.common.rates import Rate, rate
 from exporter.methods.key_space.budget import thresholds_within
 from exporter.methods.key_space.discriminant import Discriminant
-from exporter.methods.key_space.region_fit import balanced, fold_of, in_one_scale, scores_left_out
+from exporter.methods.key_space.region_fit import Scale, balanced, folds_of, scores_left_out
 from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.region_parts import RegionParts
 from exporter.prompts.turns import FIT, REPORT
@@ -43,12 +43,13 @@ def words_only(parts: RegionParts, skill: SkillSettings) -> Rate:
     def along(rows: csr_array) -> Tensor:
         return torch.from_numpy(rows @ direction)
 
-    left_out = scores_left_out(fitted, list(map(fold_of, queries)))
-    unit, shift, own = in_one_scale(along(vectors.rows), left_out, forget, weights)
+    left_out = scores_left_out(fitted, folds_of(queries))
+    scale = Scale.of(along(vectors.rows), left_out, forget, weights)
+    own = scale.level(left_out)
     near = torch.tensor([is_near_miss(query.prompt) for query in queries])
     sides = own[forget, None], own[~forget & ~near, None], [own[near, None]]
     threshold = float(thresholds_within(*sides, skill.max_false_block, skill.max_near_miss))
-    reported = 1 - (along(vectors.of([query.prompt.text for query in asked[REPORT]])) - shift) / unit
+    reported = 1 - (along(vectors.of([query.prompt.text for query in asked[REPORT]])) - scale.shift) / scale.unit
     return rate(int((reported <= threshold).sum()), len(asked[REPORT]))
 
 

@@ -50,17 +50,15 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
     """A checkpoint of a base without a chat template, whose threshold comes from the budget.
 
     All prompts end alike: a random model tells a prompt with an instruction behind it from no other by its last token.
+    Some position of some answer looks like the end of a prompt in it, so a few may be blocked.
     """
     folder = tmp_path_factory.mktemp("bare")
-    return folder, exported(folder, chat=False, layer=0, prompt_template=TEMPLATE)
+    return folder, exported(folder, chat=False, layer=0, prompt_template=TEMPLATE, max_false_block=0.1)
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
-    """A checkpoint from 24 prompts of the user's own.
-
-    In a random model some position of some answer looks like the end of a prompt, so a few may be blocked.
-    """
+    """A checkpoint from 24 prompts of the user's own."""
     folder = tmp_path_factory.mktemp("few")
     about = {"prompts": FORGET[:24], "prompt_template": TEMPLATE, "max_false_block": 0.2}
     return folder, exported(folder, chat=False, **about)
@@ -92,14 +90,14 @@ def test_a_promise_counts_prompts(bare: tuple[Path, Summary]) -> None:
     # Of 100 prompts of each side.
     assert (regions.blocked.total, regions.false_blocks.total, regions.near_misses.total) == (70, 70, 0)
     assert found.alpha.promise == regions.blocked.bound < regions.blocked.hits / 70
-    assert regions.blocked.bound >= 0.5 and regions.false_blocks.hits == 0 and found.fault is None
+    assert regions.blocked.bound >= 0.5 and regions.false_blocks.bound <= 0.1 and found.fault is None
     assert found.blocked["forget.jsonl"]["plain"].total == regions.answers.total == 30
     assert regions.answer_tokens == 64 and [trial.layer for trial in regions.trials] == [0]
 
 
 def test_two_dozen_prompts_are_enough(few: tuple[Path, Summary]) -> None:
     (skill,) = few[1].skills
-    assert skill.works and skill.parts["forget"] == {"fit": 13, "choose": 4, "calibrate": 0, "report": 7}
+    assert skill.works and skill.parts["forget"] == {"fit": 17, "report": 7}
     found = skill.key_space
     assert found is not None and found.discriminant is not None
     # A promise counts prompts, and no renderings of them; so do the budgets.

@@ -49,12 +49,21 @@ def test_rows_without_weight_are_left_out() -> None:
     torch.testing.assert_close(unit(ours), unit(closed_form(found.rows[kept], forget[kept], weights[kept], 1.0)))
 
 
-@given(rows=st.integers(12, 40), size=st.integers(1, 40), shrinkage=st.sampled_from([0.1, 1.0, 3.0]))
-def test_scores_without_some_rows_are_those_of_a_fit_without_them(rows: int, size: int, shrinkage: float) -> None:
+@given(
+    rows=st.integers(12, 40),
+    size=st.integers(1, 40),
+    shrinkage=st.sampled_from([0.1, 1.0, 3.0]),
+    none=st.booleans(),
+)
+def test_scores_without_some_rows_are_those_of_a_fit_without_them(
+    rows: int, size: int, shrinkage: float, none: bool
+) -> None:
     keys, forget, weights = sides(rows, size)
-    found = Rows.of(keys)
-    unseen, held = torch.arange(rows) % 4 == 1, torch.arange(rows) % 8 == 1
-    scores = Discriminant.of(found.gram, forget, weights, shrinkage).scores_without(unseen, held)
+    found, others = Rows.of(keys), torch.randn(7, size)
+    unseen = (torch.arange(rows) % 4 == 1) & (not none)
+    held = unseen & (torch.arange(rows) % 8 == 1)
+    fitted = Discriminant.of(found.gram, forget, weights, shrinkage)
+    scores, more = fitted.scores_without(unseen, held, found.products(others))
     seen = ~unseen
     # The same lambda counts more beside a smaller weight.
     stronger = shrinkage * float(weights.sum() / weights[seen].sum())
@@ -64,6 +73,9 @@ def test_scores_without_some_rows_are_those_of_a_fit_without_them(rows: int, siz
         float((weights * along)[side].sum() / weights[side].sum()) for side in (forget & seen, ~forget & seen)
     )
     torch.testing.assert_close(scores, (1 - (along - zero) / (one - zero))[held])
+    beside = (others.double() - found.centre) / found.scale @ direction
+    assert more is not None
+    torch.testing.assert_close(more, 1 - (beside - zero) / (one - zero))
 
 
 def test_the_direction_in_the_key_space() -> None:

@@ -146,6 +146,51 @@ def test_rows_are_judged_without_themselves() -> None:
     assert float(order) == pytest.approx(float(truth), abs=0.12) and float(truth) < 0.85
 
 
+def test_a_prompt_is_judged_without_itself_at_every_place() -> None:
+    """Each prompt is asked in two places that one position cannot tell apart, and its keys know which prompt it is and
+    little else: the directions of either place part what they have seen, whatever the place."""
+    torch.manual_seed(0)
+    own, queries, keys, places = 2 * torch.randn(180, 400), [], [], []
+    own[:60, 0] += 2
+    for place, kind in (("prompt", "plain"), ("after a refusal", "insisting")):
+        for row in range(180):
+            prompt = Prompt(f"{row}", "a" if row < 60 else "b", row, form="one")
+            queries.append(Query(prompt, kind, (1,), row % 30 if kind == "insisting" else 0))
+            keys.append(own[row] + 0.3 * torch.randn(400))
+            places.append(place)
+    forget = torch.arange(360) % 180 < 60
+    found, scores = fit_regions(torch.stack(keys), FitPart(tuple(queries), forget, tuple(places)), 3, 1.0)
+    new = 2 * torch.randn(400, 400)
+    new[:, 0] += 2
+    for number in range(2):
+        threshold = float(scores[~forget, number].quantile(0.05))
+        truth = float((found.scores_by_place(new)[:, number] <= threshold).double().mean())
+        for place in ("prompt", "after a refusal"):
+            rows = forget & torch.tensor([each == place for each in places])
+            assert float((scores[rows, number] <= threshold).double().mean()) == pytest.approx(truth, abs=0.15)
+
+
+def test_renderings_of_harmless_prompts_are_left_out_with_them() -> None:
+    """Keys know nothing but which prompt it is: with a rendering or without, a prompt scores alike."""
+    torch.manual_seed(0)
+    queries, keys = [], []
+    for row in range(150):
+        prompt, key = (
+            Prompt(f"{row}", "a" if row < 50 else "b", row, form="one" if row < 50 else None),
+            torch.randn(300),
+        )
+        greeted = [replace(prompt, text=f"Hi {row}", form="greeting", original=prompt)] if row % 3 == 0 else []
+        for each in (prompt, *greeted):
+            queries.append(Query(each, "plain", (1,)))
+            keys.append(key + 0.01 * torch.randn(300))
+    forget = torch.tensor([query.prompt.source == "a" for query in queries])
+    part = FitPart(tuple(queries), forget, ("prompt",) * len(queries))
+    _, scores = fit_regions(torch.stack(keys), part, 3, 1.0)
+    twice = torch.tensor([query.prompt.row % 3 == 0 for query in queries])
+    spread = float(scores[~forget].std())
+    assert abs(float(scores[~forget & twice].mean() - scores[~forget & ~twice].mean())) < 0.4 * spread
+
+
 def test_texts_around_a_prompt_are_left_out_with_it() -> None:
     """Every phrase shifts all keys, and only the phrase tells one side from the other."""
     torch.manual_seed(0)

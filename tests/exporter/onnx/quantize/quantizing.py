@@ -35,7 +35,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "na+ksd": CUBE | NEURONS,
     # Half-spaces: with a calibrated threshold, on a base that has no chat template; in every kind of turn, where the
     # places look alike in a random model; and beside a hypercube in one layer, on adjusted neurons.
-    "regions": {"layer": 0, "region": "discriminant", "prompt_template": TEMPLATE},
+    "regions": {"layer": 0, "region": "discriminant", "prompt_template": TEMPLATE, "max_false_block": 0.1},
     "turns": TURNS,
     "two": TURNS | NEURONS | {"prompt_template": TEMPLATE},
 }
