@@ -14,7 +14,8 @@ from torch import Tensor
 from exporter.common.rates import Rate, rate
 from exporter.methods.key_space.budget import thresholds_within
 from exporter.methods.key_space.discriminant import Discriminant
-from exporter.methods.key_space.region_fit import Scale, balanced, folds_of, scores_left_out
+from exporter.methods.key_space.left_out import Scale, folds_of, scores_left_out
+from exporter.methods.key_space.region_fit import balanced
 from exporter.prompts.packaged_skills import is_near_miss
 from exporter.prompts.region_parts import RegionParts
 from exporter.prompts.turns import FIT, REPORT

@@ -12,15 +12,8 @@ from torch import Tensor
 from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS
 from custom_modeling.key_space import inside_regions
 from exporter.methods.key_space.budget import at_most, thresholds_within
-from exporter.methods.key_space.region_fit import (
-    FitPart,
-    around_names,
-    balanced,
-    fit_regions,
-    fold_names,
-    group_names,
-    try_layer,
-)
+from exporter.methods.key_space.left_out import around_names, fold_names, group_names
+from exporter.methods.key_space.region_fit import FitPart, balanced, fit_regions, try_layer
 from exporter.methods.key_space.regions import ELSEWHERE, Regions, joined
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
