@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.renderings import AS_GIVEN, FORMS, as_given, rendered
 from exporter.prompts.sources import Prompt
-from exporter.prompts.turns import FIT, PLAIN_SHARE, REPORT, Turns, some
+from exporter.prompts.turns import FIT, PLAIN_SHARES, REPORT, Turns, some
 from exporter.recipes.effort import Effort
 
 RENDERED_EVERY = 3
@@ -73,6 +73,6 @@ def make_parts(
             others = [prompt for prompt in retain[part] if prompt.form is None][::RENDERED_EVERY]
             answered += turns.rendered(rendered(others, part, seed, taken, 1))
         after = (*turns.after_refusal(prompts, part), *turns.after_answer(part))
-        sides = zip((asked, answered, after), getattr(effort, part), strict=True)
-        found[part] = Part(*(some(side, most, PLAIN_SHARE, turns.plain) for side, most in sides))
+        sides = zip((asked, answered, after), getattr(effort, part), PLAIN_SHARES, strict=True)
+        found[part] = Part(*(some(side, most, share, turns.plain) for side, most, share in sides))
     return RegionParts(**found, places=turns.places, effort=effort)

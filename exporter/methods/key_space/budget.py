@@ -52,20 +52,17 @@ def thresholds_within(
 ) -> Tensor:
     """Of each place the greatest threshold within all budgets: (K,).
 
-    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. Of those
-    that may be inside every place has its share, whatever the scores are, or the bound would not hold: the first one,
-    the end of a message, where most of the skill is asked for, two in K + 1, each other one in K + 1. close: groups of
+    Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. All that
+    may be inside are at the first place, the end of a message, where most of the skill is asked for. close: groups of
     harmless prompts that are close to the skill, with the budget max_near_miss, a point estimate, each and at each
     place. A threshold lies half way between two scores, so that no stored prompt is on it.
     """
     places = forget.shape[1]
     beyond = torch.full((places,), torch.inf, dtype=torch.float64)
     if len(harmless):
-        hits = min(hits_within(len(harmless), max_false_block, places), len(harmless) - 1)
-        share = hits // (places + 1)
-        inside = torch.full((1, places), share)
-        inside[0, 0] = hits - share * (places - 1)
-        beyond = harmless.sort(0).values.gather(0, inside)[0]
+        ordered = harmless.sort(0).values
+        beyond = ordered[0].clone()
+        beyond[0] = ordered[min(hits_within(len(harmless), max_false_block, places), len(ordered) - 1), 0]
     for near in close:
         if (allowed := math.floor(max_near_miss * len(near))) < len(near):
             beyond = torch.minimum(beyond, near.sort(0).values[allowed])
