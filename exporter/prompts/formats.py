@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-import jinja2
-
 from exporter.common.errors import BadInput, first_line
 from exporter.prompts import packaged
 from exporter.prompts.packaged import Exchange
 from exporter.prompts.sources import Prompt
-from exporter.prompts.switches import MARK, State, states_of
+from exporter.prompts.switches import MARK, TEMPLATE_ERRORS, State, arguments_of, check_known, states_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +105,8 @@ class Formatter:
         self._exchanges = packaged.exchanges()
         self.states: dict[str, State] = {}
         if self._template is None:
+            if state is not None:
+                check_known(state, arguments_of(tokenizer.get_chat_template()))
             self.formats_used = self._supported_formats((PLAIN,) if formats == PLAIN else FORMATS)
             if formats != PLAIN:
                 self.states = self._states(states)
@@ -268,7 +268,7 @@ class Formatter:
             rendered = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **(arguments or {})
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             why = first_line(error)
             raise BadInput(f"the model's chat template does not take these messages ({why})") from error
         return cast("str", rendered)

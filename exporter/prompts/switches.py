@@ -28,6 +28,12 @@ GIVEN = frozenset(
 )
 """Names that transformers fills in itself."""
 
+TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError),
+    *(ArithmeticError, LookupError, AttributeError, RecursionError),
+)
+"""What a chat template can raise: it is a program that came with the model."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -113,6 +119,13 @@ def constants_of(node: nodes.Node) -> list[Any]:
     return [each for each in values if isinstance(each, str | int | float)]
 
 
+def check_known(state: State, arguments: Mapping[str, Any]) -> None:
+    """Raises BadInput for a state with an argument that is not among those of the template (see `arguments_of`)."""
+    if unknown := sorted(state.arguments.keys() - arguments.keys()):
+        names = f"it has {', '.join(arguments)}" if arguments else "it has none"
+        raise BadInput(f"--template-args: the model's chat template has no argument '{unknown[0]}'; {names}")
+
+
 def states_of(
     template: str, render: Callable[[Mapping[str, Any]], str], given: Iterable[State] = ()
 ) -> tuple[list[State], list[State]]:
@@ -128,9 +141,7 @@ def states_of(
     endings = {render({}).rpartition(MARK)[2]}
     found = []
     for state in given:
-        if unknown := sorted(state.arguments.keys() - arguments.keys()):
-            names = f"it has {', '.join(arguments)}" if arguments else "it has none"
-            raise BadInput(f"--template-args: the model's chat template has no argument '{unknown[0]}'; {names}")
+        check_known(state, arguments)
         endings.add(render(state.arguments).rpartition(MARK)[2])
         found.append(state)
     for name, values in arguments.items():

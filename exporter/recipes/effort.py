@@ -10,9 +10,9 @@ class Effort:
     """Most queries, each a prompt in one kind of turn, and most answers.
 
     fit, report: queries of a part: forget prompts, prompts to be answered, messages after a refusal. tried: those of
-    the fit part that are run through every layer to choose one. answers: harmless prompts of either part whose answers
-    are looked at, at every position. placed: other answers of the fit part, and positions inside them, that the places
-    are told from.
+    the fit part, half of each side, that are run through every layer to choose one. answers: harmless prompts of
+    either part whose answers are looked at, at every position. placed: other answers of the fit part, and positions
+    inside them, that the places are told from.
     """
 
     fit: tuple[int, int, int]
@@ -23,8 +23,8 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort((500, 1000, 200), (150, 250, 80), 300, 40, (24, 300)),
-    "normal": Effort((1000, 1900, 400), (250, 600, 120), 500, 100, (40, 500)),
+    "quick": Effort((500, 1000, 200), (150, 250, 80), 300, 40, (40, 500)),
+    "normal": Effort((1000, 1900, 400), (250, 600, 120), 500, 100, (60, 800)),
     "thorough": Effort((1600, 2400, 600), (450, 1000, 250), 1000, 150, (60, 800)),
 }
 """A fit solves a system of as many equations as it has rows."""

@@ -279,7 +279,7 @@ class ExportSettings:
         "normal",
         choices=tuple(EFFORTS),
         help="How many prompts and answers discriminants are fitted and judged on. What is promised follows from it: "
-        "with quick the bound on false blocks can be above --max-false-block.",
+        "of few prompts the bound on false blocks is above --max-false-block even where none is blocked.",
         used_by="discriminates",
     )
     skip_long: bool = setting(False, help="Leave out prompts longer than the model's context.")

@@ -44,7 +44,8 @@ def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bo
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
     if given is None:
         tried = torch.zeros(len(queries), dtype=torch.bool)
-        tried[spread(fitted.at(PROMPT).nonzero().flatten().tolist(), effort.tried)] = True
+        for side in (forget, ~forget):
+            tried[spread((side & fitted.at(PROMPT)).nonzero().flatten().tolist(), effort.tried // 2)] = True
         trials, layer, theirs = every_layer(prober, fitted.only(tried), budget)
         rest = [query for query, seen in zip(queries, tried.tolist(), strict=True) if not seen]
         keys = theirs.new_empty(len(queries), theirs.shape[1])

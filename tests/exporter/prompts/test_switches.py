@@ -77,6 +77,25 @@ def test_what_is_no_state_is_refused(text: str, message: str) -> None:
         states(SWITCHED, (text,))
 
 
+@pytest.mark.parametrize("text", ['{"thinking": true}', '{"chat_template": "{{ 1 / 0 }}"}', '{"tokenize": true}'])
+def test_only_arguments_of_the_template_make_a_state(text: str) -> None:
+    with pytest.raises(BadInput, match=r"has no argument '\w+'; it has enable_thinking"):
+        Formatter(tokenizer(SWITCHED), formats=PLAIN, state=State.given(text))
+
+
+@pytest.mark.parametrize("fault", ["1 / 0", "messages[9].content.x", "{}['a'].b", "(none).x.y"])
+def test_a_template_may_raise_anything(fault: str) -> None:
+    with pytest.raises(BadInput, match="chat template cannot format a single user message"):
+        Formatter(tokenizer("{{ " + fault + " }}"))
+
+
+def test_prompts_are_in_the_state_that_is_given() -> None:
+    formatter = Formatter(tokenizer(SWITCHED), formats=PLAIN, state=State.given('{"enable_thinking": false}'))
+    assert formatter.render_text("hi").endswith("</think>\n\n")
+    with pytest.raises(BadInput, match="--template-args: needs a chat template"):
+        Formatter(tokenizer(SWITCHED), template="{prompt}", state=State.given('{"enable_thinking": false}'))
+
+
 def test_states_need_the_chat_template() -> None:
     state = [State.given('{"enable_thinking": false}')]
     with pytest.raises(BadInput, match="--template-args: needs a chat template"):
