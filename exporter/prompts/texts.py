@@ -23,7 +23,8 @@ TextParts = dict[str, tuple[Prompt, ...]]
 
 
 def forget_texts(parts: ForgetParts[Prompt], calibrated: bool) -> TextParts:
-    """Parts of the forget texts. `calibrated`: alpha is calibrated on prompts that nothing else may have seen."""
+    """Parts of the forget texts. `calibrated`: alpha of hypercubes is calibrated on prompts that nothing else may have
+    seen; discriminants have no such part."""
     spare = () if calibrated else parts.calibrate
     return {"fit": parts.fit, "choose": parts.choose + spare, "report": parts.report}
 

@@ -16,9 +16,8 @@ from exporter.prompts.renderings import GROUPS, group_of
 from exporter.prompts.turns import AFTER_ANSWER, INSISTING
 
 FOLDS = 20
-"""Parts of the prompts that are left out in turn. Scores are brought into the scale of the directions of all rows by
-their left-out means, which lie too close together the more is left out: with 5 folds the bound on false blocks was too
-low in 10 of 40 draws of 500 and 100 rows of 1,000 dimensions, with 20 in 4, as it should be."""
+"""Parts of the prompts that are left out in turn: with 5 the bound on false blocks was too low in 10 of 40 draws of
+500 and 100 rows of 1,000 dimensions, with 20 in 4, as it should be."""
 GROUP = "group"
 LEAST_APART = 1e-3
 """Least distance of the left-out means of both sides, where rows that were fitted on have 1."""

@@ -25,8 +25,8 @@ ANSWER_TOKENS = 64
 
 
 class Fitted(NamedTuple):
-    """Regions; scores of the fit part, each along directions that had not seen it; every layer's trial, and that of
-    the chosen layer and shrinkage."""
+    """Regions; scores of the fit part, each along directions that had not seen it, but for those of answers, which are
+    along the final ones; every layer's trial, and that of the chosen layer and shrinkage."""
 
     regions: Regions
     scores: PlaceScores
