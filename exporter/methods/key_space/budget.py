@@ -53,21 +53,31 @@ def thresholds_within(
     """Of each place the greatest threshold within all budgets: (K,).
 
     Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. All that
-    may be inside are at the first place, the end of a message, where most of the skill is asked for. close: groups of
-    harmless prompts that are close to the skill, with the budget max_near_miss, a point estimate, each and at each
-    place. A threshold lies half way between two scores, so that no stored prompt is on it.
+    may be inside are at the first place, the end of a message, or half of them at another one, whichever blocks the
+    most forget rows; to choose freely between all ways to deal them would break the bound. close: groups of harmless
+    prompts that are close to the skill, with the budget max_near_miss, a point estimate, each and at each place. A
+    threshold lies half way between two scores, so that no stored prompt is on it.
     """
     places = forget.shape[1]
-    beyond = torch.full((places,), torch.inf, dtype=torch.float64)
-    if len(harmless):
-        ordered = harmless.sort(0).values
-        beyond = ordered[0].clone()
-        beyond[0] = ordered[min(hits_within(len(harmless), max_false_block, places), len(ordered) - 1), 0]
+    nearest = torch.full((places,), torch.inf, dtype=torch.float64)
     for near in close:
         if (allowed := math.floor(max_near_miss * len(near))) < len(near):
-            beyond = torch.minimum(beyond, near.sort(0).values[allowed])
-    every = torch.cat([forget, harmless, *close])
-    below = torch.where(every < beyond, every, -torch.inf).amax(0) if len(every) else -beyond
-    # Where no score is below or beyond, any number on the other side of the one that there is.
-    below, beyond = torch.where(below.isinf(), beyond - 1, below), torch.where(beyond.isinf(), below + 1, beyond)
-    return (below + beyond) / 2
+            nearest = torch.minimum(nearest, near.sort(0).values[allowed])
+    every, ordered = torch.cat([forget, harmless, *close]), harmless.sort(0).values
+
+    def between(hits: Sequence[int]) -> Tensor:
+        """Thresholds with so many of the harmless prompts inside at each place."""
+        beyond = nearest
+        if len(ordered):
+            beyond = torch.minimum(nearest, ordered[list(hits), range(places)])
+        below = torch.where(every < beyond, every, -torch.inf).amax(0) if len(every) else -beyond
+        # Where no score is below or beyond, any number on the other side of the one that there is.
+        below, beyond = torch.where(below.isinf(), beyond - 1, below), torch.where(beyond.isinf(), below + 1, beyond)
+        return (below + beyond) / 2
+
+    hits = min(hits_within(len(harmless), max_false_block, places), max(len(harmless) - 1, 0))
+    elsewhere = [
+        (hits - hits // 2, *[hits // 2 * (place == other) for place in range(1, places)]) for other in range(1, places)
+    ]
+    ways = [between(dealt) for dealt in ((hits, *[0] * (places - 1)), *elsewhere)]
+    return max(ways, key=lambda thresholds: int((forget <= thresholds).any(1).sum()))

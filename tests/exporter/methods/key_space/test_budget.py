@@ -76,6 +76,29 @@ def test_each_place_has_its_own_threshold_and_the_first_one_the_hits() -> None:
     assert thresholds_within(none, harmless, [], 0.02, 0.02)[0] == thresholds[0]
 
 
+def test_another_place_has_half_of_the_hits_where_more_is_blocked_then() -> None:
+    scores = torch.linspace(0, 1, 400).double()
+    harmless = torch.stack([scores, scores.flip(0)], 1)
+    forget = torch.tensor([[0.001, 9.0], *[[9.0, 0.001]] * 5]).double()
+    thresholds = thresholds_within(forget, harmless, [], 0.02, 0.02)
+    assert (harmless <= thresholds).sum(0).tolist() == [2, 1] and bool((forget <= thresholds).any(1).all())
+
+
+@pytest.mark.parametrize("prompts", [400, 1100])
+def test_the_bound_holds_though_the_place_that_gets_the_hits_is_chosen(prompts: int) -> None:
+    torch.manual_seed(0)
+    forget, exceeded, elsewhere = torch.rand(300, 3).double().square() / 4, 0, 0
+    forget[:100, 1:] = forget[100:200, ::2] = forget[200:, :2] = 9.0  # each is asked at one place
+    for _ in range(400):
+        scores = torch.rand(prompts, 3).double()
+        thresholds = thresholds_within(forget, scores, [], 0.02, 0.02)
+        inside_ = (scores <= thresholds).any(1)
+        elsewhere += bool((scores <= thresholds)[:, 1:].any())
+        share = float(1 - (1 - thresholds.clamp(0, 1)).prod())
+        exceeded += share > at_most(int(inside_.sum()), prompts, 3).bound
+    assert elsewhere > 40 and exceeded <= binom.ppf(0.99, 400, 0.1)
+
+
 def test_the_bound_holds_over_several_thresholds_set_on_the_same_prompts() -> None:
     """Thresholds at the least scores of 300 prompts: in nine of ten draws at most this share of others is inside."""
     torch.manual_seed(0)
