@@ -17,6 +17,7 @@ ROOT = TESTS.parent
 # The checks are scripts for interpreters that know nothing of this project, but their parts can be used here too.
 sys.path.append(str(TESTS / "checks"))
 
+from exporter.common.cache import FOLDER  # noqa: E402
 from exporter.models.loading import make_first_calls  # noqa: E402
 from exporter.pipeline.run import check_written, export  # noqa: E402
 from tests.real import FEW_PROMPTS, GEMMA, GEMMA_TEMPLATE, SMOLLM2, SOME_PROMPTS, WHEELS, export_real  # noqa: E402
@@ -79,6 +80,12 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = str(tmp_path_factory.mktemp("modules"))
     os.environ["HF_MODULES_CACHE"] = folder  # for the processes that tests start
     dynamic_module_utils.HF_MODULES_CACHE = folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_kept() -> None:
+    """Exports compute everything, also those of the processes that tests start."""
+    os.environ[FOLDER] = ""
 
 
 @pytest.fixture(scope="session", autouse=True)

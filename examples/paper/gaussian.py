@@ -23,6 +23,7 @@ from examples.paper.distributions import BINS, Floats, decisions, expected_agree
 from examples.paper.experiment import Experiment, Results, Table
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.common.errors import BadInput
+from exporter.common.progress import Progress
 from exporter.evaluation.items import sample
 from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.scores import effect_size
@@ -74,7 +75,7 @@ class Side:
 def run(settings: Settings) -> Results:
     check(settings)
     loaded = load(find_base(settings.model), settings.dtype, settings.device)
-    prober = Prober(loaded, settings.batch_size, quiet=False)
+    prober = Prober(loaded, settings.batch_size, progress=Progress(quiet=False))
     core: Any = loaded.model.base_model
     width = core.layers[0].mlp.gate_proj.out_features
     draw = torch.Generator().manual_seed(settings.seed)

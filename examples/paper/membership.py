@@ -17,6 +17,7 @@ from torch import Tensor
 from examples.paper.experiment import Experiment, Results, Table
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.common.errors import BadInput
+from exporter.common.progress import Progress
 from exporter.common.rates import rate
 from exporter.evaluation.items import sample
 from exporter.methods.key_space.calibration import calibrate
@@ -72,7 +73,7 @@ def run(settings: Settings) -> Results:
         seed=settings.seed,
         max_length=context_of(loaded.model),
     )
-    prober = Prober(loaded, settings.batch_size, quiet=False)
+    prober = Prober(loaded, settings.batch_size, progress=Progress(quiet=False))
     sets = read_sets(settings, formatter)
     keys = {name: fit(prober, sets[name].fit, name) for name in settings.skills}
     scores: dict[str, dict[str, dict[str, Tensor]]] = {part: {name: {} for name in keys} for part in PARTS}

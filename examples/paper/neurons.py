@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from examples.paper.experiment import Experiment
+from exporter.common.progress import Progress
 from exporter.common.rates import Rate, rate
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.items import sample
@@ -19,7 +20,7 @@ from exporter.methods.neurons.trade_off import TextLosses
 from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
 from exporter.models.tokens import context_of
-from exporter.pipeline.run import prepare
+from exporter.pipeline.prepared import prepare
 from exporter.prompts.formats import Query
 from exporter.prompts.skills import SkillTexts, collect
 from exporter.prompts.texts import answer_starts, as_texts
@@ -53,7 +54,7 @@ class Neurons:
 
     def __init__(self, settings: NeuronSettings, loaded: LoadedModel) -> None:
         self._loaded, self._seed = loaded, settings.seed
-        self.prober = Prober(loaded, settings.batch_size, quiet=False)
+        self.prober = Prober(loaded, settings.batch_size, progress=Progress(quiet=False))
         forget, retain = (tuple(map(settings.place, specs)) for specs in (settings.forget, settings.retain))
         skills = {
             method: SkillSettings(forget, retain, method=method, beta=1.0, everyday=settings.everyday)
@@ -75,7 +76,7 @@ class Neurons:
         compat = "official" if method == "official" else None
         with changed(self._loaded, changes, self._seed, compat=compat):
             # The authors' code draws one number for a whole call, so it takes one row at a time.
-            yield Prober(self._loaded, 1, quiet=False) if compat else self.prober, changes.count()
+            yield replace(self.prober, batch_size=1) if compat else self.prober, changes.count()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from exporter.cli.commands.cache import cache_command
 from exporter.cli.commands.chat import chat_command
 from exporter.cli.commands.evaluate import evaluate_command
 from exporter.cli.commands.export import export_command
@@ -44,6 +45,7 @@ cli.add_command(restore_command)
 cli.add_command(inspect_command)
 cli.add_command(push_command)
 cli.add_command(chat_command)
+cli.add_command(cache_command)
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from exporter.common.errors import BadInput
 from exporter.common.files import check_apart, write_errors, write_json
-from exporter.common.text import Notify
+from exporter.common.progress import Progress
+from exporter.common.text import Notify, counted
 from exporter.common.version import __version__
 from exporter.evaluation import sandbox
 from exporter.evaluation.comparison import compared, summarised
@@ -97,24 +97,18 @@ def run_task(settings: EvaluateSettings, task: Task, role: str, loaded: LoadedMo
     records = Records(path, header(settings, task, role, loaded) | {"batch_size": batch_size}, task.items)
     todo = [rows for rows in task.batches(batch_size) if not all(row in records.results for row in rows)]
     what = f"{task.kind} {task.label}"
-    bar = tqdm(
-        total=len(task.items),
-        initial=len(task.items) - sum(map(len, todo)),
-        desc=f"{role}: {what}",
-        unit="item",
-        disable=True if settings.quiet else None,
-        leave=False,
-    )
 
     def run(rows: list[int]) -> list[Result]:
         # For the authors' code: nothing else here draws from torch.
         torch.manual_seed(settings.seed + rows[0])
         return task.run(loaded, rows)
 
-    with bar:
+    items = len(task.items)
+    with Progress(settings.quiet).stage(f"{role}: {what}", items, counted(items, "item")) as advance:
+        advance(items - sum(map(len, todo)))
         for done, results in run_batches(todo, run, what):
             records.append(done, results)
-            bar.update(len(done))
+            advance(len(done))
     return records.all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from exporter.models.hooks import LastLayerReached, key_hooks
+from exporter.prompts.formats import Query
 
 GROUP_COST = 32
 """Tokens that a group has to save, since it is a forward and batches of its own."""
@@ -53,6 +55,51 @@ def shared_prefixes(ids: Sequence[tuple[int, ...]], least: Sequence[int]) -> lis
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Number of leading ids that both have in common."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+class Layout(NamedTuple):
+    """How queries are run for the keys of their last tokens: one line for each that begins no other (`longest`), with
+    the rows of those that it has (`groups`); groups of lines that share a prefix, and the length of it by line."""
+
+    groups: list[list[int]]
+    longest: list[Query]
+    shared: list[tuple[int, list[int]]]
+    length_of: dict[int, int]
+
+    @classmethod
+    def of(cls, queries: Sequence[Query]) -> Layout:
+        """The layout with the fewest tokens to run."""
+        begun = begun_by(queries)
+        groups, longest = list(begun.values()), [queries[row] for row in begun]
+        shared = shared_prefixes(
+            [query.ids for query in longest], [min(len(queries[row].ids) for row in rows) for rows in groups]
+        )
+        return cls(groups, longest, shared, {place: length for length, places in shared for place in places})
+
+
+def begun_by(queries: Sequence[Query]) -> dict[int, list[int]]:
+    """Rows of queries by the row of a query that all of them begin; the others' keys are among its own."""
+    order = sorted(range(len(queries)), key=lambda row: queries[row].ids)
+    found: dict[int, list[int]] = {}
+    own = None
+    for row in reversed(order):  # those that begin with a query follow it
+        ids = queries[row].ids
+        if own is None or queries[own].ids[: len(ids)] != ids:
+            own = row
+        found.setdefault(own, []).append(row)
+    return found
+
+
+def last_tokens(
+    queries: Sequence[Query], groups: Sequence[Sequence[int]], length: int = 0
+) -> tuple[list[int], list[int], list[int]]:
+    """Lines and columns of the last tokens of queries in a batch padded on the right, and the queries' rows.
+
+    groups: of each line, rows of the queries that it has (see `begun_by`); length: leading tokens that are left out.
+    """
+    found = [(line, len(queries[row].ids) - length - 1, row) for line, group in enumerate(groups) for row in group]
+    lines, columns, rows = (list(each) for each in zip(*found, strict=True))
+    return lines, columns, rows
 
 
 class PrefixCache:

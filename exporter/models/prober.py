@@ -12,20 +12,29 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import DynamicCache
 
 from exporter.common.errors import RunFailed
+from exporter.common.progress import Progress
+from exporter.common.text import counted
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
 from exporter.models.hooks import LastLayerReached, final_state_hook, key_hooks
+from exporter.models.kept import Kept, Tensors
 from exporter.models.loading import LoadedModel
-from exporter.models.prefixes import PrefixCache, shared_prefixes
+from exporter.models.prefixes import Layout, PrefixCache, last_tokens
 from exporter.models.tokens import padded, positions_of
 from exporter.prompts.formats import Query
+
+ANSWER_WORK = 5
+"""What a token that is generated costs, in tokens of a forward (SmolLM2 and Qwen2.5-Coder-0.5B on two cores)."""
 
 
 class KeyScores(Protocol):
     """Scores of key vectors, whichever method fitted them."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that the scores depend on beside the keys."""
 
     def scores(self, vectors: Tensor) -> Tensor:
         """(..., layers, d_ff) -> (..., layers) float64."""
@@ -37,12 +46,12 @@ class KeyScores(Protocol):
 class KeyProber(ABC):
     """Key vectors of queries, on any engine, in batches of similar length.
 
-    batch_size: None for as many rows as PROBE_TOKENS allow; quiet: no progress bars; pad_id: of masked positions;
-    key_size: length of a key vector, d_ff.
+    batch_size: None for as many rows as PROBE_TOKENS allow; pad_id: of masked positions; key_size: length of a key
+    vector, d_ff.
     """
 
     batch_size: int | None
-    quiet: bool
+    progress: Progress
     pad_id: int
     key_size: int
     halved: bool = False
@@ -93,28 +102,38 @@ class KeyProber(ABC):
         tokens: int = PROBE_TOKENS,
         unit: str = "prompt",
         shared: Sequence[tuple[int, list[int]]] | None = None,
+        share: float = 1.0,
+        more: int = 0,
     ) -> Iterator[T]:
-        """The result of run(rows) for each batch (see `batched`), with a progress bar. shared: see `shared_prefixes`,
-        of which a batch has rows of one group alone; by default none."""
-        rows = []
+        """The result of run(rows) for each batch (see `batched`), as a stage of the run.
+
+        shared: see `shared_prefixes`, of which a batch has rows of one group alone; by default none. share: of the
+        layers that is run; more: tokens that each row takes beside its own.
+        """
+        rows: list[list[int]] = []
+        work: dict[int, float] = {}
         for length, group in [(0, list(range(len(queries))))] if shared is None else shared:
             rest = {row: len(queries[row].ids) - length for row in group}
             rows += batched(group, rest.__getitem__, tokens, self.batch_size)
-        bar = tqdm(total=len(queries), desc=what, unit=unit, disable=True if self.quiet else None, leave=False)
-        with bar:
+            work |= {row: share * length_ + more for row, length_ in rest.items()}
+        with self.progress.stage(what, sum(work.values()), counted(len(queries), unit)) as advance:
             for done, result in run_batches(rows, run, what):
                 self.halved |= done not in rows
                 yield result
-                bar.update(len(done))
+                advance(sum(work[row] for row in done))
 
 
 @dataclass
 class Prober(KeyProber):
-    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is split."""
+    """Runs queries in length-sorted, left-padded batches; a batch that does not fit in memory is split.
+
+    kept: where results of batches are kept; None where they are not.
+    """
 
     loaded: LoadedModel
     batch_size: int | None = None
-    quiet: bool = True
+    progress: Progress = field(default_factory=Progress)
+    kept: Kept | None = None
     pad_id: int = field(init=False)
     key_size: int = field(init=False)
 
@@ -126,33 +145,42 @@ class Prober(KeyProber):
     def layers(self) -> int:
         return len(self.loaded.model.base_model.layers)
 
+    def result(self, what: str, depends: Sequence[object], compute: Callable[[], Tensors]) -> Tensors:
+        """The result for a batch, computed or from where it is kept. depends: all that it depends on beside the
+        model."""
+        return compute() if self.kept is None else self.kept.of((what, *depends), compute)
+
     def last_token_keys(self, queries: Sequence[Query], what: str, layer: int | None = None) -> Iterator[Batch]:
         """See `KeyProber`. Layers behind the only one are not computed, and a prefix that many share is run once."""
-        groups = list(begun_by(queries).items())
-        longest = [queries[row] for row, _ in groups]
+        laid = Layout.of(queries)
         last = self.layers - 1 if layer is None else layer
-        shared = shared_prefixes(
-            [query.ids for query in longest], [min(len(queries[row].ids) for row in rows) for _, rows in groups]
-        )
-        length_of = {place: length for length, places in shared for place in places}
         cache = PrefixCache(self.loaded.model, last)
 
         def run(places: list[int]) -> Batch:
-            seen: list[Tensor] = []
-            length = length_of[places[0]]
-            lines, columns, rows = last_tokens(queries, [groups[place][1] for place in places], length)
+            length, ids = laid.length_of[places[0]], [laid.longest[place].ids for place in places]
+            lines, columns, rows = last_tokens(queries, [laid.groups[place] for place in places], length)
 
-            def receive(at: int, key: Tensor) -> None:
-                if layer is None or at == layer:
-                    seen.append(key[lines, columns].float())
+            def compute() -> Tensors:
+                seen: list[Tensor] = []
 
-            past = cache.of(longest[places[0]].ids[:length], len(places)) if length else None
-            with suppress(LastLayerReached), key_hooks(self.loaded.model, receive, stop_after=last):
-                # On the right: pads between prefix and query would count within a sliding window.
-                self.forward([longest[place] for place in places], "right", past, length)
-            return rows, torch.stack(seen, 1).cpu()
+                def receive(at: int, key: Tensor) -> None:
+                    if layer is None or at == layer:
+                        seen.append(key[lines, columns].float())
 
-        yield from self.batches(longest, run, what, shared=shared)
+                past = cache.of(ids[0][:length], len(places)) if length else None
+                with suppress(LastLayerReached), key_hooks(self.loaded.model, receive, stop_after=last):
+                    # On the right: pads between prefix and query would count within a sliding window.
+                    self.forward([laid.longest[place] for place in places], "right", past, length)
+                return {"keys": torch.stack(seen, 1).cpu()}
+
+            return rows, self.result("keys", (layer, length, ids, lines, columns), compute)["keys"]
+
+        yield from self.batches(laid.longest, run, what, shared=laid.shared, share=(last + 1) / self.layers)
+
+    def work(self, queries: Sequence[Query], layers: float) -> float:
+        """What `last_token_keys` of such a share of the layers takes, in tokens of a forward."""
+        laid = Layout.of(queries)
+        return layers * sum(len(query.ids) - laid.length_of[place] for place, query in enumerate(laid.longest))
 
     def answers(
         self, queries: Sequence[Query], new_tokens: int, what: str, seed: int | None = None
@@ -163,16 +191,24 @@ class Prober(KeyProber):
         ends = config.eos_token_id
 
         def run(rows: list[int]) -> None:
-            inputs = self.pad([queries[row] for row in rows])
-            with torch.inference_mode():
-                output = self.loaded.model.generate(**inputs, generation_config=config)
-            for row, ids in zip(rows, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            asked = [queries[row] for row in rows]
+
+            def compute() -> Tensors:
+                inputs = self.pad(asked)
+                with torch.inference_mode():
+                    output = self.loaded.model.generate(**inputs, generation_config=config)
+                return {"answers": output[:, inputs["input_ids"].shape[1] :].cpu().contiguous()}
+
+            # Sampled ones depend on all that was drawn before.
+            depends = "answers", ([query.ids for query in asked], new_tokens, ends, self.pad_id)
+            written = (compute() if seed is not None else self.result(*depends, compute))["answers"]
+            for row, ids in zip(rows, written.tolist(), strict=True):
                 found[row] = tuple(takewhile(lambda token: token not in ends, ids))
 
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+            for _ in self.batches(queries, run, what, ANSWER_TOKENS, more=ANSWER_WORK * new_tokens):
                 pass
         return found
 
@@ -180,10 +216,15 @@ class Prober(KeyProber):
         """Final hidden states of every position, BOS and pads included: (positions, hidden) float32."""
 
         def run(rows: list[int]) -> Tensor:
-            seen: list[Tensor] = []
-            with final_state_hook(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
-                self.forward([queries[row] for row in rows])
-            return torch.cat(seen)
+            asked = [queries[row] for row in rows]
+
+            def compute() -> Tensors:
+                seen: list[Tensor] = []
+                with final_state_hook(self.loaded.model, lambda state: seen.append(state.flatten(0, 1).float().cpu())):
+                    self.forward(asked)
+                return {"states": torch.cat(seen)}
+
+            return self.result("states", ([query.ids for query in asked], self.pad_id), compute)["states"]
 
         return torch.cat(list(self.batches(queries, run, what)))
 
@@ -196,23 +237,30 @@ class Prober(KeyProber):
         ends, scorers = torch.tensor(greedy.eos_token_id), [keys.scorer(self.device) for keys in skills]
 
         def run(rows: list[int]) -> None:
-            seen: list[Tensor] = []  # one (skills, rows) per layer and step
+            asked = [queries[row] for row in rows]
 
-            def receive(layer: int, key: Tensor) -> None:
-                seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
+            def compute() -> Tensors:
+                seen: list[Tensor] = []  # one (skills, rows) per layer and step
 
-            inputs = self.pad([queries[row] for row in rows])
-            with key_hooks(self.loaded.model, receive), torch.inference_mode():
-                output = self.loaded.model.generate(**inputs, generation_config=greedy)
-            steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
-            # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS there are only pads.
-            answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
-            ended = torch.isin(answer, ends).cumsum(1).bool().T[:, None, :, None]  # (steps - 1, 1, rows, 1)
-            steps[1:].masked_fill_(ended, math.inf)  # steps: (steps, skills, rows, layers)
-            first[:, rows] = steps[0]
-            least[:, rows] = steps.amin(0)
+                def receive(layer: int, key: Tensor) -> None:
+                    seen.append(torch.stack([score(layer, key[:, -1]) for score in scorers]).cpu())
 
-        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+                inputs = self.pad(asked)
+                with key_hooks(self.loaded.model, receive), torch.inference_mode():
+                    output = self.loaded.model.generate(**inputs, generation_config=greedy)
+                steps = torch.stack(seen).view(-1, self.layers, len(skills), len(rows)).permute(0, 2, 3, 1)
+                # Step 0 reads the prompt's last token, step t > 0 the t-th answer token; after an EOS there are only
+                # pads.
+                answer = output[:, inputs["input_ids"].shape[1] :].cpu()[:, : steps.shape[0] - 1]
+                ended = torch.isin(answer, ends).cumsum(1).bool().T[:, None, :, None]  # (steps - 1, 1, rows, 1)
+                steps[1:].masked_fill_(ended, math.inf)  # steps: (steps, skills, rows, layers)
+                return {"first": steps[0], "least": steps.amin(0)}
+
+            depends = [query.ids for query in asked], new_tokens, greedy.eos_token_id, self.pad_id
+            scores = self.result("answer scores", (*depends, [keys.digest for keys in skills]), compute)
+            first[:, rows], least[:, rows] = scores["first"], scores["least"]
+
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS, more=ANSWER_WORK * new_tokens):
             pass
         return check_finite(first, what), least
 
@@ -238,31 +286,6 @@ class Prober(KeyProber):
         with torch.inference_mode():
             found: Tensor = self.loaded.model(**inputs, position_ids=positions_of(inputs), use_cache=False).logits
         return found
-
-
-def begun_by(queries: Sequence[Query]) -> dict[int, list[int]]:
-    """Rows of queries by the row of a query that all of them begin; the others' keys are among its own."""
-    order = sorted(range(len(queries)), key=lambda row: queries[row].ids)
-    found: dict[int, list[int]] = {}
-    own = None
-    for row in reversed(order):  # those that begin with a query follow it
-        ids = queries[row].ids
-        if own is None or queries[own].ids[: len(ids)] != ids:
-            own = row
-        found.setdefault(own, []).append(row)
-    return found
-
-
-def last_tokens(
-    queries: Sequence[Query], groups: Sequence[Sequence[int]], length: int = 0
-) -> tuple[list[int], list[int], list[int]]:
-    """Lines and columns of the last tokens of queries in a batch padded on the right, and the queries' rows.
-
-    groups: of each line, rows of the queries that it has (see `begun_by`); length: leading tokens that are left out.
-    """
-    found = [(line, len(queries[row].ids) - length - 1, row) for line, group in enumerate(groups) for row in group]
-    lines, columns, rows = (list(each) for each in zip(*found, strict=True))
-    return lines, columns, rows
 
 
 def check_finite(scores: Tensor, what: str) -> Tensor:

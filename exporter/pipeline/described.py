@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from exporter.checkpoint.findings import Plan
 from exporter.common.files import write_errors
+from exporter.common.progress import Progress
 from exporter.common.text import Notify
 from exporter.models.loading import LoadedModel
 from exporter.models.prober import Prober
@@ -38,12 +39,12 @@ Write = Callable[[Sequence[Question], str], list[list[str]]]
 """Write lists: questions and a name for the progress bar -> the items that each was answered with."""
 
 
-def describe(plan: Plan, writer: LoadedModel, notify: Notify) -> Plan:
+def describe(plan: Plan, writer: LoadedModel, notify: Notify, progress: Progress) -> Plan:
     """The plan with the prompts that a model writes for the skills that are described.
 
     Raises BadInput where too few of them are usable, RunFailed where --save-prompts cannot be written.
     """
-    write = writer_of(writer, plan.settings)
+    write = writer_of(writer, plan.settings, progress)
     skills = [
         with_new_prompts(each, write, writer.name, notify) if each.skill.to_write else each for each in plan.skills
     ]
@@ -96,9 +97,9 @@ def is_topic(item: str) -> bool:
     return len(item) <= TOPIC_LENGTH and 2 * sum(map(str.isalpha, item)) > len(item)
 
 
-def writer_of(loaded: LoadedModel, settings: ExportSettings) -> Write:
+def writer_of(loaded: LoadedModel, settings: ExportSettings, progress: Progress) -> Write:
     """A model that writes lists, sampled with the export's seed."""
-    prober = Prober(loaded, settings.batch_size, settings.quiet)
+    prober = Prober(loaded, settings.batch_size, progress)
     formatter = loaded.formatter()
 
     def ids_of(question: Question) -> tuple[int, ...]:

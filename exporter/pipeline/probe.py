@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.checkpoint.environment import environment
 from exporter.common.errors import BadInput
+from exporter.common.progress import Progress
 from exporter.common.text import Notify
 from exporter.methods.neurons.statistics_file import (
     SIDES,
@@ -21,7 +22,7 @@ from exporter.models.files import find_base
 from exporter.models.loading import load
 from exporter.models.prober import Prober
 from exporter.pipeline.inputs import check_packaged, check_recorded
-from exporter.pipeline.run import prepare
+from exporter.pipeline.prepared import prepare
 from exporter.prompts.skills import read_skills
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
@@ -60,7 +61,7 @@ def probe(settings: ExportSettings, notify: Notify, recorded: Recorded | None = 
     loaded = load(base, settings.dtype, settings.device, settings.threads)
     if recorded is not None:
         recorded.compare(environment(settings), notify)
-    prober = Prober(loaded, settings.batch_size, settings.quiet)
+    prober = Prober(loaded, settings.batch_size, Progress(settings.quiet))
     _, plans = prepare(skills, loaded, settings, notify)
     file = StatisticsFile(model_fingerprint(loaded), str(loaded.model.dtype).removeprefix("torch."))
     partial = settings.out.with_name(f"{settings.out.name}.partial")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
 
-from exporter.checkpoint.environment import environment
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.summary import Summary
 from exporter.checkpoint.writing import write_checkpoint
 from exporter.common.errors import BadInput, Rejected, RunFailed
 from exporter.common.files import write_errors
+from exporter.common.progress import Progress
 from exporter.common.staging import Staging
 from exporter.common.text import Notify
 from exporter.methods.key_space.detection import detect as detect_regions
 from exporter.methods.key_space.evidence import decide, gather, measure_limits
 from exporter.methods.key_space.framing import measure_frames
+from exporter.methods.key_space.region_probe import expected
 from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.choice import (
     NeuronChoice,
@@ -37,18 +39,15 @@ from exporter.methods.neurons.statistics_file import StatisticsFile, model_finge
 from exporter.methods.neurons.trade_off import Trial
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates, find_refusal_states
-from exporter.methods.refusal.token import rehearse
 from exporter.models.loading import LoadedModel, load
-from exporter.models.named_ids import rowless
 from exporter.models.prober import Prober
-from exporter.models.tokens import context_of
 from exporter.pipeline.card_charts import draw_figures
 from exporter.pipeline.described import describe
 from exporter.pipeline.plan import plan
+from exporter.pipeline.prepared import lines, prepared
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
-from exporter.prompts.skills import SkillPlan, SkillPrompts, SkillTexts, prepare_for
-from exporter.prompts.without_rows import check_texts
+from exporter.prompts.skills import SkillPlan, SkillTexts
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 from exporter.verification.apart import verify_apart
@@ -58,6 +57,7 @@ STATES_POSITIONS = 3000
 
 Sums = tuple[NeuronSums, NeuronSums]
 """Statistics of forget and retain texts."""
+VERIFIED = "verifying the checkpoint"
 
 
 def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Summary:
@@ -74,13 +74,18 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
 def export_planned(planned: Plan, notify: Notify) -> Summary:
     """The same where what can be found wrong without torch has been looked at. Raises as `export`."""
+    with Progress(planned.settings.quiet) as progress:
+        return export_shown(planned, notify, progress)
+
+
+def export_shown(planned: Plan, notify: Notify, progress: Progress) -> Summary:
     settings, loaded = planned.settings, None
     if any(each.skill.to_write for each in planned.skills):
         writer = load(planned.generator or planned.base, settings.dtype, settings.device, settings.threads)
-        planned = describe(planned, writer, notify)
+        planned = describe(planned, writer, notify, progress)
         loaded = writer if planned.generator is None else None
         del writer  # two models need not fit into memory
-    findings = run(planned, notify, loaded)
+    findings = run(planned, notify, progress, loaded)
     summary = summarise(planned, findings)
     if not settings.force and not all(outcome.works for outcome in findings.outcomes):
         raise Rejected(message(findings.outcomes), summary.to_json())
@@ -89,12 +94,12 @@ def export_planned(planned: Plan, notify: Notify) -> Summary:
         with write_errors(settings.out, planned.size):
             write_checkpoint(staging.path, planned, findings, summary, draw)
         del loaded, findings, draw  # base and checkpoint need not fit into memory together
-        check_written(staging.path, settings, notify)
+        check_written(staging.path, settings, progress)
         staging.commit()
     return summary
 
 
-def check_written(folder: Path, settings: ExportSettings, notify: Notify) -> None:
+def check_written(folder: Path, settings: ExportSettings, progress: Progress) -> None:
     """Verify the checkpoint that was written, loaded as a user would load it, before it becomes OUT.
 
     Raises RunFailed where a check fails or cannot end.
@@ -102,8 +107,9 @@ def check_written(folder: Path, settings: ExportSettings, notify: Notify) -> Non
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # for the other process
-    notify("verifying the checkpoint in a process of its own ...")
-    for check in verify_apart(folder, settings.device, settings.threads):
+    with progress.stage(VERIFIED, 0, "in a process of its own"):
+        checks = verify_apart(folder, settings.device, settings.threads)
+    for check in checks:
         if check["ok"] is False:
             detail = check["detail"].replace(folder.name, settings.out.name)
             raise RunFailed(
@@ -112,20 +118,17 @@ def check_written(folder: Path, settings: ExportSettings, notify: Notify) -> Non
             )
 
 
-def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Findings:
+def run(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedModel | None = None) -> Findings:
     """Load the model, unless it is given, choose neurons, and fit and calibrate hypercubes. Raises as `export`, but
     never Rejected."""
     settings = planned.settings
-    loaded = loaded or load(planned.base, settings.dtype, settings.device, settings.threads)
-    if planned.recorded is not None:
-        planned.recorded.compare(environment(settings), notify)
-    rehearse(planned.base.folder, planned.token, loaded.tokenizer)
-    if (pad := loaded.lost_pad) is not None:
-        notify(f"MODEL has no row for its pad token '{pad}', so the checkpoint's tokenizer has no pad token.")
-    prober = first = Prober(loaded, settings.batch_size, settings.quiet)
-    for each in planned.skills:
-        each.skill.layer_number(prober.layers)
-    formatter, plans = prepare(planned.skills, loaded, settings, notify)
+    first = prepared(planned, notify, progress, loaded)
+    for line in lines(planned, first):
+        notify(line)
+    for one in first.plans:
+        if one.parts is not None:
+            progress.expect(expected(first.prober, one.parts, one.skill))
+    loaded, prober, formatter, plans = first
     stored = stored_sums(settings.statistics, loaded, plans) if settings.statistics else {}
     choices = [choose(each, prober, settings, stored.get(each.skill.name), notify) for each in plans]
     changes = united([choice.changes for choice in choices if choice is not None])
@@ -134,6 +137,8 @@ def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Fin
     with changed(loaded, changes, settings.seed, settings.draws, settings.compat):
         # All hypercubes are fitted and calibrated on the keys of the model as it will be.
         prober = single_rows(prober, settings)
+        if changes.count():
+            prober = replace(prober, kept=None)  # what is kept is the base's
         after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = detect(plans, choices, prober, formatter, settings)
         states = refusal_states(prober, plans, planned.token.id) if planned.token else None
@@ -144,16 +149,8 @@ def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Fin
         changes=changes,
         effects={name: effect(before[name], after[name], settings.seed) for name in before},
         states=states,
-        halved=first.halved,
+        halved=first.prober.halved,
     )
-
-
-def prepare(
-    skills: Sequence[SkillPrompts], loaded: LoadedModel, settings: ExportSettings, notify: Notify
-) -> tuple[Formatter, list[SkillPlan]]:
-    """Prompts formatted as the model sees them, and split into parts."""
-    check_texts(skills, settings, loaded.tokenizer, rowless(loaded.tokenizer, loaded.files.rows))
-    return prepare_for(skills, loaded.tokenizer, context_of(loaded.model), settings, notify)
 
 
 def choose(

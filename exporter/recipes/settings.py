@@ -297,6 +297,12 @@ class ExportSettings:
     force: bool = setting(False, help="Write even if no layer separates the skill or no beta is within budget.")
     link: bool = setting(False, in_recipe=False, help="Hard-link unchanged shards instead of copying them.")
     fingerprints: bool = setting(True, in_recipe=False, help="Record the sha256 of the weight files.")
+    cache: bool = setting(
+        True,
+        in_recipe=False,
+        help="Keep what the base computes, so that an export that was stopped goes on where it was and one with other "
+        "budgets computes nothing twice; see unskill cache.",
+    )
     figures: bool = setting(True, in_recipe=False, help="Draw charts for the model card.")
     quiet: bool = setting(**QUIET)
 

@@ -15,6 +15,7 @@ from exporter.checkpoint.card.figure import Figure, Row, figure_id
 from exporter.checkpoint.given_prompts import Given
 from exporter.checkpoint.reading import Stored, StoredSkill
 from exporter.common.errors import BadInput
+from exporter.common.progress import Progress
 from exporter.evaluation.generation import Generation
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
@@ -75,7 +76,7 @@ def add_models(
             | {"before": old["answer"], "after": new["answer"], "refused": new["refused"]}
             for item, old, new in zip(task.items, before, later, strict=True)
         ]
-        figure = neuron_gaussian(skill, number, loaded, given, places, Prober(loaded, None, quiet))
+        figure = neuron_gaussian(skill, number, loaded, given, places, Prober(loaded, None, Progress(quiet)))
         if figure is not None:
             entry["figures"].append(figure.as_json())
 

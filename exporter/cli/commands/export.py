@@ -18,6 +18,7 @@ from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.templates import write_template
 
 if TYPE_CHECKING:
+    from exporter.checkpoint.findings import Plan
     from exporter.checkpoint.push.push import PushSettings
     from exporter.recipes.recorded import Recorded
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @recipe
 @options_of(ExportSettings)
 @as_json
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and how long it would take; write nothing.")
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
 @click.option("--public", is_flag=True, help="With --push: make the repo public after the commit.")
@@ -39,6 +41,7 @@ def export_command(
     recipe: Path | None,
     data: tuple[Path, ...],
     as_json: bool,
+    dry_run: bool,
     and_onnx: bool,
     repo: str | None,
     public: bool,
@@ -67,6 +70,9 @@ def export_command(
         raise BadInput("--public: needs the repo of --push USER/NAME, which is missing")
     notify = messages(settings.quiet)
     planned = plan(settings, notify, recorded)
+    if dry_run:
+        show_preview(planned, as_json, notify)
+        return
     from exporter.pipeline.run import export_planned  # not before: it imports torch
 
     try:
@@ -88,6 +94,17 @@ def export_command(
             show_check(found["onnx"], as_json)
     if pushing is not None and not as_json:
         show_push(found["push"])
+
+
+def show_preview(planned: Plan, as_json: bool, notify: Notify) -> None:
+    """What --dry-run prints."""
+    from exporter.pipeline.preview import preview
+
+    found = preview(planned, notify)
+    if as_json:
+        echo_json(found.to_json())
+    else:
+        click.echo(found.text())
 
 
 def settings_of(

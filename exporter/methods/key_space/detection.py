@@ -16,7 +16,7 @@ from exporter.common.rates import Rate, rate
 from exporter.methods.bootstrap import ratio_interval
 from exporter.methods.key_space.budget import Promise, at_least, at_most
 from exporter.methods.key_space.region_fit import LayerTrial
-from exporter.methods.key_space.region_probe import ANSWER_TOKENS, fit, inside_prompts, score_part
+from exporter.methods.key_space.region_probe import ANSWER_TOKENS, REPORTED, fit, inside_prompts, score_part
 from exporter.methods.key_space.region_scores import PartScores
 from exporter.methods.key_space.regions import STORED, Regions
 from exporter.methods.key_space.words import words_only
@@ -166,7 +166,7 @@ def detect(
         if places is None and len(kept) < len(regions.places):
             regions, own = regions.of_places(kept), own.of_places(kept)
             thresholds = own.thresholds(part, skill)
-    report = score_part(prober, parts.report, regions, most, "report part")
+    report = score_part(prober, parts.report, regions, most, REPORTED)
     plain = torch.tensor([query.format == PLAIN for query in part.asked])  # each prompt once, and no rendering
     levelled, count = regions.levelled(thresholds, common), len(thresholds)
 

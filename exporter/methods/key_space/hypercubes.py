@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exporter.methods.moments import Gaussian, Moments, largest_deviation
+from exporter.models.kept import digest_of
 from exporter.prompts.formats import Query
 
 # Fit prompts that every format needs for a hypercube of its own: deviations of fewer are unreliable.
@@ -42,6 +43,16 @@ class KeySpace:
             return torch.stack(cubes).amin(0).double()
 
         return score
+
+    @property
+    def digest(self) -> str:
+        """See `KeyScores`."""
+        parts = (
+            (f"{number} {name}", getattr(each, name))
+            for number, each in enumerate(self.gaussians)
+            for name in ("mean", "deviation")
+        )
+        return digest_of(dict(parts))
 
     def bounds(self, layer: int, alpha: float) -> Tensor:
         """The hypercubes mu +- alpha * sd of one layer: (c, 2, d_ff) float32, lower and upper.

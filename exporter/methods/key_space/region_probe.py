@@ -13,7 +13,7 @@ from exporter.methods.key_space.region_fit import ANSWER, SHRINKAGES, FitPart, L
 from exporter.methods.key_space.region_scores import PlaceScores
 from exporter.methods.key_space.regions import Regions
 from exporter.methods.key_space.spool import KeySpool
-from exporter.models.prober import KeyProber, check_finite
+from exporter.models.prober import ANSWER_WORK, KeyProber, Prober, check_finite
 from exporter.prompts.formats import PLAIN, Query
 from exporter.prompts.region_parts import Part, RegionParts
 from exporter.prompts.turns import PROMPT
@@ -22,6 +22,11 @@ from exporter.recipes.settings import SkillSettings
 T = TypeVar("T")
 
 ANSWER_TOKENS = 64
+TRIED, FITTED, REPORTED = "fit part: every layer", "fit part", "report part"
+PLACED, INNER, LOOKED_AT = "fit part: answers", "fit part: inside answers", "fit part: other answers"
+"""Stages of a fit, as people see them."""
+LIKELY_LAYER = 0.75
+"""Share of the layers up to the one that is chosen, more or less."""
 
 
 class Fitted(NamedTuple):
@@ -44,26 +49,22 @@ def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bo
     budget, given = skill.max_false_block, skill.layer_number(prober.layers)
     if given is None:
         tried = torch.zeros(len(queries), dtype=torch.bool)
-        for side in (forget, ~forget):
-            tried[spread((side & fitted.at(PROMPT)).nonzero().flatten().tolist(), effort.tried // 2)] = True
+        tried[tried_rows(parts)] = True
         trials, layer, theirs = every_layer(prober, fitted.only(tried), budget)
         rest = [query for query, seen in zip(queries, tried.tolist(), strict=True) if not seen]
         keys = theirs.new_empty(len(queries), theirs.shape[1])
-        keys[tried], keys[~tried] = theirs, last_keys(prober, rest, layer, "fit part")
+        keys[tried], keys[~tried] = theirs, last_keys(prober, rest, layer, FITTED)
     else:
-        layer, keys = given, last_keys(prober, queries, given, "fit part")
+        layer, keys = given, last_keys(prober, queries, given, FITTED)
     shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     if given is not None:
         trials = shrunk[-1:]
     chosen = max(shrunk, key=LayerTrial.quality)
-    plain = plain_rows(part)
-    placed = spread(plain, min(effort.placed[0], len(plain) // 2))
+    placed, rows = answered_rows(parts, answers)
     inner = inside_answers(prober, [part.answered[row] for row in placed], effort.placed[1])
-    keys = torch.cat([keys, last_keys(prober, inner, layer, "fit part: answers")])
+    keys = torch.cat([keys, last_keys(prober, inner, layer, INNER)])
     regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
-    # Nothing was fitted on the answers that are looked at.
-    rows = spread(sorted({*plain} - {*placed}), effort.answers if answers else 0)
-    least = answer_scores(prober, part, rows, regions, "fit part: answers")
+    least = answer_scores(prober, part, rows, regions, LOOKED_AT)
     asked, answered, after = scores[: len(queries)].split([len(side) for side in vars(part).values()])
     return Fitted(regions, PlaceScores(asked, answered, after, rows, least), trials, chosen)
 
@@ -71,15 +72,60 @@ def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bo
 def every_layer(prober: KeyProber, part: FitPart, budget: float) -> tuple[list[LayerTrial], int, Tensor]:
     """Every layer's trial, the number of the best layer, and its keys (n, d_ff) of the part's queries."""
     with KeySpool() as spool:
-        for _ in spool.keep(prober.last_token_keys(part.queries, "fit part: every layer")):
+        for _ in spool.keep(prober.last_token_keys(part.queries, TRIED)):
             pass
         trials = [
             trial
             for layer in range(prober.layers)
-            for trial in try_layer(check_finite(spool.layer(layer), "fit part"), part, PROMPT, budget, layer)
+            for trial in try_layer(check_finite(spool.layer(layer), FITTED), part, PROMPT, budget, layer)
         ]
         layer = max(trials, key=LayerTrial.quality).layer
         return trials, layer, spool.layer(layer)
+
+
+def tried_rows(parts: RegionParts) -> list[int]:
+    """Which queries of the fit part, in the order of its sides, are run through every layer: so many of each side."""
+    sides = parts.fit.asked, (*parts.fit.answered, *parts.fit.after)
+    found: list[int] = []
+    for begin, side in zip((0, len(sides[0])), sides, strict=True):
+        there = [begin + row for row, query in enumerate(side) if parts.places[query.format] == PROMPT]
+        found += spread(there, parts.effort.tried // 2)
+    return found
+
+
+def answered_rows(parts: RegionParts, answers: bool) -> tuple[list[int], list[int]]:
+    """Which plain queries of the fit part that are to be answered are answered: those whose answers the places are
+    told from, and those whose answers are looked at. Nothing is fitted on the latter."""
+    plain = plain_rows(parts.fit)
+    placed = spread(plain, min(parts.effort.placed[0], len(plain) // 2))
+    return placed, spread(sorted({*plain} - {*placed}), parts.effort.answers if answers else 0)
+
+
+def expected(prober: Prober, parts: RegionParts, skill: SkillSettings) -> list[tuple[str, float]]:
+    """The stages of `fit` and `score_part`, with their work in tokens of a forward."""
+    part, given = parts.fit, skill.layer_number(prober.layers)
+    queries = [*part.asked, *part.answered, *part.after]
+    share = LIKELY_LAYER if given is None else (given + 1) / prober.layers
+    stages = []
+    if given is None:
+        tried = {*tried_rows(parts)}
+        stages.append((TRIED, prober.work([queries[row] for row in tried], 1.0)))
+        queries = [query for row, query in enumerate(queries) if row not in tried]
+    stages.append((FITTED, prober.work(queries, share)))
+    placed, looked_at = answered_rows(parts, True)
+    longest = ANSWER_TOKENS * ANSWER_WORK
+
+    def answering(rows: Sequence[int], queries: Sequence[Query]) -> float:
+        return sum(len(queries[row].ids) + longest for row in rows)
+
+    stages.append((PLACED, answering(placed, part.answered)))
+    stages.append((INNER, share * sum(len(part.answered[row].ids) + ANSWER_TOKENS for row in placed)))
+    stages.append((LOOKED_AT, answering(looked_at, part.answered)))
+    report, most = parts.report, parts.effort.answers
+    rows = spread(plain_rows(report), most)
+    stages.append((f"{REPORTED}: answers", answering(rows, report.answered)))
+    stages += [(f"{REPORTED}: {name}", prober.work(side, share)) for name, side in vars(report).items()]
+    return stages
 
 
 def plain_rows(part: Part) -> list[int]:
@@ -89,7 +135,7 @@ def plain_rows(part: Part) -> list[int]:
 
 def inside_answers(prober: KeyProber, queries: Sequence[Query], positions: int) -> list[Query]:
     """Queries that end at positions inside the model's own answers to some others."""
-    answers = prober.answers(queries, ANSWER_TOKENS, "fit part: answers")
+    answers = prober.answers(queries, ANSWER_TOKENS, PLACED)
     inner = [
         Query(query.prompt, ANSWER, (*query.ids, *answer[:length]))
         for query, answer in zip(queries, answers, strict=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from custom_modeling.buffers import KSD_BOUNDS, KSD_DIRECTIONS, KSD_LIMITS
+from exporter.models.kept import digest_of
 
 STORED = "ksd.region."
 """What the names of their parts begin with in `reproduce/statistics.safetensors`, behind the skill's."""
@@ -87,6 +88,11 @@ class Regions:
                 down = torch.nextafter(near, torch.tensor(-torch.inf))
                 limits[number, 0, column] = torch.where(near.double() > least, down, near)
         return {KSD_DIRECTIONS: torch.cat([self.skill, self.place]), KSD_LIMITS: limits}
+
+    @property
+    def digest(self) -> str:
+        """See `KeyScores`."""
+        return digest_of({**self.parts, "layer": torch.tensor(self.layer)})
 
     @property
     def parts(self) -> dict[str, Tensor]:

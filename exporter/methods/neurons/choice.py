@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def choose_neurons(
 
 def single_rows(prober: Prober, settings: ExportSettings) -> Prober:
     """The prober for a model with changed neurons: the authors' code takes one row at a time."""
-    return Prober(prober.loaded, 1, prober.quiet) if settings.compat else prober
+    return replace(prober, batch_size=1) if settings.compat else prober
 
 
 @dataclass

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from exporter.common.errors import RunFailed
+from exporter.common.progress import Progress
 from exporter.methods.moments import Gaussian
 from exporter.methods.neurons.statistics import NeuronMoments
 from exporter.methods.neurons.texts import counted_tokens
 from exporter.models.batches import ANSWER_TOKENS, Batch
-from exporter.models.prober import KeyProber, KeyScores, begun_by, check_finite, last_tokens
+from exporter.models.prefixes import begun_by, last_tokens
+from exporter.models.prober import KeyProber, KeyScores, check_finite
 from exporter.onnx.check.runners import Array, Session
 from exporter.onnx.surgery import patched
 from exporter.prompts.formats import Query
@@ -47,7 +49,7 @@ class GraphProber(KeyProber):
     pad_id: int
     eos: Sequence[int]
     key_size: int
-    quiet: bool
+    progress: Progress
     batch_size: int | None = None
 
     @property

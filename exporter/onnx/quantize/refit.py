@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from custom_modeling.buffers import NA_PARAMS, in_mlp, layer_of
+from exporter.common.progress import Progress
 from exporter.methods.key_space.hypercubes import closed_bounds
 from exporter.methods.neurons.choice import TextSet, effect, measure_effects, text_sets
 from exporter.methods.neurons.statistics import floored
@@ -73,7 +74,7 @@ def refit(path: Path, exported: Exported, adjusted: Adjusted, *, answers: bool) 
         pad_id=exported.pad_id,
         eos=exported.eos,
         key_size=exported.key_size,
-        quiet=exported.settings.quiet,
+        progress=Progress(exported.settings.quiet),
     )
     # Nothing is refused while the graph is probed, or answers would end in the regions that were fitted in float32.
     held = read_constants(path, places.regions.values())

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from exporter.models.families import GATED_FAMILIES
 from exporter.models.files import find_base
 from exporter.models.loading import load
-from exporter.models.prefixes import GROUP_COST, shared_prefixes
-from exporter.models.prober import Prober, begun_by
+from exporter.models.prefixes import GROUP_COST, begun_by, shared_prefixes
+from exporter.models.prober import Prober
 from exporter.prompts.formats import Query
 from exporter.prompts.sources import Prompt
 from tests.tiny import one_thread, tiny_model

@@ -13,7 +13,7 @@ from exporter.methods.key_space.evidence import Evidence, Scored, decide, gather
 from exporter.models.files import find_base
 from exporter.models.loading import load
 from exporter.models.prober import Prober
-from exporter.pipeline.run import prepare
+from exporter.pipeline.prepared import prepare
 from exporter.prompts.formats import Query
 from exporter.prompts.skills import read_skills
 from exporter.prompts.sources import Prompt
