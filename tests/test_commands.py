@@ -28,7 +28,7 @@ MORE = {
     "chat": ["--max-new-tokens", "4"],
 }
 # In this order each finds what it needs.
-COMMANDS = ("skills", "probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push")
+COMMANDS = ("skills", "probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push", "cache")
 ONNX = ("onnx", "build-ops")
 AGAIN = ("export", "probe", "report", "restore", "onnx")
 """Commands that write what the first run has written already."""
@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("UNSKILL_CACHE", str(folder / "kept"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
 

@@ -15,6 +15,7 @@ from exporter.checkpoint.given_prompts import read_given
 from exporter.checkpoint.reading import read_stored
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput
+from exporter.common.progress import Progress
 from exporter.models.files import find_base
 from exporter.models.loading import LoadedModel, load
 from exporter.pipeline.described import write_candidates, writer_of
@@ -177,7 +178,9 @@ def test_a_model_writes_with_the_seed(base: Path, loaded: LoadedModel) -> None:
         mock.patch("exporter.pipeline.described.ANSWER_TOKENS", 24),
         mock.patch("exporter.pipeline.described.items_of", listed),
     ):
-        one, again, other = (writer_of(loaded, asked(base, seed=seed))(questions, "lists") for seed in (1, 1, 2))
+        one, again, other = (
+            writer_of(loaded, asked(base, seed=seed), Progress())(questions, "lists") for seed in (1, 1, 2)
+        )
     assert one == again != other and len(one) == 2
     # No answer has ended by then, so the last item of each is left out.
     assert all(len(items) == 1 and items[0].startswith("1. ") for items in one)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from exporter.common.errors import RunFailed
-from exporter.pipeline import run
+from exporter.pipeline import prepared, run
 from exporter.verification.apart import verify_apart
 from tests.damage import extra_shard, flip_weight
 from tests.tiny import export_base, tiny_model
@@ -24,7 +24,7 @@ def test_verified_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The base is freed before, and modeling code goes to no cache of the user's."""
     models: list[weakref.ref[Any]] = []
     seen: list[dict[str, Any]] = []
-    load = run.load
+    load = prepared.load
 
     def spied(*arguments: Any) -> Any:
         loaded = load(*arguments)
@@ -39,7 +39,7 @@ def test_verified_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert set(Path(os.environ["HF_MODULES_CACHE"]).rglob("*")) == cached
         return seen
 
-    monkeypatch.setattr(run, "load", spied)
+    monkeypatch.setattr(prepared, "load", spied)
     monkeypatch.setattr(run, "verify_apart", verifying)
     base = tiny_model(tmp_path / "base", chat=False)
     export_base(tmp_path, base, **CUBE, threads=1)

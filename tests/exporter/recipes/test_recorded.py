@@ -351,6 +351,7 @@ def test_other_versions_are_told_of() -> None:
 
 def test_batches_that_were_halved_are_recorded() -> None:
     """Their sums depend on the memory that there was, so nobody can promise the same bytes."""
+    from exporter.common.progress import Progress
     from exporter.models.prober import KeyProber
     from exporter.prompts.formats import Query
     from exporter.prompts.sources import Prompt
@@ -360,7 +361,7 @@ def test_batches_that_were_halved_are_recorded() -> None:
             raise MemoryError
         return len(rows)
 
-    prober: Any = SimpleNamespace(batch_size=4, quiet=True, halved=False)
+    prober: Any = SimpleNamespace(batch_size=4, progress=Progress(), halved=False)
     queries = [Query(Prompt("a", "b", row), "plain", (1, 2)) for row in range(4)]
     assert list(KeyProber.batches(prober, queries, run, "what")) == [2, 2]
     assert prober.halved
