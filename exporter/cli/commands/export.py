@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @recipe
 @options_of(ExportSettings)
 @as_json
+@click.option("--verbose", is_flag=True, help="Print all tables, which OUT has too, before the result.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and how long it would take; write nothing.")
 @click.option("--onnx", "and_onnx", is_flag=True, help="Also write OUT-onnx, as unskill onnx does.")
 @click.option("--push", "repo", metavar="USER/NAME", help="Also push OUT to the Hub, as unskill push does.")
@@ -41,6 +43,7 @@ def export_command(
     recipe: Path | None,
     data: tuple[Path, ...],
     as_json: bool,
+    verbose: bool,
     dry_run: bool,
     and_onnx: bool,
     repo: str | None,
@@ -78,7 +81,7 @@ def export_command(
     try:
         summary = export_planned(planned, notify)
     except Rejected as error:
-        show(error.summary, as_json)
+        show(error.summary, as_json, tables=True)
         raise
     found = summary.to_json() | {"out": str(settings.out)}
     try:
@@ -87,7 +90,7 @@ def export_command(
         if pushing is not None:
             found["push"] = push_exported(pushing, notify)
     finally:
-        show(found, as_json)  # the checkpoint exists, even if a later step failed
+        show(found, as_json, tables=verbose)  # the checkpoint exists, even if a later step failed
         if "onnx" in found and not as_json:
             from exporter.cli.tables.onnx import show_check
 
@@ -138,7 +141,7 @@ def settings_of(
     return settings, recorded_in(values, given)
 
 
-def show(found: dict[str, Any], as_json: bool) -> None:
+def show(found: dict[str, Any], as_json: bool, *, tables: bool) -> None:
     """Print the summary; in `found` with "out", if a checkpoint was written, and what followed."""
     if as_json:
         echo_json(found)
@@ -147,9 +150,10 @@ def show(found: dict[str, Any], as_json: bool) -> None:
     from exporter.cli.tables.console import console
     from exporter.cli.tables.export import print_summary
 
-    print_summary(Summary.from_json(found), console(120))
+    print_summary(Summary.from_json(found), console(120), tables)
     if out := found.get("out"):
         click.echo(f'\nWrote {out}: AutoModelForCausalLM.from_pretrained("{out}", trust_remote_code=True)')
+        click.echo(f"Talk to it: unskill chat {shlex.quote(out)}")
 
 
 def settings_to_write(export: ExportSettings) -> OnnxSettings:

@@ -10,11 +10,23 @@ from rich.table import Table
 
 from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
 from exporter.checkpoint.summary import DiscriminantSummary, KeySpaceSummary, NeuronSummary, SharedLayer, Summary
+from exporter.checkpoint.verdict import verdict
 from exporter.cli.tables.console import rate_cells, titled
 from exporter.prompts.packaged import EVERYDAY
 
 
-def print_summary(summary: Summary, console: Console) -> None:
+def print_summary(summary: Summary, console: Console, tables: bool) -> None:
+    """The verdict, and the warnings; with `tables`, all that is behind it."""
+    if tables:
+        print_tables(summary, console)
+    for skill in summary.skills:
+        for line in verdict(skill):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in warning_lines(summary):
+        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_tables(summary: Summary, console: Console) -> None:
     several = len(summary.skills) > 1
     for skill in summary.skills:
         if several:
@@ -39,8 +51,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.base_model_class is not None:
         what = "refuses too" if summary.base_model_class.closed else "raises: no refusal state was found for it"
         console.print(f"AutoModel (engines with their own head) {what}.", highlight=False)
-    for line in warning_lines(summary):
-        console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.rule()
 
 
 def trial_table(found: NeuronSummary) -> Table:

@@ -228,7 +228,7 @@ def test_two_skills_of_one_data_set(base: Path, tmp_path: Path) -> None:
 
 def printed(summary: dict[str, Any]) -> str:
     stream = io.StringIO()
-    print_summary(Summary.from_json(summary), Console(file=stream, width=100))
+    print_summary(Summary.from_json(summary), Console(file=stream, width=100), tables=True)
     return stream.getvalue()
 
 
