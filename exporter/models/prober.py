@@ -110,6 +110,8 @@ class KeyProber(ABC):
         shared: see `shared_prefixes`, of which a batch has rows of one group alone; by default none. share: of the
         layers that is run; more: tokens that each row takes beside its own.
         """
+        if not queries:
+            return
         rows: list[list[int]] = []
         work: dict[int, float] = {}
         for length, group in [(0, list(range(len(queries))))] if shared is None else shared:

@@ -35,7 +35,9 @@ class Prepared(NamedTuple):
 def prepared(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedModel | None = None) -> Prepared:
     """Load the model, unless it is given, and format and split the prompts. Raises BadInput where they do not fit."""
     settings = planned.settings
-    loaded = loaded or load(planned.base, settings.dtype, settings.device, settings.threads)
+    if loaded is None:
+        with progress.stage("loading", 0, planned.base.name):
+            loaded = load(planned.base, settings.dtype, settings.device, settings.threads)
     if planned.recorded is not None:
         planned.recorded.compare(environment(settings), notify)
     rehearse(planned.base.folder, planned.token, loaded.tokenizer)

@@ -24,6 +24,7 @@ T = TypeVar("T")
 ANSWER_TOKENS = 64
 TRIED, FITTED, REPORTED = "fit part: every layer", "fit part", "report part"
 PLACED, INNER, LOOKED_AT = "fit part: answers", "fit part: inside answers", "fit part: other answers"
+DIRECTIONS = "fitting directions"
 """Stages of a fit, as people see them."""
 LIKELY_LAYER = 0.75
 """Share of the layers up to the one that is chosen, more or less."""
@@ -56,14 +57,16 @@ def fit(prober: KeyProber, parts: RegionParts, skill: SkillSettings, answers: bo
         keys[tried], keys[~tried] = theirs, last_keys(prober, rest, layer, FITTED)
     else:
         layer, keys = given, last_keys(prober, queries, given, FITTED)
-    shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
+    with prober.progress.stage(DIRECTIONS, 0, f"layer {layer}"):
+        shrunk = try_layer(keys, fitted, PROMPT, budget, layer, SHRINKAGES)
     if given is not None:
         trials = shrunk[-1:]
     chosen = max(shrunk, key=LayerTrial.quality)
     placed, rows = answered_rows(parts, answers)
     inner = inside_answers(prober, [part.answered[row] for row in placed], effort.placed[1])
     keys = torch.cat([keys, last_keys(prober, inner, layer, INNER)])
-    regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
+    with prober.progress.stage(DIRECTIONS, 0, "of every place"):
+        regions, scores = fit_regions(keys, fitted.with_answers(inner), layer, chosen.shrinkage)
     least = answer_scores(prober, part, rows, regions, LOOKED_AT)
     asked, answered, after = scores[: len(queries)].split([len(side) for side in vars(part).values()])
     return Fitted(regions, PlaceScores(asked, answered, after, rows, least), trials, chosen)
