@@ -186,7 +186,8 @@ class DiscriminantSummary(Part):
 
     `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
     blocked, at least; harmless prompts, near misses, and messages after a refusal blocked, in any kind of turn, at
-    most, by what the fit part's prompts score along directions that had not seen them. Of the report part:
+    most, by what the fit part's prompts score along directions that had not seen them (their answers: along the final
+    ones; where neurons are changed, these were chosen on some of the prompts). Of the report part:
     `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`;
     `words`: plain forget prompts that their words alone would block within the same budgets; `interior`: positions
     inside harmless prompts that are blocked; `phrases`: how many texts there are around prompts, by kind of turn.

@@ -24,8 +24,8 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(trial_table(skill.neurons))
             console.print(text_table(skill.neurons))
         if (found := skill.key_space) is not None:
-            sentence = promise(found.layer, found.alpha, found.fault, summary.dtype, found.discriminant, skill.flags)
-            console.print(sentence, highlight=False)
+            about = found.layer, found.alpha, found.fault, summary.dtype, found.discriminant, skill.flags
+            console.print(promise(*about, summary.neurons_changed > 0), highlight=False)
             console.print(rate_table(found))
             if found.discriminant is None:
                 console.print(layer_table(found))
