@@ -10,6 +10,7 @@ from exporter.checkpoint.summary import (
     DiscriminantSummary,
     MeasuredRates,
     NeuronSummary,
+    StoredRate,
     Summary,
 )
 from exporter.common.text import counted
@@ -87,6 +88,18 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection
         f"their words alone, without the model, {found.words.hits} of {found.words.total} plain prompts of the report "
         "part would be blocked within the same "
         "budgets."
+    )
+
+
+def any_skill_line(found: StoredRate) -> str:
+    """What several skills block together. found: the summary's `blocked_by_any`."""
+    text = "What is promised holds for each skill by itself. "
+    if found.rate is None:
+        return text + "Over all skills nothing was counted: there are no prompts that no skill claims."
+    return text + (
+        f"Over all skills: of {counted(found.total, 'harmless prompt')} of the report parts that no skill claims "
+        f"{found.hits} are blocked by any of them at the last token ({100 * found.rate:.1f} %; 95 % interval "
+        f"{100 * found.low:.1f} - {100 * found.high:.1f} %)."
     )
 
 

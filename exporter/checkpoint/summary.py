@@ -283,7 +283,9 @@ class ExportWarning(Part):
 
 
 class Summary(Part):
-    """Everything measured. `unskill`: version that wrote it; `base_model_class`: None where nothing is refused."""
+    """Everything measured. `unskill`: version that wrote it; `base_model_class`: None where nothing is refused;
+    `blocked_by_any`: harmless prompts of the report parts, which no skill claims, that any skill blocks at their last
+    token, None unless several skills block."""
 
     unskill: str
     model: str
@@ -296,6 +298,7 @@ class Summary(Part):
     neurons_changed: int
     base_model_class: BaseModelClass | None
     skills: tuple[SkillSummary, ...]
+    blocked_by_any: StoredRate | None = Field(default=None, exclude_if=lambda found: found is None)
     # Early checkpoints have neither.
     shared_neurons: tuple[SharedSummary, ...] = ()
     warnings: tuple[ExportWarning, ...] = ()

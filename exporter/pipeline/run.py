@@ -44,6 +44,7 @@ from exporter.models.prober import Prober
 from exporter.models.tokens import context_of
 from exporter.pipeline.card_charts import draw_figures
 from exporter.pipeline.described import describe
+from exporter.pipeline.over_skills import blocked_by_any
 from exporter.pipeline.plan import plan
 from exporter.pipeline.summary import summarise
 from exporter.prompts.formats import Formatter, Query
@@ -136,6 +137,7 @@ def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Fin
         prober = single_rows(prober, settings)
         after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = detect(plans, choices, prober, formatter, settings)
+        by_any = blocked_by_any(prober, outcomes)
         states = refusal_states(prober, plans, planned.token.id) if planned.token else None
     return Findings(
         loaded=loaded,
@@ -145,6 +147,7 @@ def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Fin
         effects={name: effect(before[name], after[name], settings.seed) for name in before},
         states=states,
         halved=first.halved,
+        blocked_by_any=by_any,
     )
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.checkpoint.sentences import any_skill_line, neurons_line, promise, rate_rows, warning_lines
 from exporter.checkpoint.summary import DiscriminantSummary, KeySpaceSummary, NeuronSummary, SharedLayer, Summary
 from exporter.cli.tables.console import rate_cells, titled
 from exporter.prompts.packaged import EVERYDAY
@@ -34,6 +34,8 @@ def print_summary(summary: Summary, console: Console) -> None:
                 console.print(trial_layers(found.discriminant))
     if several and any(skill.key_space for skill in summary.skills):
         console.print(cross_table(summary))
+    if summary.blocked_by_any is not None:
+        console.print(any_skill_line(summary.blocked_by_any), highlight=False)
     if summary.shared_neurons:
         console.print(shared_table(summary))
     if summary.base_model_class is not None:
