@@ -15,6 +15,7 @@ from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
 
 if TYPE_CHECKING:  # torch, without which an export is planned
+    from exporter.common.rates import Rate
     from exporter.methods.neurons.choice import TextEffect, TextSet
     from exporter.methods.neurons.scores import NeuronChanges
     from exporter.methods.refusal.head import RefusalStates
@@ -60,6 +61,7 @@ class Findings:
         effects: What these changes do to the texts of the report parts.
         states: Final states by which any head refuses; None where nothing is ever blocked.
         halved: Whether memory ran out, and batches were made smaller than the settings say.
+        blocked_by_any: Harmless prompts that any skill blocks; None unless several skills block.
     """
 
     loaded: LoadedModel
@@ -69,3 +71,4 @@ class Findings:
     effects: Mapping[TextSet, TextEffect]
     states: RefusalStates | None
     halved: bool
+    blocked_by_any: Rate | None

@@ -10,6 +10,7 @@ from exporter.checkpoint.summary import (
     DiscriminantSummary,
     MeasuredRates,
     NeuronSummary,
+    StoredRate,
     Summary,
 )
 from exporter.common.text import counted
@@ -25,9 +26,11 @@ def promise(
     dtype: str,
     regions: DiscriminantSummary | None = None,
     flags: Collection[str] = (),
+    neurons: bool = False,
 ) -> str:
     """What one skill's regions promise. fault: why they do not separate, None where they do; dtype: of the model that
-    they were fitted on; regions: of regions along discriminants, whose threshold alpha is; flags: of the sources."""
+    they were fitted on; regions: of regions along discriminants, whose threshold alpha is; flags: of the sources;
+    neurons: whether the checkpoint has changed neurons."""
     size = "alpha" if regions is None else "threshold"
     text = f"Key Space Detection at layer {layer}, {size} {alpha.value:.3f}. "
     if fault is not None:
@@ -35,7 +38,7 @@ def promise(
     if alpha.promise is None:
         return text + f"{size.capitalize()} was given, so nothing is promised about further prompts."
     if regions is not None:
-        return text + promise_of_regions(regions, dtype, flags)
+        return text + promise_of_regions(regions, dtype, flags, neurons)
     wordings = "what people write" if DESCRIBED in flags else "other wordings"
     formats = ", in the same formats," if DESCRIBED in flags else " and formats"
     return text + (
@@ -53,11 +56,13 @@ def origin(flags: Collection[str], same: str) -> str:
     return f"{others} that this generator writes from the description".lstrip()
 
 
-def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection[str] = ()) -> str:
+def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection[str], neurons: bool) -> str:
     worst = min(found.left_out.blocked, key=found.left_out.blocked.__getitem__)
+    seen = ", answers by the final ones" if found.answer_tokens else ""
+    seen += ", and the neurons were chosen on some of these prompts" if neurons else ""
     text = (
         f"With 90 % confidence each, in the draw of the prompts and in {dtype}, each prompt judged by directions that "
-        f"had not seen it: at least {found.blocked.bound:.1%} of further forget prompts "
+        f"had not seen it{seen}: at least {found.blocked.bound:.1%} of further forget prompts "
         f"{origin(flags, 'from the same sources')} are blocked in a plain message "
         f"({found.blocked.hits} of {found.blocked.total}), and at most "
         f"{found.false_blocks.bound:.1%} of further prompts that are to be answered, in the kinds of turn that each "
@@ -86,15 +91,29 @@ def promise_of_regions(found: DiscriminantSummary, dtype: str, flags: Collection
     )
 
 
-def refitted_promise(found: Mapping[str, Any], quantize: str) -> str:
-    """What one skill's regions promise on a quantized graph. found: its key space in self_check.json."""
+def any_skill_line(found: StoredRate) -> str:
+    """What several skills block together. found: the summary's `blocked_by_any`."""
+    text = "What is promised holds for each skill by itself. "
+    if found.rate is None:
+        return text + "Over all skills nothing was counted: there are no prompts that no skill claims."
+    return text + (
+        f"Over all skills: of {counted(found.total, 'harmless prompt')} of the report parts that no skill claims "
+        f"{found.hits} are blocked by any of them at the last token ({100 * found.rate:.1f} %; 95 % interval "
+        f"{100 * found.low:.1f} - {100 * found.high:.1f} %)."
+    )
+
+
+def refitted_promise(found: Mapping[str, Any], quantized: Mapping[str, Any]) -> str:
+    """What one skill's regions promise on a quantized graph. quantized: self_check.json; found: the skill's key space
+    there."""
     regions = found["discriminant"]
     return promise(
         found["layer"],
         AlphaSummary.model_validate(found["alpha"]),
         found["fault"],
-        f"this {quantize} graph",
+        f"this {quantized['quantize']} graph",
         None if regions is None else DiscriminantSummary.model_validate(regions),
+        neurons=quantized["neurons_changed"] > 0,
     )
 
 

@@ -186,7 +186,8 @@ class DiscriminantSummary(Part):
 
     `left_out`: the chosen layer's trial, `trials`: every layer's; promises, with 90 % confidence each: forget prompts
     blocked, at least; harmless prompts, near misses, and messages after a refusal blocked, in any kind of turn, at
-    most, by what the fit part's prompts score along directions that had not seen them. Of the report part:
+    most, by what the fit part's prompts score along directions that had not seen them (their answers: along the final
+    ones; where neurons are changed, these were chosen on some of the prompts). Of the report part:
     `forms`, `near_miss_forms`, by form and kind of turn; `answers` with a position inside, of `answer_tokens`;
     `words`: plain forget prompts that their words alone would block within the same budgets; `interior`: positions
     inside harmless prompts that are blocked; `phrases`: how many texts there are around prompts, by kind of turn.
@@ -282,7 +283,9 @@ class ExportWarning(Part):
 
 
 class Summary(Part):
-    """Everything measured. `unskill`: version that wrote it; `base_model_class`: None where nothing is refused."""
+    """Everything measured. `unskill`: version that wrote it; `base_model_class`: None where nothing is refused;
+    `blocked_by_any`: harmless prompts of the report parts, which no skill claims, that any skill blocks at their last
+    token, None unless several skills block."""
 
     unskill: str
     model: str
@@ -295,6 +298,7 @@ class Summary(Part):
     neurons_changed: int
     base_model_class: BaseModelClass | None
     skills: tuple[SkillSummary, ...]
+    blocked_by_any: StoredRate | None = Field(default=None, exclude_if=lambda found: found is None)
     # Early checkpoints have neither.
     shared_neurons: tuple[SharedSummary, ...] = ()
     warnings: tuple[ExportWarning, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.common.rates import rate
 from exporter.evaluation.paired import flips, loss_rise
 from exporter.evaluation.records import BASE, EDITED, Result
-from exporter.evaluation.scoring import Perplexity, Refusals
+from exporter.evaluation.scoring import Choices, Perplexity, Refusals
 from exporter.evaluation.tasks import Task
 
 DROP = 0.5
@@ -20,11 +20,23 @@ def summarised(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str,
     """Figures of every model by its role, over the same items.
 
     Rates with their exact 95 % intervals; for texts, the perplexity of those in which no model has a blocked position,
-    where a loss means nothing.
+    where a loss means nothing. Where logits are scored, "overwritten": see `overwritten`.
     """
     if isinstance(task, Perplexity):
-        return {role: perplexity(found, unblocked(*results.values())) for role, found in results.items()}
-    return {role: rates(task, found) for role, found in results.items()}
+        return {
+            role: perplexity(found, unblocked(*results.values())) | overwritten(found)
+            for role, found in results.items()
+        }
+    scored = isinstance(task, Choices)
+    return {role: rates(task, found) | (overwritten(found) if scored else {}) for role, found in results.items()}
+
+
+def overwritten(results: Sequence[Result]) -> dict[str, dict[str, int]]:
+    """How many of the scored positions are blocked, so that the refusal's logits stand in place of the prediction; of
+    how many, and in how many items."""
+    blocked = [each["blocked_positions"] for each in results]
+    scored = sum(each["positions"] for each in results)
+    return {"overwritten": {"positions": sum(blocked), "of": scored, "items": sum(map(bool, blocked))}}
 
 
 def unblocked(*runs: Sequence[Result]) -> list[int]:
@@ -34,16 +46,10 @@ def unblocked(*runs: Sequence[Result]) -> list[int]:
 
 
 def perplexity(results: Sequence[Result], rows: Sequence[int]) -> dict[str, Any]:
-    """Of the texts in these rows; "blocked": of all texts, how many have blocked positions, and how many positions."""
+    """Of the texts in these rows."""
     tokens = sum(results[row]["tokens"] for row in rows)
     loss = sum(results[row]["loss"] for row in rows) / tokens if tokens else None
-    positions = [each["blocked_positions"] for each in results]
-    return {
-        "loss": loss,
-        "perplexity": None if loss is None else math.exp(loss),
-        "tokens": tokens,
-        "blocked": {"texts": sum(map(bool, positions)), "positions": sum(positions)},
-    }
+    return {"loss": loss, "perplexity": None if loss is None else math.exp(loss), "tokens": tokens}
 
 
 def rates(task: Task, results: Sequence[Result]) -> dict[str, Any]:

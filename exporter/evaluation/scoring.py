@@ -69,6 +69,7 @@ class Perplexity(Task):
                         "tokens": int((~blocked).sum()),
                         "answer_loss": float(losses[before:][~blocked[before:]].sum()),
                         "answer_tokens": int((~blocked[before:]).sum()),
+                        "positions": count,
                         "blocked_positions": int(blocked.sum()),
                     }
                 )
@@ -131,16 +132,17 @@ class Choices(Task):
                 logits_to_keep=kept.to(loaded.device),
             ).logits
         logits = logits[torch.arange(len(rows)).unsqueeze(-1), places.to(logits.device)]
-        refused = loaded.refused(logits).any(-1)
+        overwritten = loaded.refused(logits).sum(-1)
         odds = logits[:, -1, self.letters].float().cpu()
         found = []
-        for row, blocked, each in zip(rows, refused.tolist(), odds, strict=True):
-            item = self.items[row]
+        for row, blocked, each in zip(rows, overwritten.tolist(), odds, strict=True):
+            item, refused = self.items[row], blocked > 0
             chosen = int(each[: len(item.fields["choices"])].argmax())
             finite(float(each.sum()), self)
             # A blocked position gives every letter the same logit: nothing was chosen.
-            right = chosen == answer_of(item) and not blocked
-            found.append({"correct": right, "refused": blocked, "chosen": None if blocked else chosen})
+            right = chosen == answer_of(item) and not refused
+            result = {"correct": right, "refused": refused, "chosen": None if refused else chosen}
+            found.append(result | {"positions": self.scored, "blocked_positions": blocked})
         return found
 
     def _cache(self, loaded: LoadedModel, about: str, rows: int) -> Any:

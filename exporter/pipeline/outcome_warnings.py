@@ -11,27 +11,21 @@ from typing import Any
 from scipy.stats import hypergeom
 
 from exporter.checkpoint.summary import ExportWarning, SharedLayer, SharedSummary
-from exporter.common.text import counted
-from exporter.methods.key_space.budget import at_least
 from exporter.methods.key_space.calibration import scores_for
-from exporter.methods.key_space.detection import LEAST_OF_PLACE, Detection
 from exporter.methods.key_space.evidence import Decision
 from exporter.methods.key_space.framing import FrameCheck
 from exporter.methods.neurons.choice import TextEffect, TextSet
 from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
+from exporter.pipeline.region_warnings import of_regions
 from exporter.prompts.frames import Frame, Pieces
-from exporter.prompts.skills import MINIMUM_FORGET
 from exporter.prompts.splits import forget_prompts_for
-from exporter.prompts.turns import DEAL, FIT
 from exporter.recipes.settings import SkillSettings
 
 FORGETS_LITTLE = 1.1
 """Perplexity of forget texts, as a multiple of the base model's, below which neurons have next to no effect."""
 SHARED_MUCH = 0.25
 """Share of a skill's neurons that another one may change too."""
-MISSED = 0.5
-"""Share of a form, left out of the fit, below which an export says that it would miss it."""
 BY_CHANCE = 0.01
 """Random sets of neurons share as many with a probability below this: not by chance."""
 
@@ -50,9 +44,7 @@ def of_outcomes(
             found.append(small_calibration(skill, outcome.decision, prompts))
             found += [frame_alone(skill, check) for check in outcome.frames]
         if outcome.detection is not None:
-            few, little = few_prompts(skill, outcome.detection), blocks_little(skill, outcome.detection)
-            found += [few, little, misses_forms(skill, outcome.detection), places_uncovered(skill, outcome.detection)]
-            found.append(reads_words(skill, outcome.detection))
+            found += of_regions(skill, outcome.detection)
         if outcome.neurons is not None:
             found.append(forgets_little(skill, effects[skill.name, "forget"]))
     found += [many_shared(*each) for each in shared]
@@ -80,90 +72,6 @@ def small_calibration(skill: SkillSettings, decision: Decision, prompts: int) ->
             "prompts": prompts,
             "prompts_needed": needed,
         },
-    )
-
-
-def few_prompts(skill: SkillSettings, found: Detection) -> ExportWarning | None:
-    """Too few forget prompts for the target block rate: fewer than hypercubes need, or with all of them blocked."""
-    fitted, report = map(len, found.parts.plain("asked").values())
-    prompts, best, target = fitted + report, at_least(fitted, fitted).bound, skill.target_block_rate
-    if skill.alpha is not None or best >= target:
-        return None
-    if prompts >= MINIMUM_FORGET and found.blocked.hits < fitted:
-        return None
-    return ExportWarning(
-        code="few-prompts",
-        skill=skill.name,
-        message=f"{prompts} forget prompts are few: {report} are reported on, and {fitted} fitted on, which promise "
-        f"that at least {best:.1%} of further prompts are blocked where all {fitted} are, and less otherwise; "
-        f"{prompts_for(target)} allow a --target-block-rate of {target}",
-        figures={"prompts": prompts, "fit": fitted, "report": report, "best_promise": best},
-    )
-
-
-def prompts_for(target: float) -> int:
-    """The least number of forget prompts whose fit part can promise a block rate."""
-    return -(-scores_for(target) * len(DEAL) // DEAL.count(FIT))
-
-
-def misses_forms(skill: SkillSettings, found: Detection) -> ExportWarning | None:
-    """Forms of the user's own prompts of which less than half is blocked by a fit that has not seen them."""
-    left_out = found.chosen.blocked
-    missed = {form: share for form, share in left_out.items() if form and share < MISSED}
-    if not skill.forget or not missed:
-        return None
-    named = ", ".join(f"{form} ({share:.0%})" for form, share in missed.items())
-    return ExportWarning(
-        code="forms",
-        skill=skill.name,
-        message=f"less than {MISSED:.0%} is blocked of {counted(len(missed), 'form')} of the forget prompts where "
-        f"nothing is fitted on it: {named}; forms as different that no prompt has are missed too, so add prompts of "
-        "your own to --forget in these and in all other forms in which the skill is asked for",
-        figures={"left_out": dict(left_out), "missed": list(missed), "least": MISSED},
-    )
-
-
-def blocks_little(skill: SkillSettings, found: Detection) -> ExportWarning | None:
-    """The budgets for false blocks leave less than the target block rate."""
-    blocked, target = found.blocked, skill.target_block_rate
-    if skill.alpha is not None or blocked.bound >= target or blocked.hits == blocked.total:
-        return None
-    return ExportWarning(
-        code="blocked",
-        skill=skill.name,
-        message=f"at least {blocked.bound:.1%} of further prompts are blocked ({blocked.hits} of {blocked.total} "
-        f"prompts), less than --target-block-rate {target}: --max-false-block {skill.max_false_block} and "
-        f"--max-near-miss {skill.max_near_miss} leave no more on this model; more and more varied forget prompts, a "
-        "larger model or a larger budget would",
-        figures={"hits": blocked.hits, "total": blocked.total, "promise": blocked.bound, "target_block_rate": target},
-    )
-
-
-def reads_words(skill: SkillSettings, found: Detection) -> ExportWarning | None:
-    """The words of the prompts alone tell the skill as well as the model's keys do, within the 95 % interval."""
-    plain, words = found.plain, found.words
-    if skill.alpha is not None or not words.total or words.rate < plain.low:
-        return None
-    return ExportWarning(
-        code="words",
-        skill=skill.name,
-        message=f"the detector may read words rather than the skill: {plain.hits} of {plain.total} plain prompts of "
-        f"the report part are blocked, and {words.hits} would be by their words alone, within the same budgets: give "
-        "forget prompts in other words, and retain prompts in the same words that are to be answered",
-        figures={"blocked": plain.hits, "words": words.hits, "total": plain.total},
-    )
-
-
-def places_uncovered(skill: SkillSettings, found: Detection) -> ExportWarning | None:
-    """Places in a conversation that have no region."""
-    if not found.uncovered:
-        return None
-    return ExportWarning(
-        code="uncovered",
-        skill=skill.name,
-        message=f"not covered: {' and '.join(found.uncovered)}; within the budgets for false blocks under "
-        f"{LEAST_OF_PLACE:.0%} of what is asked there would be blocked",
-        figures={"places": list(found.uncovered)},
     )
 
 

@@ -43,6 +43,7 @@ from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.pipeline.card_charts import draw_figures
 from exporter.pipeline.described import describe
+from exporter.pipeline.over_skills import blocked_by_any
 from exporter.pipeline.plan import plan
 from exporter.pipeline.prepared import lines, prepared
 from exporter.pipeline.summary import summarise
@@ -141,6 +142,7 @@ def run(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedModel |
             prober = replace(prober, kept=None)  # what is kept is the base's
         after = measure_effects(prober, sets, "texts, neurons changed")
         outcomes = detect(plans, choices, prober, formatter, settings)
+        by_any = blocked_by_any(prober, outcomes)
         states = refusal_states(prober, plans, planned.token.id) if planned.token else None
     return Findings(
         loaded=loaded,
@@ -150,6 +152,7 @@ def run(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedModel |
         effects={name: effect(before[name], after[name], settings.seed) for name in before},
         states=states,
         halved=first.prober.halved,
+        blocked_by_any=by_any,
     )
 
 

@@ -50,6 +50,7 @@ def summarise(plan: Plan, findings: Findings) -> Summary:
         if states
         else None,
         skills=tuple(skill_summary(outcome, findings.effects) for outcome in outcomes),
+        blocked_by_any=rates(findings.blocked_by_any) if findings.blocked_by_any else None,
         shared_neurons=tuple(found for found, _ in shared),
         warnings=(*plan.warnings, *of_outcomes(outcomes, findings.effects, shared)),
     )

@@ -62,7 +62,13 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
         figures += key_space_figures(skill, number, names) if hypercubes else discriminant_figures(cubes, number)
         numbers["key_space"] = {
             "promise": promise(
-                cubes.layer, cubes.alpha, cubes.fault, stored.summary.dtype, cubes.discriminant, found.flags
+                cubes.layer,
+                cubes.alpha,
+                cubes.fault,
+                stored.summary.dtype,
+                cubes.discriminant,
+                found.flags,
+                stored.summary.neurons_changed > 0,
             ),
             "layer": cubes.layer,
             "alpha": cubes.alpha.model_dump(),

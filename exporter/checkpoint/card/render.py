@@ -16,7 +16,7 @@ import jinja2
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown
-from exporter.checkpoint.sentences import RATES, neurons_line, promise, warning_lines
+from exporter.checkpoint.sentences import RATES, any_skill_line, neurons_line, promise, warning_lines
 from exporter.checkpoint.summary import SkillSummary, SourceRates, StoredRate, Summary
 from exporter.common.rates import rate
 from exporter.models.files import Base
@@ -60,6 +60,7 @@ def render_card(
         total=total,
         sources=sources,
         promise=promise,
+        any_skill_line=any_skill_line,
         neurons_line=neurons_line,
         warnings=warning_lines(summary),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from exporter.cli.tables.console import titled
+from exporter.common.text import counted
 from exporter.evaluation.comparison import DROP
 from exporter.evaluation.records import BASE, EDITED
 
@@ -29,15 +30,16 @@ def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
     table = titled(
         f"{summary[EDITED]}{beside}, {summary['dtype']}: {limit}, seed {summary['seed']}",
         ("task", "source", "measure"),
-        ("items", BASE, EDITED, "difference", "refused"),
+        ("items", BASE, EDITED, "difference", "refused", "overwritten"),
         "in brackets: 95 % intervals; p: exact McNemar test of right against wrong, item by item; refused "
-        f"answers are wrong ones; answers lost: token loss up by {DROP} nats or more",
+        f"answers are wrong ones; answers lost: token loss up by {DROP} nats or more; overwritten: positions scored "
+        f"where {EDITED} has the refusal in place of a prediction, {BASE} never; perplexity is of texts without any",
     )
     for task in summary["tasks"]:
         table.add_row(*cells(task))
         if task["task"] == "qa":
             f1 = (f"{task[role]['f1']:.3f}" if role in task else "-" for role in (BASE, EDITED))
-            table.add_row("", "", "F1", "", *f1, "", "")
+            table.add_row("", "", "F1", "", *f1, "", "", "")
     console.print(table)
     compared = [task for task in summary["tasks"] if "against" in task]
     if not compared:
@@ -54,14 +56,17 @@ def cells(task: Mapping[str, Any]) -> tuple[str, ...]:
     items = f"{task['items']} of {task['of']}"
     if kind == "text":
         base, value = (text_cell(task.get(role)) for role in (BASE, EDITED))
-        refused = f"at a position in {edited['blocked']['texts']} texts" if edited["blocked"]["texts"] else "-"
+        refused = "-"
     elif kind in ("forget", "retain"):
         base, value, refused = "-", rate_cell(edited["refused"]["all"]), "-"
     else:
         base, value = (rate_cell(task[role]["correct"]) if role in task else "-" for role in (BASE, EDITED))
         refused = f"{edited['refused']['hits']}/{edited['refused']['total']}"
     found = difference(task, task["difference"]) if "difference" in task else "-"
-    return kind, task["source"], MEASURES[kind], items, base, value, found, refused
+    count = edited.get("overwritten")
+    where = f" in {counted(count['items'], 'item')}" if count and count["positions"] else ""
+    overwritten = f"{count['positions']}/{count['of']}{where}" if count else "-"
+    return kind, task["source"], MEASURES[kind], items, base, value, found, refused, overwritten
 
 
 def text_cell(found: Mapping[str, Any] | None) -> str:

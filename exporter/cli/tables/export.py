@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.checkpoint.sentences import any_skill_line, neurons_line, promise, rate_rows, warning_lines
 from exporter.checkpoint.summary import DiscriminantSummary, KeySpaceSummary, NeuronSummary, SharedLayer, Summary
 from exporter.checkpoint.verdict import verdict
 from exporter.cli.tables.console import rate_cells, titled
@@ -22,6 +22,8 @@ def print_summary(summary: Summary, console: Console, tables: bool) -> None:
     for skill in summary.skills:
         for line in verdict(skill):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if summary.blocked_by_any is not None:
+        console.print(any_skill_line(summary.blocked_by_any), highlight=False, soft_wrap=True)
     for line in warning_lines(summary):
         console.print(f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -36,8 +38,8 @@ def print_tables(summary: Summary, console: Console) -> None:
             console.print(trial_table(skill.neurons))
             console.print(text_table(skill.neurons))
         if (found := skill.key_space) is not None:
-            sentence = promise(found.layer, found.alpha, found.fault, summary.dtype, found.discriminant, skill.flags)
-            console.print(sentence, highlight=False)
+            about = found.layer, found.alpha, found.fault, summary.dtype, found.discriminant, skill.flags
+            console.print(promise(*about, summary.neurons_changed > 0), highlight=False)
             console.print(rate_table(found))
             if found.discriminant is None:
                 console.print(layer_table(found))

@@ -112,7 +112,9 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         regions = key_space["discriminant"] and DiscriminantSummary.model_validate(key_space["discriminant"])
         flags = {source["flag"] for source in skill["sources"] or ()}
         if key_space["region"] == HYPERCUBE or regions is not None:
-            said = promise(key_space["layer"], alpha, fault, found["dtype"], regions, flags)
+            said = promise(
+                key_space["layer"], alpha, fault, found["dtype"], regions, flags, found["neurons"]["changed"] > 0
+            )
         else:  # its summary is not here: saved again without reproduce/, or fitted anew for an ONNX folder
             said = f"layer {key_space['layer']}, threshold {alpha.value:.3f}" + (
                 f"; NOT SEPARATED: {fault}" if fault else ""

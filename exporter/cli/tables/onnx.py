@@ -64,7 +64,7 @@ def show_skill(skill: Mapping[str, Any], summary: Mapping[str, Any], terminal: C
         f"{skill['name']}: without refitting it would refuse {lost['hits']} of {lost['total']} held-out prompts, and "
         f"{false['hits']} of {false['total']} plain ones that are to be answered. Now, on this graph:"
     )
-    terminal.print(refitted_promise(found, summary["quantize"]))
+    terminal.print(refitted_promise(found, summary))
     if not summary["answers"]:
         terminal.print("False blocks over answers were not measured (--no-answers).")
     title = f"{skill['name']}: inside a region, report part"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,13 @@ def hits_within(total: int, budget: float, places: int = 1) -> int:
     while hits + places < total and at_most(hits + 1, total, places).bound <= budget:
         hits += 1
     return hits
+
+
+def prompts_within(budget: float, places: int = 1) -> int:
+    """The least number of prompts whose upper bound is within a budget above 0 where none of them is inside."""
+    return (
+        bisect_left(range(places, 2**40), True, key=lambda total: at_most(0, total, places).bound <= budget) + places
+    )
 
 
 def thresholds_within(

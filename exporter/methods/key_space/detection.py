@@ -37,10 +37,11 @@ LEAST_OF_PLACE = 0.1
 @dataclass(frozen=True)
 class Detection:
     """The regions of one skill. trials: every layer's; chosen: the one of its layer and shrinkage; scores: of the
-    fit part, each prompt's along directions that had not seen it, and of the report part; answer_tokens: most tokens
-    of an answer that were looked at, 0 for no answers; words: share of plain report prompts that their words alone
-    would block within the budgets; interior: share of the positions inside some harmless report prompts that are
-    blocked; uncovered: places at which the budgets leave nearly nothing, and that have no region."""
+    fit part, each prompt's along directions that had not seen it, but answers' along the final ones, and of the
+    report part; answer_tokens: most tokens of an answer that were looked at, 0 for no answers; words: share of plain
+    report prompts that their words alone would block within the budgets; interior: share of the positions inside some
+    harmless report prompts that are blocked; uncovered: places at which the budgets leave nearly nothing, and that
+    have no region."""
 
     regions: Regions
     threshold: float

@@ -74,6 +74,9 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
             "quantize": settings.quantize,
             "head": "float32",
             "weights_sha256": weights,
+            "neurons_changed": sum(
+                each.get("adjusted", 0) + each.get("pruned", 0) for each in files.config["unskill"]["layers"].values()
+            ),
             "separates": not fitted.faults,
             "answers": settings.answers,
             "skills": [dict(each) for each in fitted.skills],

@@ -14,11 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput
+from exporter.common.text import unheard
 from exporter.evaluation import run as run_module
+from exporter.evaluation.comparison import summarised
+from exporter.evaluation.plan import make_task, read_source
 from exporter.evaluation.run import evaluate
 from exporter.evaluation.scoring import introduction, question_text
 from exporter.evaluation.settings import EvaluateSettings
-from tests.tiny import BETA, FORGET, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
+from exporter.models.loading import load_checkpoint
+from tests.tiny import BETA, FORGET, LAYER, RETAIN, Exported, export_base, one_thread, tiny_model, write_prompts
 
 QUESTIONS = [
     {"subject": subject, "question": f"What is {a} and {b}?", "choices": [str(a), str(b), str(a + b)], "answer": 2}
@@ -120,13 +124,12 @@ def test_perplexity_is_that_of_texts_without_a_blocked_position(
             own, _ = logits(model, tokenizer, text)
             totals[place] += float(torch.nn.functional.cross_entropy(own[:-1], ids[1:], reduction="sum"))
     got = task(found[0], "text")
-    assert got["edited"]["blocked"]["texts"] == blocked
+    assert got["edited"]["overwritten"]["items"] == blocked
     assert got["edited"]["tokens"] == tokens > 0
     assert got["edited"]["loss"] == pytest.approx(totals[1] / tokens, rel=1e-5)
     # The base's figure stands beside it, so it is of the same texts, though the base blocks none.
     assert blocked and got["base"]["tokens"] == tokens
     assert got["base"]["loss"] == pytest.approx(totals[0] / tokens, rel=1e-5)
-    assert got["base"]["blocked"] == {"texts": 0, "positions": 0}
     assert got["difference"]["mean"] == pytest.approx((totals[1] - totals[0]) / tokens, abs=1e-5)
 
 
@@ -149,6 +152,49 @@ def test_choices_are_those_of_the_whole_text(exported: Exported, found: tuple[di
         record = records[row]
         assert (record["refused"], record["chosen"]) == (refused, chosen)
         assert record["correct"] is (chosen == 2)
+
+
+def test_overwritten_positions_of_texts(exported: Exported, found: tuple[dict[str, Any], Path]) -> None:
+    model, tokenizer = load(exported.checkpoint)
+    refusal = model.config.unskill["refusal_token_id"]
+    read = [(logits(model, tokenizer, text)[0][:-1].argmax(-1) == refusal).tolist() for text in TEXTS]
+    direct = {"positions": sum(map(sum, read)), "of": sum(map(len, read)), "items": sum(map(any, read))}
+    got = task(found[0], "text")
+    assert got["edited"]["overwritten"] == direct and 0 < direct["positions"] < direct["of"]
+    assert got["base"]["overwritten"] == direct | {"positions": 0, "items": 0}
+    # Nothing is scored where a model is only asked.
+    assert not any("overwritten" in task(found[0], kind)["edited"] for kind in ("forget", "retain", "gsm8k"))
+
+
+def test_overwritten_positions_of_choices(exported: Exported, sources: dict[str, tuple[str, ...]]) -> None:
+    """None of the checkpoint as it is; then its hypercubes are put around the end of one question."""
+    loaded = load_checkpoint(str(exported.checkpoint), "float32", "cpu")
+    spec = sources["choice"][0]
+    choices = make_task(loaded, loaded.formatter("{prompt}"), read_source("choice", spec, None, None, 0, unheard))
+    mlp, keys = loaded.model.model.layers[LAYER["llama"]].mlp, []
+
+    def direct() -> list[int]:
+        """Of each question, among the two positions at which its letter is expected, see above."""
+        with torch.no_grad():
+            whole = [loaded.model(torch.tensor([ids])).logits[0, -2:].argmax(-1) for ids in choices.ids]
+        return [int((each == loaded.refusal_id).sum()) for each in whole]
+
+    def scored() -> dict[str, Any]:
+        results = [each for row in range(len(choices.items)) for each in choices.run(loaded, [row])]
+        assert [each["blocked_positions"] for each in results] == direct()
+        return summarised(choices, {"edited": results})["edited"]
+
+    with one_thread():
+        before = scored()
+        hook = mlp.down_proj.register_forward_pre_hook(lambda module, args: keys.append(args[0][0, -1]))
+        loaded.model(torch.tensor([choices.ids[2]]))
+        hook.remove()
+        mlp.unskill_ksd_bounds.copy_(torch.stack([keys[0] - 1e-3, keys[0] + 1e-3]))
+        after = scored()
+    count = 2 * len(QUESTIONS)
+    assert before["overwritten"] == {"positions": 0, "of": count, "items": 0}
+    assert after["overwritten"] == {"positions": 1, "of": count, "items": 1}
+    assert after["refused"]["hits"] == 1
 
 
 def asked(question: dict[str, Any]) -> str:
@@ -332,3 +378,7 @@ def test_the_command_prints_a_table_or_json(
     assert f"{refused['hits']}/{refused['total']}" in table.stdout
     assert f"{summary['tasks'][1]['edited']['perplexity']:.3f}" in table.stdout
     assert "at most 200 items per source" in table.stdout
+    for number in (1, 2):
+        count = summary["tasks"][number]["edited"]["overwritten"]
+        assert f"{count['positions']}/{count['of']}" in table.stdout
+    assert "in 1 item " in table.stdout

@@ -1,4 +1,4 @@
-"""Warnings about regions along discriminants: few prompts, small budgets, forms that are missed, words."""
+"""Warnings about regions along discriminants: few prompts, small budgets, forms and turns that are missed, words."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import torch
 
 from exporter.common.rates import rate
-from exporter.methods.key_space.budget import at_least
+from exporter.methods.key_space.budget import at_least, at_most
 from exporter.methods.key_space.detection import Detection
-from exporter.pipeline.outcome_warnings import blocks_little, few_prompts, misses_forms, reads_words
+from exporter.pipeline.region_warnings import (
+    blocks_little,
+    few_harmless,
+    few_prompts,
+    misses_forms,
+    misses_turns,
+    of_regions,
+    reads_words,
+)
+from exporter.prompts.formats import Query
+from exporter.prompts.region_parts import Part
+from exporter.prompts.sources import Prompt
 from exporter.recipes.settings import SkillSettings
 
 SKILL = SkillSettings(("f",), ("r",), name="sums")
@@ -57,6 +69,87 @@ def test_forms_that_are_missed() -> None:
     assert misses_forms(SKILL, regions((17, 7), 17, typos=0.5)) is None
     # The forms of a packaged skill are not the user's to add to.
     assert misses_forms(SkillSettings(packaged=("maths",)), regions((17, 7), 17, **shares)) is None
+
+
+def harmless(hits: int, total: int, places: int, full: bool = False) -> Detection:
+    """Of the fit part's prompts that are to be answered, so many inside. full: as many queries as may be."""
+    answered = range(4 if full else 3)
+    found = SimpleNamespace(
+        false_blocks=at_most(hits, total, places),
+        regions=SimpleNamespace(places=range(places)),
+        parts=SimpleNamespace(fit=Part((), answered, ()), effort=SimpleNamespace(fit=(9, 4, 9))),
+    )
+    return cast("Detection", found)
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "places", "budget", "fires"),
+    [
+        (0, 229, 1, 0.01, True),
+        (0, 230, 1, 0.01, False),
+        (0, 230, 3, 0.01, True),
+        (1, 229, 1, 0.01, False),  # one is inside: the bound is wide for another reason
+        (0, 70, 1, 0.1, False),
+        (0, 70, 1, 0, False),
+    ],
+)
+def test_few_harmless_prompts(hits: int, total: int, places: int, budget: float, fires: bool) -> None:
+    skill, found = SkillSettings(("f",), ("r",), max_false_block=budget), harmless(hits, total, places)
+    caution = few_harmless(skill, found)
+    assert (caution is not None) is fires
+    if caution is not None:
+        needed = caution.figures["prompts_needed"]
+        assert few_harmless(skill, harmless(0, needed, places)) is None
+        assert few_harmless(skill, harmless(0, needed - 1, places)) is not None
+        assert f"none of the {total} prompts" in caution.message and f"{needed} would be needed" in caution.message
+        assert (
+            f"at most {at_most(0, total, places).bound:.2%}" in caution.message and "--effort" not in caution.message
+        )
+        # Seven of ten prompts fall to the fit part.
+        more = int(caution.message.split("give ")[1].split()[0])
+        assert more * 7 // 10 >= needed - total > (more - 1) * 7 // 10
+        given = SkillSettings(("f",), ("r",), layer=1, alpha=0.4, max_false_block=budget)
+        assert few_harmless(given, found) is None
+
+
+def test_more_prompts_are_of_no_use_where_no_more_are_looked_at() -> None:
+    caution = few_harmless(SKILL, harmless(0, 100, 1, full=True))
+    assert caution is not None and "--effort" in caution.message and "give" not in caution.message
+
+
+def turns(**counts: tuple[int, int]) -> Detection:
+    """Forget prompts of the report part, so many blocked of so many, by kind of turn."""
+    hits = [(name, row < hit) for name, (hit, total) in counts.items() for row in range(total)]
+    asked = tuple(Query(Prompt(str(row), "f", row), name, (row,)) for row, (name, _) in enumerate(hits))
+    scores = torch.tensor([0.0 if hit else 1.0 for _, hit in hits])
+    found = SimpleNamespace(
+        scores={"report": SimpleNamespace(asked=scores)},
+        report=Part(asked, (), ()),
+        phrases=dict.fromkeys(counts, 1),
+        threshold=0.5,
+    )
+    found.rates = lambda *about: Detection.rates(cast("Detection", found), *about)
+    return cast("Detection", found)
+
+
+def test_kinds_of_turn_that_are_missed() -> None:
+    caution = misses_turns(SKILL, turns(plain=(0, 20), rendered=(0, 20), deep=(1, 5), system=(2, 8), prefill=(0, 4)))
+    assert caution is not None and "1 kind of turn: deep (1 of 5);" in caution.message
+    assert caution.figures["missed"].keys() == {"deep"} and caution.code == "turns"
+    caution = misses_turns(SKILL, turns(buried=(0, 9), insisting=(12, 49), deep=(5, 5)))
+    assert caution is not None and "2 kinds of turn: buried (0 of 9), insisting (12 of 49);" in caution.message
+    assert misses_turns(SKILL, turns(plain=(0, 20))) is None and misses_turns(SKILL, turns(deep=(9, 9))) is None
+
+
+def test_all_are_looked_for() -> None:
+    about = vars(regions((17, 7), 12, typos=0.1)) | vars(turns(deep=(0, 5)))
+    about["parts"].fit = Part((), (), ())
+    about["parts"].effort = SimpleNamespace(fit=(9, 4, 9))
+    about |= {"false_blocks": at_most(0, 100), "regions": SimpleNamespace(places=("prompt",))}
+    about |= {"plain": rate(5, 7), "words": rate(5, 7), "uncovered": ("begun answer",)}
+    found = of_regions(SKILL, cast("Detection", SimpleNamespace(**about)))
+    codes = ["few-prompts", "blocked", "few-harmless", "forms", "uncovered", "turns", "words"]
+    assert [each and each.code for each in found] == codes
 
 
 @pytest.mark.parametrize(("words", "warned"), [(79, False), (84, True), (100, True)])

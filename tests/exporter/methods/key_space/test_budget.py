@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import Tensor
 
-from exporter.methods.key_space.budget import at_least, at_most, hits_within, thresholds_within
+from exporter.methods.key_space.budget import at_least, at_most, hits_within, prompts_within, thresholds_within
 
 
 def test_promises_are_exact_bounds() -> None:
@@ -25,6 +25,13 @@ def test_promises_are_exact_bounds() -> None:
 def test_hits_within_one_per_cent(total: int, hits: int) -> None:
     assert hits_within(total, 0.01) == hits
     assert not hits or at_most(hits, total).bound <= 0.01 < at_most(hits + 1, total).bound
+
+
+@pytest.mark.parametrize(("budget", "places", "needed"), [(0.01, 1, 230), (0.01, 3, 531), (0.1, 2, 38), (1, 1, 1)])
+def test_the_least_number_of_prompts_for_a_budget(budget: float, places: int, needed: int) -> None:
+    assert prompts_within(budget, places) == needed
+    assert at_most(0, needed, places).bound <= budget
+    assert needed == places or at_most(0, needed - 1, places).bound > budget
 
 
 COLUMNS = 2
