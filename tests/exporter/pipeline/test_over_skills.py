@@ -202,7 +202,7 @@ def test_the_checkpoint_blocks_as_many(tmp_path: Path) -> None:
     assert (found.hits, found.total) == (hits, len(texts[0])) and 0 < hits < found.total
     # Said where promises are, which also say what the neurons were chosen on.
     stream = io.StringIO()
-    print_summary(summary, Console(file=stream, width=10_000))
+    print_summary(summary, Console(file=stream, width=10_000), tables=True)
     for text in (stream.getvalue(), (tmp_path / "out" / "README.md").read_text()):
         assert any_skill_line(found) in text
         assert "neurons were chosen on some of these prompts" in text
