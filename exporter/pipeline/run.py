@@ -51,10 +51,13 @@ from exporter.prompts.skills import SkillPlan, SkillPrompts, SkillTexts, prepare
 from exporter.prompts.without_rows import check_texts
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
-from exporter.verification.apart import verify_apart
+from exporter.verification.apart import NotVerified, verify_apart
 
 # Final states from which those of the closed base-model class are found, and as many to check them on.
 STATES_POSITIONS = 3000
+
+UNVERIFIED = "-unverified"
+"""Added to OUT's name where the process that verifies the checkpoint could not."""
 
 Sums = tuple[NeuronSums, NeuronSums]
 """Statistics of forget and retain texts."""
@@ -67,7 +70,7 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on or the checkpoint does not verify,
     Rejected, unless settings.force, where no layer separates a skill from the rest or no share of neurons is within
-    budget. Nothing is written then.
+    budget. Nothing is written then; where the process that verifies the checkpoint could not, it is kept beside OUT.
     """
     return export_planned(plan(settings, notify, recorded), notify)
 
@@ -89,7 +92,14 @@ def export_planned(planned: Plan, notify: Notify) -> Summary:
         with write_errors(settings.out, planned.size):
             write_checkpoint(staging.path, planned, findings, summary, draw)
         del loaded, findings, draw  # base and checkpoint need not fit into memory together
-        check_written(staging.path, settings, notify)
+        try:
+            check_written(staging.path, settings, notify)
+        except NotVerified as error:
+            kept = staging.keep(UNVERIFIED)
+            raise NotVerified(
+                f"{error}; the checkpoint is kept as {kept}: unskill verify {kept}, with more memory if it ran out, "
+                f"and rename it to {settings.out.name} where that passes"
+            ) from error
         staging.commit()
     return summary
 
@@ -97,7 +107,7 @@ def export_planned(planned: Plan, notify: Notify) -> Summary:
 def check_written(folder: Path, settings: ExportSettings, notify: Notify) -> None:
     """Verify the checkpoint that was written, loaded as a user would load it, before it becomes OUT.
 
-    Raises RunFailed where a check fails or cannot end.
+    Raises RunFailed where a check fails, NotVerified where they could not be made.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -123,8 +133,6 @@ def run(planned: Plan, notify: Notify, loaded: LoadedModel | None = None) -> Fin
     if (pad := loaded.lost_pad) is not None:
         notify(f"MODEL has no row for its pad token '{pad}', so the checkpoint's tokenizer has no pad token.")
     prober = first = Prober(loaded, settings.batch_size, settings.quiet)
-    for each in planned.skills:
-        each.skill.layer_number(prober.layers)
     formatter, plans = prepare(planned.skills, loaded, settings, notify)
     stored = stored_sums(settings.statistics, loaded, plans) if settings.statistics else {}
     choices = [choose(each, prober, settings, stored.get(each.skill.name), notify) for each in plans]
