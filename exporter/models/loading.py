@@ -153,14 +153,24 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
 
     threads: of torch from now on, in this process; None for its default. Float sums depend on it.
 
-    Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
+    Raises BadInput for files transformers cannot load, RunFailed for weights or activations with NaN or infinity.
     """
     # The default is set too: libraries below torch may otherwise use another number, and then the same number in a
     # recipe would give other last bits.
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_files(base, dtype, device)
     check_modules(loaded.model)
+    check_range(loaded)
     return loaded
+
+
+def check_range(loaded: LoadedModel) -> None:
+    """Raises RunFailed where activations exceed the dtype, which they do first at a text's first token."""
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([[loaded.eos_ids[0]] * 2], device=loaded.device)).logits
+    if not torch.isfinite(logits).all():
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        raise RunFailed(f"{loaded.files.what}: activations are NaN or infinite in {dtype}; try --dtype float32")
 
 
 def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:
