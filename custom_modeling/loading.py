@@ -1,9 +1,11 @@
 """Loading a checkpoint complete and unaltered, as it was probed, or not at all."""
 
+import copy
 import hashlib
 import json
 
 import torch
+from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from custom_modeling.buffers import is_unskill
@@ -18,6 +20,18 @@ UNPROBED_OPTIONS = (
     "tp_size",
     "device_mesh",
     "distributed_config",
+)
+# Settings of a config that move no activations, or are held against the weights' shapes. Nor do token ids, versions,
+# dropout, and what every config has.
+STILL = (
+    "unskill",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "cache_implementation",
+    "initializer_range",
+    "vocab_size",
 )
 
 logger = logging.get_logger(__name__)
@@ -66,6 +80,25 @@ def check_record(config):
         )
 
 
+def moved_settings(config):
+    """Settings that may move activations and are not those of the config.json that was exported, a phrase each.
+
+    Both are read by the config class of this release of transformers, so that no form of config.json matters.
+    """
+    exported = type(config).from_dict(copy.deepcopy(config.unskill["config"])).to_dict()
+    found, general = config.to_dict(), PretrainedConfig().to_dict().keys() - {"tie_word_embeddings"}
+    names = sorted(name for name in exported.keys() | found.keys() if name not in general and not is_still(name))
+    return [
+        f"{name} {found.get(name)} instead of {exported.get(name)}"
+        for name in names
+        if found.get(name) != exported.get(name)
+    ]
+
+
+def is_still(name):
+    return name in STILL or name.startswith("_") or name.endswith(("_token_id", "_version")) or "dropout" in name
+
+
 class VerifiedLoading:
     """Mixin: `from_pretrained` returns a model with complete, unaltered interventions, or raises."""
 
@@ -73,9 +106,10 @@ class VerifiedLoading:
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does.
 
-        `unskill_allow_unprobed=True` allows quantized or tensor-parallel loading, for which the refusals were not
-        measured. Raises RuntimeError for such a load otherwise, and if a weight is missing, left over or of another
-        shape, or an unskill buffer is not as it was written. The values of the base's own weights are not checked,
+        `unskill_allow_unprobed=True` allows quantized or tensor-parallel loading and settings that move activations,
+        such as another rope or sliding window, for which the refusals were not measured. Raises RuntimeError for such
+        a load otherwise, and if a weight is missing, left over or of another shape, or an unskill buffer is not as it
+        was written. The values of the base's own weights are not checked,
         which would take as long as loading them (`unskill verify` does).
         """
         return_info = kwargs.pop("output_loading_info", False)
@@ -89,6 +123,8 @@ class VerifiedLoading:
         if getattr(model.config, "quantization_config", None) and not allowed:
             raise RuntimeError(unprobed_message("quantization_config"))
         model.unskill_check_keys(info)
+        if not allowed and (moved := moved_settings(model.config)):
+            raise RuntimeError(unprobed_message(moved[0]))
         model.unskill_verify()
         model.unskill_check_end()
         fitted = model.config.unskill["dtype"]

@@ -34,6 +34,16 @@ from custom_modeling.neuron_adjust import (
 )
 
 
+class InFlight(dict):
+    """What belongs to a forward that is running: a copy of the model, or its pickle, begins without it."""
+
+    def __deepcopy__(self, memo):
+        return InFlight()
+
+    def __reduce__(self):
+        return InFlight, ()
+
+
 class Float32Buffers(nn.Module):
     """Mixin: buffers of this module named unskill_* move between devices but keep their dtype."""
 
@@ -145,7 +155,7 @@ class InterventionModel(VerifiedLoading):
             kind: tuple(int(index) for index, counts in settings["layers"].items() if any(map(counts.get, needed)))
             for kind, needed in (("blocking", ("cubes", "regions")), ("adjusted", ("adjusted",)))
         }
-        self.unskill_handed: dict = {}
+        self.unskill_handed = InFlight()
         for index in self.unskill_layers["adjusted"]:
             mlp = self.layers[index].mlp
             mlp.unskill_handed, mlp.unskill_place = self.unskill_handed, index
@@ -155,7 +165,7 @@ class InterventionModel(VerifiedLoading):
         if self.unskill_layers["blocking"] and settings["base_model"] == "closed":
             self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device)
         self.unskill_masks = None
-        self.unskill_owner = {}
+        self.unskill_owner = InFlight()
 
     def unskill_enter(self):
         """Claim the model for this thread; True if the caller has to release it."""
@@ -195,6 +205,12 @@ class InterventionModel(VerifiedLoading):
         parts = zip(*(whole.split(sizes, -1) for whole in wholes), strict=True)
         self.unskill_handed.update(zip(self.unskill_layers["adjusted"], parts, strict=True))
 
+    def unskill_embedded(self, inputs_embeds):
+        """Where R's own embedding stands among those of a caller who looks tokens up himself: (batch, positions)."""
+        refusal = torch.tensor([self.config.unskill["refusal_token_id"]], device=inputs_embeds.device)
+        row = self.get_input_embeddings()(refusal)[0].to(inputs_embeds)
+        return (inputs_embeds == row).all(-1)
+
     def unskill_forward(self, forward, args, kwargs):
         """The family's forward; final states at blocked positions and at R are the refusal's."""
         kwargs = {**dict(zip(self.unskill_arguments, args, strict=False)), **kwargs}
@@ -211,11 +227,18 @@ class InterventionModel(VerifiedLoading):
             hit = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
             for index in self.unskill_layers["blocking"]:
                 mlp = self.layers[index].mlp
+                if mlp.unskill_hit is None:
+                    raise RuntimeError(
+                        f"unskill: the forward ended before layer {index}, which decides on the refusal; early exits "
+                        "(assistant_early_exit, fewer num_hidden_layers) are not supported."
+                    )
                 hit = hit | mlp.unskill_hit.to(hit.device)
                 mlp.unskill_hit = None
             after_refusal = torch.zeros_like(hit)
             if input_ids is not None:
                 after_refusal = (input_ids == self.config.unskill["refusal_token_id"]).to(hit.device)
+            elif kwargs.get("inputs_embeds") is not None:
+                after_refusal = self.unskill_embedded(kwargs["inputs_embeds"]).to(hit.device)
             self.unskill_masks = hit, after_refusal
         finally:
             self.unskill_handed.clear()

@@ -152,7 +152,7 @@ CORRUPTIONS = (
     Corruption("config.json: one layer", d.config(d.set_(num_hidden_layers=1)), True, CONFIG),
     Corruption("config.json: a layer more", d.config(d.add("num_hidden_layers", 1)), True, "tensors"),
     Corruption("config.json: dtype edited", d.config(d.set_(dtype="float16", torch_dtype="float16")), False, OWN),
-    Corruption("config.json: rms_norm_eps edited", d.config(d.set_(rms_norm_eps=0.1)), False, OWN),
+    Corruption("config.json: rms_norm_eps edited", d.config(d.set_(rms_norm_eps=0.1)), True, CONFIG),
     Corruption("config.json: an attention head more", d.config(d.add("num_attention_heads", 1)), True, OWN),
     Corruption("config.json: quantization_config added", d.config(d.set_(quantization_config=INT8)), True, CONFIG),
     Corruption("config.json cut off", lambda f: d.truncate(f / "config.json", 0.5), True, CONFIG),

@@ -27,9 +27,8 @@ def checkpoint_config(
     class_names: Mapping[str, str],
     module: str,
     vocab_size: int,
-    unskill: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The checkpoint's config.json.
+    """The checkpoint's config.json without its unskill object.
 
     Args:
         base: The base's config.json, in the form of transformers 4 or 5.
@@ -37,7 +36,6 @@ def checkpoint_config(
         class_names: Names of the generated classes; keys "config", "model" and "causal_lm".
         module: Name of the generated modeling file, without `.py`.
         vocab_size: Rows of embedding and head, R included.
-        unskill: The interventions' record, as JSON values.
     """
     auto_map = {
         "AutoConfig": f"{module}.{class_names['config']}",
@@ -53,7 +51,6 @@ def checkpoint_config(
         # Without it pipeline() of transformers 4.48 loads no tokenizer beside a config class that is not its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": vocab_size,
-        "unskill": dict(unskill),
     }
 
 

@@ -92,9 +92,9 @@ def write_checkpoint(
         class_names=class_names(family),
         module=module_name(family),
         vocab_size=size_in(base.config, "vocab_size") + (token.added_row if token else 0),
-        unskill=record | {"record_sha256": record_sha256(record)},
     )
-    write_json(folder / "config.json", config)
+    record["config"] = config
+    write_json(folder / "config.json", config | {"unskill": record | {"record_sha256": record_sha256(record)}})
     if (base.folder / GENERATION).is_file():
         write_json(folder / GENERATION, checkpoint_generation(kept_json(base, GENERATION), record["eos_token_id"]))
     write_checked(base.folder, folder, token, loaded.tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -50,12 +51,22 @@ cli.add_command(cache_command)
 
 def main() -> None:
     """Entry point. Errors are one line; exit 0 done, 1 failed, 2 wrong usage or bad input, 130 on Ctrl-C."""
+    if sys.stderr is None:  # closed by the caller (2>&-)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        click.echo("unskill: error: stdout is closed: send it to a file, or to /dev/null", err=True)
+        sys.exit(RunFailed.exit_code)
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). What is still in the buffer must not fail at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()  # the reader has closed the pipe (`| head`)
+        code = RunFailed.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        drop_stdout()
+        click.echo(f"unskill: error: cannot write to stdout ({error.strerror})", err=True)
         code = RunFailed.exit_code
     except click.ClickException as error:
         click.echo(f"unskill: error: {printable(error.format_message())}", err=True)
@@ -67,3 +78,8 @@ def main() -> None:
         click.echo("unskill: interrupted", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def drop_stdout() -> None:
+    """What is still in its buffer must not fail at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,6 +26,19 @@ class _Value(click.ParamType):
             self.fail(f"{value!r} is not {self.setting.wanted}", param, ctx)
 
 
+class _NamedPath(click.Path):
+    """A path that is not empty: Path("") would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; name a folder or file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+OUT = _NamedPath(path_type=Path)
+"""The type of what a command writes."""
+
+
 def options_of(cls: type, only: Collection[str] = ()) -> Callable[[Any], Any]:
     """A decorator with options for all settings of a dataclass that have a help text, or for `only` those named."""
     found = [each for each in declared(cls).values() if each.help is not None and (not only or each.name in only)]

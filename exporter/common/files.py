@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,20 @@ def check_apart(out: Path, folder: str | Path, names: str) -> None:
     # Unlike Path.is_dir, isdir accepts a name too long for a file.
     if os.path.isdir(theirs) and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
         raise BadInput(f"{out}: {names} must be separate folders")
+
+
+def link_out(folder: Path, paths: Iterable[Path]) -> Path | None:
+    """The first file that is a link to something outside of the folder, or not to a regular file; None without any.
+
+    A snapshot in the Hub's cache is made of links to its own blobs, which are no such links.
+    """
+    here = folder.resolve()
+    allowed = [here, *([here.parent.parent / "blobs"] if here.parent.name == "snapshots" else [])]
+    for path in paths:
+        place = path.resolve()
+        if not place.is_file() or not any(place.is_relative_to(each) for each in allowed):
+            return path
+    return None
 
 
 def beside(folder: str, ending: str) -> Path:

@@ -76,6 +76,10 @@ def check_target(
     Raises BadInput if OUT exists without --overwrite, or with it is a mount point or neither empty nor what may be
     replaced, or if its parent is missing or not writable; RunFailed if fewer than `needed_bytes` are free.
     """
+    if out.is_symlink() and not out.exists():
+        raise BadInput(
+            f"{out} is a link to {os.readlink(out)}, which is not there: take the link out, or name its target"
+        )
     target = out.resolve()
     parent = target.parent
     longest = 255 - len("..unskill-") - 8  # bytes of a name that a staging folder's name is made of
@@ -141,6 +145,16 @@ class Staging:
         elif not _exchange(self.path, self.out):
             with write_errors(self.out):
                 self._swap()
+
+    def keep(self, ending: str) -> Path:
+        """Keep what was written beside OUT, under OUT's name with an ending, instead of removing it; returns its path.
+
+        Raises RunFailed where something has that name already.
+        """
+        kept = self.out.with_name(self.out.name + ending)
+        with write_errors(kept):
+            self.path.rename(kept)
+        return kept
 
     def _swap(self) -> None:
         """Replace OUT where the two cannot be exchanged. If killed in between, `repair` moves the old one back."""

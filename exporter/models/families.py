@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CAUSAL_LM = "ForCausalLM"
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 DTYPES = ("float32", "bfloat16", "float16")
 """In which models are probed, and refusals judged."""
 
@@ -88,6 +90,9 @@ def unsound(config: dict[str, Any]) -> Iterator[str]:
     classes = config.get("architectures")
     if isinstance(classes, list) and classes and not any(str(each).endswith(CAUSAL_LM) for each in classes):
         yield f"architectures names {classes[0]}, not a language model (...{CAUSAL_LM}); give one, or mend the name"
+    for key in SIZES:
+        if key in config and (type(config[key]) is not int or config[key] < 1):
+            yield f"{key} is {reprlib.repr(config[key])}, not a whole number above 0; name the model's"
     for key in ("dtype", "torch_dtype"):
         if (dtype := config.get(key)) is not None and dtype not in DTYPES:
             yield f"{key} is {reprlib.repr(dtype)}, not {', '.join(DTYPES)}; save the model anew in one of these"
@@ -97,7 +102,7 @@ def unsound(config: dict[str, Any]) -> Iterator[str]:
         return
     for each in (config, rope, *rope.values()):
         theta = each.get("rope_theta", 1.0) if isinstance(each, dict) else 1.0
-        if not isinstance(theta, int | float) or not theta > 0:
+        if not isinstance(theta, int | float) or not 0 < theta < math.inf:
             yield f"rope_theta is {reprlib.repr(theta)}, not a number above 0; name the model's, or leave the key out"
 
 

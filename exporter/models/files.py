@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.common.errors import BadInput
-from exporter.common.files import read_json
+from exporter.common.files import link_out, read_json
 from exporter.common.hub import download
 from exporter.models.families import check_config
 from exporter.models.headers import TensorInfo, all_tensors
 from exporter.models.named_ids import GENERATION
-from exporter.models.weights import SAVE, check_weights
+from exporter.models.weights import SAVE, check_rows, check_weights
 
 PREFIX = "unskill_"
 """Prefix of a checkpoint's model_type, before that of its base."""
@@ -39,6 +39,8 @@ SMALL_FILES += (
     "tokenizer.model*",
     "spiece.model",
 )
+TEMPLATES = "additional_chat_templates"
+"""The one folder inside a model that `from_pretrained` reads."""
 # Files to download beside the weights; of these only those that the index names, because many repos also have them in
 # other forms: consolidated.safetensors, original/, pickles.
 HUB_FILES = (*SMALL_FILES, "*.json")
@@ -94,13 +96,27 @@ class Base:
 
 
 def find_base(model: str, revision: str | None = None, what: str = "MODEL") -> Base:
-    """Locate a base, a folder or a Hub id. Raises BadInput if something that an export needs is missing, or its
-    weights are such as no export can write.
+    """Locate a base, a folder or a Hub id. Raises BadInput if something that it is read for is missing, or its weights
+    are in no form that is read.
 
     revision: branch, tag or commit of a Hub model; what: the argument's name, for errors."""
     base = find_files(model, what, check_config, revision=revision)
     check_weights(base.tensors, f"{what} {base.name}")
     return base
+
+
+def check_writable(base: Base) -> None:
+    """Raises BadInput for a base whose files cannot be written into a checkpoint: weights to which no row can be
+    added, and links out of its folder, as what they lead to would be copied."""
+    check_rows(base.tensors, base.what)
+    paths = [base.folder / shard for shard in base.shards]
+    patterns = (*SMALL_FILES, f"{TEMPLATES}/*")
+    paths += sorted(path for pattern in patterns for path in base.folder.glob(pattern) if path.is_file())
+    if (link := link_out(base.folder, paths)) is not None:
+        raise BadInput(
+            f"{base.what}: {link.name} is a link to a file outside of the folder, which the checkpoint would have a "
+            "copy of; copy the file into the folder if it belongs to the model"
+        )
 
 
 def find_files(
@@ -200,6 +216,15 @@ def find_checkpoint(checkpoint: str, patterns: Sequence[str]) -> tuple[Path, str
     config = read_json(folder / "config.json", name, "CHECKPOINT")
     check_checkpoint(config, name)
     return folder, name, commit, config
+
+
+def check_no_graph(folder: Path, name: str) -> None:
+    """Raises BadInput for an ONNX folder of unskill, which has no torch weights."""
+    if os.path.isdir(folder) and any(folder.glob("onnx/*.onnx")) and not (folder / INDEX).is_file():
+        raise BadInput(
+            f"CHECKPOINT {name} is an ONNX folder: give the checkpoint that it was made from. unskill inspect reads "
+            "this one, unskill verify CHECKPOINT --onnx checks it, and examples/onnx has a chat with it"
+        )
 
 
 def check_checkpoint(config: dict[str, Any], name: str) -> None:

@@ -28,7 +28,7 @@ from custom_modeling.buffers import is_unskill
 from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.models.batches import out_of_memory
 from exporter.models.families import EMBEDDING, HEAD, Family, check_modules, family_of
-from exporter.models.files import PREFIX, Base, check_checkpoint, find_files
+from exporter.models.files import PREFIX, Base, check_checkpoint, check_no_graph, find_files
 from exporter.models.named_ids import end_ids, lost_pad, problems, problems_of_texts, rowless, tokens_of
 from exporter.models.tokens import blocked, context_of, padded
 from exporter.models.weights import mismatches
@@ -153,18 +153,29 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
 
     threads: of torch from now on, in this process; None for its default. Float sums depend on it.
 
-    Raises BadInput for files transformers cannot load, RunFailed for weights with NaN or infinity.
+    Raises BadInput for files transformers cannot load, RunFailed for weights or activations with NaN or infinity.
     """
     # The default is set too: libraries below torch may otherwise use another number, and then the same number in a
     # recipe would give other last bits.
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_files(base, dtype, device)
     check_modules(loaded.model)
+    check_range(loaded)
     return loaded
+
+
+def check_range(loaded: LoadedModel) -> None:
+    """Raises RunFailed where activations exceed the dtype, which they do first at a text's first token."""
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([[loaded.eos_ids[0]] * 2], device=loaded.device)).logits
+    if not torch.isfinite(logits).all():
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        raise RunFailed(f"{loaded.files.what}: activations are NaN or infinite in {dtype}; try --dtype float32")
 
 
 def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:
     """Load a checkpoint, folder or Hub id, by its own code. Raises BadInput if it is none, and as `load`."""
+    check_no_graph(Path(name), Path(name).resolve().name)
     return load_files(find_files(name, "CHECKPOINT", check_checkpoint, code=True), dtype, device, code=True)
 
 
@@ -197,7 +208,9 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
         raise BadInput(f"{what} does not load: {first_line(error)}") from error
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise RunFailed(f"{what}: weight {name} holds NaN or infinity")
+            wider = "" if parameter.dtype == torch.float32 else f" in {str(parameter.dtype).removeprefix('torch.')}"
+            hint = "; try --dtype float32" if wider else ""
+            raise RunFailed(f"{what}: weight {name} holds NaN or infinity{wider}{hint}")
     if not tokenizer.is_fast:
         raise BadInput(f"{what} has no fast tokenizer")
     model.requires_grad_(False)

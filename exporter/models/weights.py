@@ -23,20 +23,24 @@ SAVE = "save the model anew (save_pretrained)"
 
 
 def check_weights(tensors: Mapping[str, TensorInfo], what: str) -> None:
-    """Raises BadInput for a base whose weights are quantized, or whose embedding and head cannot be written.
+    """Raises BadInput for a base whose weights are quantized, or have the names of another class.
 
     tensors: of all its weight files; what: the model, for errors. What else it should hold, `mismatches` says.
     """
     if (name := quantized(tensors)) is not None:
         dtype = tensors[name].dtype
         raise BadInput(f"{what}: {name} is {dtype}, quantized in a form that is not read: give the unquantized model")
+    others = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if others and EMBEDDING not in others:
+        raise BadInput(f"{what}: {misnamed(others[0])}")
+
+
+def check_rows(tensors: Mapping[str, TensorInfo], what: str) -> None:
+    """Raises BadInput for a base whose embedding or head no row can be added to; the arguments are as above."""
     for name in (EMBEDDING, HEAD):
         if name in tensors and (dtype := tensors[name].dtype) not in ROW_DTYPES:
             known = ", ".join(ROW_DTYPES)
             raise BadInput(f"{what}: no row can be added to {name}, which is {dtype}: {SAVE} in one of {known}")
-    others = [name for name in tensors if name.endswith("embed_tokens.weight")]
-    if others and EMBEDDING not in others:
-        raise BadInput(f"{what}: {misnamed(others[0])}")
 
 
 def quantized(tensors: Mapping[str, TensorInfo]) -> str | None:

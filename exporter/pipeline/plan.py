@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.checkpoint.base.keeping import kept_size
-from exporter.checkpoint.card.metadata import inherited
+from exporter.checkpoint.card.metadata import base_model, inherited
 from exporter.checkpoint.findings import Plan
 from exporter.common.errors import BadInput
 from exporter.common.extras import missing
@@ -13,7 +13,7 @@ from exporter.common.files import check_apart, read_json
 from exporter.common.staging import check_target, repair
 from exporter.common.text import Notify
 from exporter.methods.refusal.token import plan_refusal
-from exporter.models.files import find_base, size_in
+from exporter.models.files import check_writable, find_base, size_in
 from exporter.pipeline.inputs import check_described, check_packaged, check_recorded
 from exporter.pipeline.prompt_warnings import of_prompts
 from exporter.prompts.skills import read_skills
@@ -22,10 +22,7 @@ from exporter.recipes.settings import ExportSettings
 
 # What a checkpoint holds beside the weights: tokenizer, statistics, the extra shard.
 EXTRA_BYTES = 64 * 2**20
-HINT = (
-    "The model card gets no figures: packages for them are not installed. pip install 'unskill[report]', or give "
-    "--no-figures."
-)
+NAMELESS = "The model card names no base model, as MODEL is a folder: --base-model USER/NAME names the one on the Hub."
 
 
 def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = None) -> Plan:
@@ -43,6 +40,9 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     if settings.statistics is not None and not settings.statistics.is_file():
         raise BadInput(f"--statistics: no such file: {settings.statistics}")
     base = find_base(settings.model, settings.revision)
+    check_writable(base)
+    for skill in settings.skills:
+        skill.layer_number(size_in(base.config, "num_hidden_layers"))
     if recorded is not None:
         check_recorded(recorded, base, settings.statistics, notify)
     generator = None
@@ -61,12 +61,24 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     for warning in warnings:
         # Shown now, before the long work, and again with the summary.
         notify(f"warning: {warning.message}")
-    figures = settings.figures and missing("report") is None
+    lacking = missing("report") if settings.figures else None
+    hint = f"The model card gets no figures, which {lacking}; or give --no-figures." if lacking else None
     _, unreadable = inherited(base)
-    for problem in (unreadable, HINT if settings.figures and not figures else None):
+    nameless = base_model(base, settings.base_model) is None
+    for problem in (unreadable, NAMELESS if nameless else None, hint):
         if problem:
             notify(problem)
-    return Plan(settings, tuple(skills), base, token, recorded, size, figures, tuple(warnings), generator)
+    return Plan(
+        settings,
+        tuple(skills),
+        base,
+        token,
+        recorded,
+        size,
+        settings.figures and not lacking,
+        tuple(warnings),
+        generator,
+    )
 
 
 def is_checkpoint(folder: Path) -> bool:

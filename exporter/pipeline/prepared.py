@@ -44,8 +44,6 @@ def prepared(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedMo
     if (pad := loaded.lost_pad) is not None:
         notify(f"MODEL has no row for its pad token '{pad}', so the checkpoint's tokenizer has no pad token.")
     prober = Prober(loaded, settings.batch_size, progress, keeper(loaded, notify) if settings.cache else None)
-    for each in planned.skills:
-        each.skill.layer_number(prober.layers)
     formatter, plans = prepare(planned.skills, loaded, settings, notify)
     return Prepared(loaded, prober, formatter, plans)
 

@@ -51,10 +51,13 @@ from exporter.prompts.formats import Formatter, Query
 from exporter.prompts.skills import SkillPlan, SkillTexts
 from exporter.recipes.recorded import Recorded
 from exporter.recipes.settings import ExportSettings
-from exporter.verification.apart import verify_apart
+from exporter.verification.apart import NotVerified, verify_apart
 
 # Final states from which those of the closed base-model class are found, and as many to check them on.
 STATES_POSITIONS = 3000
+
+UNVERIFIED = "-unverified"
+"""Added to OUT's name where the process that verifies the checkpoint could not."""
 
 Sums = tuple[NeuronSums, NeuronSums]
 """Statistics of forget and retain texts."""
@@ -68,7 +71,7 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
 
     Raises BadInput for wrong usage or input, RunFailed where the run cannot go on or the checkpoint does not verify,
     Rejected, unless settings.force, where no layer separates a skill from the rest or no share of neurons is within
-    budget. Nothing is written then.
+    budget. Nothing is written then; where the process that verifies the checkpoint could not, it is kept beside OUT.
     """
     return export_planned(plan(settings, notify, recorded), notify)
 
@@ -95,7 +98,14 @@ def export_shown(planned: Plan, notify: Notify, progress: Progress) -> Summary:
         with write_errors(settings.out, planned.size):
             write_checkpoint(staging.path, planned, findings, summary, draw)
         del loaded, findings, draw  # base and checkpoint need not fit into memory together
-        check_written(staging.path, settings, progress)
+        try:
+            check_written(staging.path, settings, progress)
+        except NotVerified as error:
+            kept = staging.keep(UNVERIFIED)
+            raise NotVerified(
+                f"{error}; the checkpoint is kept as {kept}: unskill verify {kept}, with more memory if it ran out, "
+                f"and rename it to {settings.out.name} where that passes"
+            ) from error
         staging.commit()
     return summary
 
@@ -103,7 +113,7 @@ def export_shown(planned: Plan, notify: Notify, progress: Progress) -> Summary:
 def check_written(folder: Path, settings: ExportSettings, progress: Progress) -> None:
     """Verify the checkpoint that was written, loaded as a user would load it, before it becomes OUT.
 
-    Raises RunFailed where a check fails or cannot end.
+    Raises RunFailed where a check fails, NotVerified where they could not be made.
     """
     gc.collect()
     if torch.cuda.is_available():

@@ -68,7 +68,7 @@ def _recorded(table: Any, path: Path) -> Recorded:
     versions = path.with_name(VERSIONS)
     try:
         found = json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it cannot be read ({error})") from error
     if not isinstance(found, dict):
         raise BadInput(f"--recipe {path.name}: {VERSIONS} beside it is no JSON object")
@@ -83,8 +83,10 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{what}: {path} cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or a number that is too long
         raise BadInput(f"{what} {path.name}: is not TOML ({error})") from error
+    except RecursionError as error:
+        raise BadInput(f"{what} {path.name}: is nested too deeply") from error
 
 
 def merged_settings(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> ExportSettings:

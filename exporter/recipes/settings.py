@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ DEFAULT_SKILL = "skill"
 NAME_WORDS, NAME_LENGTH = 6, 40
 """Most words and characters of a name that is made from a description."""
 AUTO = {"auto": None}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Settings that several commands have.
 SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all random draws."}
 DTYPE = {"default": "auto", "choices": DTYPES, "help": "Dtype of the model."}
@@ -90,7 +92,7 @@ class SkillSettings:
         help="ksd: refuse its prompts. na: move neurons away from it. sp: prune neurons, the paper's baseline.",
     )
     layer: int | str | None = setting(
-        None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the hypercubes.", used_by="blocks"
+        None, words=AUTO | {"last": "last"}, minimum=0, help="Layer of the regions.", used_by="blocks"
     )
     alpha: float | None = setting(
         None, words=AUTO, above=0, help="Hypercube size in standard deviations.", used_by="blocks"
@@ -103,7 +105,12 @@ class SkillSettings:
         used_by="blocks",
     )
     target_block_rate: float = setting(
-        0.95, above=0, below=1, help="Share of unseen forget prompts that alpha must block.", used_by="blocks"
+        0.95,
+        above=0,
+        below=1,
+        help="Share of unseen forget prompts to block: it sets a hypercube's alpha, and half-spaces that block less "
+        "are warned of.",
+        used_by="blocks",
     )
     max_false_block: float = setting(
         0.01,
@@ -234,6 +241,12 @@ class ExportSettings:
     generator: str | None = setting(
         None, metavar="MODEL", help="The model that writes prompts for --describe: folder or Hub id. Default: MODEL."
     )
+    base_model: str | None = setting(
+        None,
+        in_recipe=False,
+        metavar="USER/NAME",
+        help="MODEL's id on the Hub, for the model card, where MODEL is a folder.",
+    )
     refusal: str = setting(DEFAULT_REFUSAL, help="The answer to prompts of the skill.", used_by="blocks")
     draws: str = setting(
         "sampled",
@@ -309,6 +322,8 @@ class ExportSettings:
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values and combinations."""
         check(self)
+        if self.base_model is not None and not HUB_ID.fullmatch(self.base_model):
+            raise BadInput(f"--base-model: {self.base_model!r} is not the id of a model on the Hub, as USER/NAME")
         names = [skill.name for skill in self.skills]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise BadInput(f"[[skill]] name: '{repeated}' is the name of two skills")

@@ -22,10 +22,14 @@ LAST = 400
 """Characters of what a process said last that an error repeats."""
 
 
+class NotVerified(RunFailed):
+    """The checks were not made, as where memory runs out: the checkpoint may be sound."""
+
+
 def verify_apart(checkpoint: Path, device: str, threads: int | None) -> list[dict[str, Any]]:
     """The checks of `unskill verify`, made by another process with a cache of its own for modeling code.
 
-    threads: of torch, None for its default. Raises RunFailed where the process ends without a result.
+    threads: of torch, None for its default. Raises NotVerified where the process ends without a result.
     """
     command = [sys.executable, "-c", START, json.dumps(sys.path), "verify", str(checkpoint), "--device", device]
     with tempfile.TemporaryDirectory(prefix="unskill-modules-") as modules:
@@ -44,7 +48,7 @@ def verify_apart(checkpoint: Path, device: str, threads: int | None) -> list[dic
         checks: list[dict[str, Any]] = json.loads(done.stdout)["checks"]
     except (ValueError, KeyError) as error:
         said = " ".join(done.stderr.split())[-LAST:] or "nothing"
-        raise RunFailed(
-            f"nothing was written: the process that verifies it ended with {done.returncode} and said: {said}"
+        raise NotVerified(
+            f"the process that verifies the checkpoint ended with {done.returncode} and said: {said}"
         ) from error
     return checks

@@ -25,7 +25,7 @@ def check_config(view: OnDisk) -> str:
     record = config["unskill"]
     if record.get("record_sha256") != record_sha256(record):
         raise Wrong("config.json: the unskill object was edited (record_sha256)")
-    none_of([*names(view, config), *numbers(view, config, record), *ends(view, record)])
+    none_of([*names(view, config), *edited(config, record), *numbers(view, config, record), *ends(view, record)])
     blocking = any(map(blocks, record["layers"].values()))
     what = f"refuses with token {record['refusal_token_id']}" if blocking else "refuses nothing"
     return f"format {record['format']}, {config['model_type']}, {what}"
@@ -56,6 +56,14 @@ def names(view: OnDisk, config: dict[str, Any]) -> Iterator[str]:
         yield f"config.json: tokenizer_class is {config.get('tokenizer_class')} instead of PreTrainedTokenizerFast"
     if config.get("quantization_config") is not None:
         yield "config.json: quantization_config makes other activations than those that were fitted on"
+
+
+def edited(config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    """Keys that are not as the export recorded them; exports of version 0.1 did not."""
+    exported = record.get("config", config)
+    for key in sorted((config.keys() | exported.keys()) - {"unskill"}):
+        if config.get(key) != exported.get(key):
+            yield f"config.json: {key} is not as it was exported (unskill.config)"
 
 
 def numbers(view: OnDisk, config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
@@ -106,9 +114,8 @@ def check_base_config(view: OnDisk) -> str:
         class_names={name: class_name(config["auto_map"][key]) for name, key in CLASSES.items()},
         module=f"modeling_{model_type}",
         vocab_size=size_in(base, "vocab_size") + view.record["added_row"],
-        unskill=view.record,
     )
-    none_of(differences("config.json", expected, config))
+    none_of(differences("config.json", expected, {key: config[key] for key in config if key != "unskill"}))
     there = (view.folder / BASE_FOLDER / GENERATION).is_file()
     if there != (view.folder / GENERATION).is_file():
         raise Wrong(f"{GENERATION} is missing" if there else f"there is a {GENERATION}, and the base has none")

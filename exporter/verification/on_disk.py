@@ -22,7 +22,7 @@ from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
 from exporter.models.families import GATED_FAMILIES, Family, family_of
-from exporter.models.files import INDEX, PREFIX
+from exporter.models.files import INDEX, PREFIX, check_no_graph
 from exporter.models.headers import Header, read_header
 from exporter.models.loading import empty_model
 from exporter.verification.checks import NotMade, Wrong, needed
@@ -47,6 +47,7 @@ class OnDisk:
         folder, name = Path(checkpoint), Path(checkpoint).resolve().name
         if not os.path.isdir(folder):
             folder, name = download(checkpoint, "CHECKPOINT", ["*"])[0], checkpoint
+        check_no_graph(folder, name)
         files = all_files(folder)
         if HASHES not in files and not any(path.startswith("modeling_unskill_") for path in files):
             raise BadInput(f"CHECKPOINT {name} is not one that unskill wrote: no {HASHES}, no modeling_unskill_*")

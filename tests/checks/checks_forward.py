@@ -291,6 +291,27 @@ def threads(case: Case):
 
 
 @check
+def copied_while_running(case: Case):
+    """A copy made in the middle of another thread's forward is a whole model; so is a pickle."""
+    model, inputs, copies = case.load(), case.encode(case.some), []
+
+    def copied(*_):
+        handle.remove()
+        copies.append(copy.deepcopy(model))
+        copies.append(pickle.loads(pickle.dumps(model)))
+
+    handle = model.lm_head.register_forward_pre_hook(copied)
+    thread = threading.Thread(target=case.forward, args=(model, inputs))
+    thread.start()
+    thread.join()
+    expected = case.forward(model, inputs).logits
+    assert len(copies) == 2
+    for each in copies:
+        each.lm_head._forward_pre_hooks.clear()
+        assert torch.equal(case.forward(each, inputs).logits, expected)
+
+
+@check
 def after_an_error(case: Case):
     """A forward that failed half way leaves nothing behind."""
     model, inputs = case.model, case.encode(case.answered[0])

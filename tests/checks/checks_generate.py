@@ -212,6 +212,41 @@ def from_embeddings(case: Case):
 
 
 @check
+def steps_from_embeddings(case: Case):
+    """A caller who looks every token up himself gets the end after the refusal, too."""
+    if not case.refuses or case.adjusts:
+        raise NotApplicable("nothing is refused, or the draws are others without ids")
+    look_up = case.model.get_input_embeddings()
+    for text in case.blocked:
+        ids = case.encode(text)["input_ids"]
+        states, written = look_up(ids), []
+        for _ in range(2):
+            with torch.no_grad():
+                written.append(int(case.model(inputs_embeds=states, use_cache=False).logits[0, -1].argmax()))
+            states = torch.cat([states, look_up(torch.tensor([written[-1:]]))], 1)
+        case.assert_refused(written)
+
+
+@check
+def early_exit(case: Case):
+    """Drafts of fewer layers than decide on the refusal raise by name; others write what is written without them."""
+    needs_newest()
+    if not case.refuses:
+        raise NotApplicable("nothing is refused")
+    try:
+        case.generate(case.load_base(), case.blocked[0], assistant_early_exit=1)
+    except IndexError as error:
+        raise NotApplicable("transformers has no early exit for this family") from error
+    layers = [int(layer) for layer in case.settings["layers"]]
+    try:
+        ids = case.generate(case.load(), case.blocked[0], assistant_early_exit=1)[0]
+    except RuntimeError as error:
+        assert max(layers) >= 1 and "unskill" in str(error) and "early exit" in str(error), error
+    else:
+        case.assert_refused(ids)
+
+
+@check
 def prompt_lookup(case: Case):
     needs_newest()
     for text in case.blocked:

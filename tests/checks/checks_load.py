@@ -217,6 +217,48 @@ def record_in_another_order(case: Case):
         case.load(folder=folder)
 
 
+# Of every release and form of config.json; the numbers are those of no model.
+MOVING = {
+    "rms_norm_eps": 0.37,
+    "layer_norm_eps": 0.37,
+    "rope_theta": 123.0,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0, "rope_theta": 123.0},
+    "rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 123.0},
+    "sliding_window": 3,
+    "final_logit_softcapping": 0.37,
+    "query_pre_attn_scalar": 37,
+    "logits_scaling": 37.0,
+    "hidden_act": "relu",
+}
+HARMLESS = {"use_cache": False, "pad_token_id": 1, "bos_token_id": 2, "output_hidden_states": True}
+
+
+@check
+def settings_that_move_activations(case: Case):
+    """Passed to from_pretrained or edited in config.json they raise, unless that is allowed."""
+    now = {name: getattr(case.model.config, name, None) for name in MOVING}
+    known = {name: value for name, value in MOVING.items() if now[name] is not None}
+    if "rope_type" not in (now["rope_parameters"] or {"rope_type": ""}):  # Gemma 3 has some for each kind of attention
+        known = {name: value for name, value in known.items() if name not in ("rope_parameters", "rope_scaling")}
+    assert known
+    for name, value in known.items():
+        said = name.replace("rope_scaling", "rope_")  # another name of rope_parameters on 5.x
+        assert_raises(case, case.checkpoint, RuntimeError, "unskill", said, "unskill_allow_unprobed", **{name: value})
+        with copied(case) as folder:
+            replace(folder / "config.json", json.dumps({**case.config, name: value}).encode())
+            read = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=True), name)
+            if read == value:  # where a newer form of the same setting is in the file, that one counts
+                assert_raises(case, folder, RuntimeError, "unskill")
+    name = next(iter(known))
+    case.load(**{name: known[name]}, unskill_allow_unprobed=True)
+
+
+@check
+def settings_that_move_nothing(case: Case):
+    assert_as_before(case, case.load(**HARMLESS))
+    case.load(attn_implementation="eager")
+
+
 @check
 def code_edited(case: Case):
     with copied(case) as folder:

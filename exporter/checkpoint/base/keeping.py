@@ -19,10 +19,8 @@ from exporter.checkpoint.base.record import FORMAT, BaseFile, Blanked, LeftOut, 
 from exporter.checkpoint.layout import BASE_FOLDER, BASE_RECORD
 from exporter.checkpoint.shards import RowPatch, file_sha256
 from exporter.common.files import human_size, write_json
-from exporter.models.files import LICENCES, SMALL_FILES, Base
+from exporter.models.files import LICENCES, SMALL_FILES, TEMPLATES, Base
 
-TEMPLATES = "additional_chat_templates"
-"""The one folder inside a model that `from_pretrained` reads."""
 # Git would obey a .gitattributes there, and change the kept files.
 RENAMED = {".gitattributes": "gitattributes"}
 OTHER_WEIGHTS = {

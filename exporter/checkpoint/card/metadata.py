@@ -6,6 +6,7 @@ registered benchmarks, by which its leaderboards are made: a share of refused pr
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from exporter.checkpoint.card.text import plain
 from exporter.checkpoint.summary import SkillSummary, SourceSummary, Summary
 from exporter.models.files import Base
 from exporter.prompts.packaged import EVERYDAY
+from exporter.recipes.settings import HUB_ID
 
 TAGS = ["unlearning", "skill-unlearning", "custom_code", "unskill", "arxiv:2503.21730"]
 METHOD_TAGS = {
@@ -56,6 +58,13 @@ def inherited(base: Base) -> tuple[dict[str, Any], str | None]:
     return found, problem
 
 
+def base_model(base: Base, given: str | None) -> str | None:
+    """The base's id on the Hub: as given, or the one that it was downloaded from, or that its config.json names."""
+    named = base.config.get("_name_or_path")
+    known = isinstance(named, str) and HUB_ID.fullmatch(named) and not os.path.exists(named)
+    return given or (base.name if base.revision is not None else str(named) if known else None)
+
+
 def is_texts(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
@@ -65,13 +74,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.split("/")[-1].lower()).strip("-.") or "base"
 
 
-def card_metadata(base: Base, summary: Summary) -> ModelCardData:
+def card_metadata(base: Base, given: str | None, summary: Summary) -> ModelCardData:
+    """given: the base's id on the Hub, where it was given."""
     skills = summary.skills
     methods = dict.fromkeys(tag for skill in skills for tag in METHOD_TAGS[skill.method])
     datasets = dict.fromkeys(each.name for skill in skills for each in skill.sources if is_dataset(each))
     known: dict[str, Any] = inherited(base)[0]
-    if base.revision is not None:
-        known |= {"base_model": base.name, "base_model_relation": "finetune"}
+    if (origin := base_model(base, given)) is not None:
+        known |= {"base_model": origin, "base_model_relation": "finetune"}
     if results := list(eval_results(summary)):
         known |= {"model_name": plain(title(base.name, skills)), "eval_results": results}
     return ModelCardData(

@@ -37,7 +37,7 @@ def render_card(
 
     code: its modeling file; figures: what lies in figures/ (see `draw_figures`).
     """
-    data = card_metadata(base, summary)
+    data = card_metadata(base, settings.base_model, summary)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = resources.files("exporter.checkpoint.card").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
@@ -49,6 +49,9 @@ def render_card(
         summary=summary,
         refused=refused(summary.skills),
         code=code.name,
+        family_class=re.findall(r"^class Unskill(\w+ForCausalLM)\(", code.read_text(encoding="utf-8"), re.MULTILINE)[
+            0
+        ],
         code_sha256=hashlib.sha256(code.read_bytes()).hexdigest(),
         figures=lambda prefix: [figure for figure in figures if figure.id.startswith(prefix)],
         licence=licence(data.to_dict()),

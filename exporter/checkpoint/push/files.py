@@ -12,7 +12,8 @@ from pathlib import Path
 from exporter.checkpoint.card.text import CARD, named_card
 from exporter.checkpoint.layout import HASHES
 from exporter.common.errors import BadInput
-from exporter.common.files import json_text, read_json
+from exporter.common.files import json_text, link_out, read_json
+from exporter.common.text import printable
 from exporter.models.files import check_checkpoint
 
 # Left behind by editors, Python and interrupted downloads. Hidden files are not uploaded either.
@@ -29,7 +30,8 @@ class Upload:
 
 
 def uploads(out: Path) -> list[Upload]:
-    """The files of the checkpoint OUT to upload, sorted. Raises BadInput where OUT is not a checkpoint of unskill."""
+    """The files of the checkpoint OUT to upload, sorted. Raises BadInput where OUT is not a checkpoint of unskill, or
+    one of the files is a link to something outside of it."""
     check_folder(out)
     hashes = out / HASHES
     recorded = read_json(hashes, out.name, "OUT") if hashes.is_file() else {}  # verify says what is missing
@@ -39,6 +41,11 @@ def uploads(out: Path) -> list[Upload]:
         # The export's own files whatever their names: without one of them verify would reject what was pushed.
         if source.is_file() and (path.as_posix() in recorded or not any(map(is_left_out, path.parts))):
             found.append(Upload(path.as_posix(), source, source.stat().st_size))
+    if (link := link_out(out, (each.source for each in found if isinstance(each.source, Path)))) is not None:
+        raise BadInput(
+            f"OUT {out.resolve().name}: {printable(link.relative_to(out).as_posix())} is a link to a file outside of "
+            "the folder, which would be uploaded: take it out, or copy the file"
+        )
     return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +25,21 @@ from exporter.prompts.formats import Formatter
 from exporter.recipes.templates import given_template
 
 
+@contextmanager
+def silent_library() -> Iterator[None]:
+    """Without what transformers, and the code of checkpoints, warn programmers of at load and at each answer."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "transformers_modules")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@silent_library()
 def chat(settings: ChatSettings) -> None:
     """Run the chat; with as_json, print the turns at the end, even if a later prompt cannot be asked.
 
@@ -46,6 +63,9 @@ def chat(settings: ChatSettings) -> None:
     conversation.system = settings.system
     names = {side.role: side.loaded.name for side in sides}
     screen = Screen(names, why=not settings.quiet, answers_alone=settings.quiet)
+    fitted, dtype = edited.settings["dtype"], str(edited.model.dtype).removeprefix("torch.")
+    if dtype != fitted:
+        screen.notify(f"Fitted in {fitted} and loaded in {dtype}: a few decisions may differ from those on the card.")
     if not edited.tokenizer.chat_template:
         for text in sides[0].formatter.notes:
             screen.notify(text)
@@ -74,7 +94,7 @@ def chat(settings: ChatSettings) -> None:
                 "max_new_tokens": settings.max_new_tokens,
                 "temperature": settings.temperature,
                 "seed": settings.seed,
-                "dtype": str(edited.model.dtype).removeprefix("torch."),
+                "dtype": dtype,
                 "turns": [turn_record(turn) for turn in turns],
             }
             echo_json(record)

@@ -18,6 +18,7 @@ from exporter.cli.chat.conversation import Conversation, Turn
 from exporter.cli.chat.why import Moved, Verdict
 from exporter.common.text import literal
 from exporter.evaluation.records import BASE, EDITED
+from exporter.recipes.settings import HYPERCUBE
 
 # Below this width two columns are harder to read than one answer below the other.
 SIDE_BY_SIDE = 80
@@ -130,7 +131,8 @@ def about(name: str, skills: Sequence[Mapping[str, Any]]) -> str:
     for skill in skills:
         does = [HOW.get(part, part) for part in skill["method"].split("+")]
         if "layer" in skill:
-            does[-1] += f" (layer {skill['layer']}, alpha {skill['alpha']['value']:.2f})"
+            limit = "alpha" if skill.get("region", HYPERCUBE) == HYPERCUBE else "threshold"
+            does[-1] += f" (layer {skill['layer']}, {limit} {skill['alpha']['value']:.2f})"
         lines.append(f"  {skill['name']}: {', '.join(does)}")
     return "\n".join([*lines, "Type a prompt; /help lists the commands, Ctrl-D exits."])
 
@@ -147,7 +149,7 @@ def verdict_line(verdict: Verdict) -> str:
     if verdict.score is None:
         return f"{name}: not scored"
     at_prompt = verdict.blocked_after == 0
-    said = f"{name}: {compared(verdict.score, verdict.alpha, at_prompt, 'alpha ')} at layer {verdict.layer}"
+    said = f"{name}: {compared(verdict.score, verdict.alpha, at_prompt, f'{verdict.limit} ')} at layer {verdict.layer}"
     if at_prompt:
         return f"{said}: blocked"
     if verdict.blocked_after is None or verdict.blocked_score is None:

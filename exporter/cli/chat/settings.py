@@ -30,7 +30,7 @@ class ChatSettings:
     )
     base: str | None = setting(None, metavar="MODEL", help="Compare with this model instead.")
     prompt_template: str | None = setting(**RECORDED_TEMPLATE)
-    template_args: str | None = setting(**ARGUMENTS)
+    template_args: tuple[str, ...] = setting(**ARGUMENTS | {"default": ()})
     max_new_tokens: int = setting(256, minimum=1, help="Maximum length of an answer.")
     temperature: float = setting(
         0.0, minimum=0, maximum=HIGHEST_TEMPERATURE, help="Sampling temperature; 0 is greedy."
@@ -44,8 +44,10 @@ class ChatSettings:
     def __post_init__(self) -> None:
         """Raises BadInput for invalid values."""
         check(self)
-        if self.template_args is not None:
-            State.given(self.template_args)
+        if len(self.template_args) > 1:
+            raise BadInput("--template-args: a chat is in one state; give one JSON object with all arguments")
+        for text in self.template_args:
+            State.given(text)
         for prompt in self.prompts:
             check_text(prompt, "--prompt")
         if self.system is not None:
@@ -54,7 +56,7 @@ class ChatSettings:
     @property
     def state(self) -> State | None:
         """Of the chat template, that prompts are in."""
-        return None if self.template_args is None else State.given(self.template_args)
+        return State.given(self.template_args[0]) if self.template_args else None
 
 
 def check_text(text: str, where: str) -> None:

@@ -32,6 +32,11 @@ class Detector:
     directions: Tensor | None = None
     limits: Tensor | None = None
 
+    @property
+    def limit(self) -> str:
+        """What alpha is called: half-spaces have no size."""
+        return "alpha" if self.directions is None else "threshold"
+
     def score(self, key: Tensor) -> float:
         """The score of one key vector (d_ff,), inside where at most alpha: of hypercubes s(k), of regions along
         discriminants see `Regions.scores`; the least over the regions.
@@ -108,7 +113,8 @@ def detectors_of(loaded: LoadedModel) -> list[Detector]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one skill's hypercubes decided. score: of the prompt's last token; None if no forward was run.
+    """What one skill's regions decided. score: of the prompt's last token; None if no forward was run; limit: what
+    alpha is called.
 
     blocked_after: number of answer tokens before the refusal, 0 right after the prompt; None without a refusal.
     blocked_score: the score there.
@@ -120,6 +126,7 @@ class Verdict:
     score: float | None
     blocked_after: int | None
     blocked_score: float | None
+    limit: str = "alpha"
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class Seen:
         for detector, each in self.keys.items():
             score = each[0][0] if each else None
             hit, at = next(((place, at) for place, (at, blocked) in enumerate(each) if blocked), (None, None))
-            found.append(Verdict(detector.skill, detector.layer, detector.alpha, score, hit, at))
+            found.append(Verdict(detector.skill, detector.layer, detector.alpha, score, hit, at, detector.limit))
         return found
 
     def neurons(self) -> Moved | None:

@@ -16,8 +16,9 @@ from exporter.cli.options import options_of
 def chat_command(**flags: Any) -> None:
     """Chat with CHECKPOINT (folder or Hub id) in the terminal, running its own modeling code.
 
-    Each answer is followed by the reasons: for every skill, the score of the prompt's last token against alpha (a
-    score up to alpha is refused), and how many neurons were moved. /help lists the commands.
+    Each answer is followed by the reasons: for every skill, the score of the prompt's last token against alpha, or
+    the threshold of half-spaces (a score up to it is refused), and how many neurons were moved. /help lists the
+    commands.
 
     Without a terminal, prompts are read from stdin, one per line. These, and several --prompt, are independent unless
     --conversation is given. With --compare both models get your turns, and each sees its own answers.

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import as_json, options_of
+from exporter.cli.options import OUT, as_json, options_of
 from exporter.cli.output import echo_json, messages
 from exporter.common.files import beside
 from exporter.evaluation.settings import KINDS, EvaluateSettings
@@ -22,7 +22,7 @@ from exporter.evaluation.settings import KINDS, EvaluateSettings
 @click.option("--gsm8k", multiple=True, metavar="SOURCE", help="Word problems: exact match of the last number.")
 @click.option("--code", multiple=True, metavar="SOURCE", help="MBPP or HumanEval: pass@1.")
 @click.option("--qa", multiple=True, metavar="SOURCE", help="Questions on texts, as XQuAD: exact match and F1.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the results; default CHECKPOINT-evaluation.")
+@click.option("--out", type=OUT, help="Folder of the results; default CHECKPOINT-evaluation.")
 @options_of(EvaluateSettings)
 @as_json
 def evaluate_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:

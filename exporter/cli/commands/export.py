@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli.commands.push import check_whole, show_push
-from exporter.cli.options import as_json, options_of, recipe
+from exporter.cli.options import OUT, as_json, options_of, recipe
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command("export", short_help="Write a checkpoint that no longer shows a skill.")
 @click.argument("model", required=False)
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=OUT)
 @options_of(SkillSettings)
 @recipe
 @options_of(ExportSettings)

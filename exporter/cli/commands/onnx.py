@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import as_json, options_of
+from exporter.cli.options import OUT, as_json, options_of
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import Rejected
 from exporter.common.files import beside
@@ -16,7 +16,7 @@ from exporter.onnx.settings import OnnxSettings
 
 @click.command("onnx", short_help="A checkpoint as ONNX, with its interventions inside.")
 @click.argument("checkpoint")
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=OUT)
 @options_of(OnnxSettings)
 @as_json
 def onnx_command(checkpoint: str, out: Path | None, as_json: bool, **flags: Any) -> None:

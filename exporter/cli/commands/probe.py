@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from exporter.cli.commands.export import settings_of
-from exporter.cli.options import as_json, options_of, recipe, shared
+from exporter.cli.options import OUT, as_json, options_of, recipe, shared
 from exporter.cli.output import echo_json, messages
 from exporter.recipes.settings import SkillSettings
 
 
 @click.command("probe", short_help="Measure neuron statistics, for export --statistics.")
 @click.argument("model", required=False)
-@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=OUT)
 @options_of(SkillSettings, ("forget", "retain", "packaged", "everyday", "everyday_without"))
 @recipe
 @shared("revision", "skip_long", "seed", "dtype", "device", "batch_size", "threads", "overwrite", "quiet")

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import as_json, shared
+from exporter.cli.options import OUT, as_json, shared
 from exporter.cli.output import echo_json, messages
 from exporter.common.files import beside
 
 
 @click.command("report", short_help="A checkpoint's figures as one page, and as PNGs.")
 @click.argument("checkpoint")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report; default CHECKPOINT-report.")
+@click.option("--out", type=OUT, help="Folder of the report; default CHECKPOINT-report.")
 @click.option("--forget", multiple=True, metavar="SOURCE", help="A source of the export, to show its prompts.")
 @click.option("--retain", multiple=True, metavar="SOURCE", help="Likewise.")
 @click.option(

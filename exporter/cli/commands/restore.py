@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.options import as_json, shared
+from exporter.cli.options import OUT, as_json, shared
 from exporter.cli.output import echo_json, messages
 from exporter.common.files import human_size
 from exporter.common.text import printable
@@ -16,7 +16,7 @@ from exporter.common.text import printable
 
 @click.command("restore", short_help="Restore the base model's files from a checkpoint.")
 @click.argument("checkpoint")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=OUT)
 @shared("overwrite", "quiet")
 @as_json
 def restore_command(checkpoint: str, folder: Path, as_json: bool, **flags: Any) -> None:

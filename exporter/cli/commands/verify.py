@@ -23,6 +23,11 @@ from exporter.cli.output import echo_json, messages
 @click.option(
     "--without-model", "model", flag_value=False, default=True, help="Files only: load no weights, run no code."
 )
+@click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Pass and run code that cannot be compared: another version of unskill wrote it.",
+)
 @shared("device", "quiet")
 @as_json
 @click.pass_context
@@ -30,8 +35,8 @@ def verify_command(context: click.Context, /, as_json: bool, quiet: bool, **flag
     """Check CHECKPOINT (folder or Hub id): files, code, weights, tokenizer, what it answers and what it refuses.
 
     Exit 0 if no check failed, 1 if one did. A check that could not be made says why and counts as neither. The code of
-    the checkpoint is run only if no check of its files failed; code from another version of unskill is run without
-    being compared. --without-model runs none.
+    the checkpoint is run only if no check of its files failed and it is what this unskill writes. Code of another
+    version cannot be compared, so the check fails, unless --trust-code is given. --without-model runs none.
 
     --attack asks up to 60 held-out prompts of each packaged skill in every kind of turn, near misses and everyday
     prompts, and prints how many are refused. It fails if fewer are than is promised, or if a prompt is decided

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from exporter.checkpoint.sentences import promise
+from exporter.checkpoint.sentences import promise, refitted_promise
 from exporter.checkpoint.summary import AlphaSummary, DiscriminantSummary
 from exporter.cli.tables.console import rate_cells
 from exporter.common.files import human_size
@@ -111,11 +111,15 @@ def skill_facts(found: Mapping[str, Any], skill: Mapping[str, Any]) -> Iterator[
         alpha = AlphaSummary.model_validate(key_space["alpha"])
         regions = key_space["discriminant"] and DiscriminantSummary.model_validate(key_space["discriminant"])
         flags = {source["flag"] for source in skill["sources"] or ()}
-        if key_space["region"] == HYPERCUBE or regions is not None:
+        graph = found["graph"] or {}
+        refitted = next((each for each in graph.get("skills", ()) if each["name"] == skill["name"]), None)
+        if refitted is not None:
+            said = refitted_promise(refitted["key_space"], graph)
+        elif key_space["region"] == HYPERCUBE or regions is not None:
             said = promise(
                 key_space["layer"], alpha, fault, found["dtype"], regions, flags, found["neurons"]["changed"] > 0
             )
-        else:  # its summary is not here: saved again without reproduce/, or fitted anew for an ONNX folder
+        else:  # its summary is not here: saved again without reproduce/, or in an ONNX folder
             said = f"layer {key_space['layer']}, threshold {alpha.value:.3f}" + (
                 f"; NOT SEPARATED: {fault}" if fault else ""
             )

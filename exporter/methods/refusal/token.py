@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from tokenizers.pre_tokenizers import ByteLevel
 
-from exporter.common.errors import BadInput, RunFailed
+from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.common.files import write_errors, write_json
 
 if TYPE_CHECKING:
@@ -73,6 +73,15 @@ def plan_refusal(tokenizer_json: Mapping[str, Any], vocab_size: int, text: str) 
 
     Raises BadInput for an unsuitable message or tokenizer.
     """
+    try:
+        return _plan(tokenizer_json, vocab_size, text)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"MODEL's tokenizer.json is not as the library tokenizers writes it ({first_line(error)}): save it anew"
+        ) from error
+
+
+def _plan(tokenizer_json: Mapping[str, Any], vocab_size: int, text: str) -> RefusalToken:
     model = tokenizer_json["model"]
     if model.get("type") != "BPE":
         raise BadInput(f"MODEL has a tokenizer of type {model.get('type')}: only BPE is supported")

@@ -128,7 +128,6 @@ def export_config(base: dict[str, Any]) -> dict[str, Any]:
         class_names={key: f"UnskillLlama{key}" for key in ("config", "model", "causal_lm")},
         module="modeling_unskill_llama",
         vocab_size=161,
-        unskill={"format": 1, "refusal_token_id": 160},
     )
 
 
@@ -156,7 +155,6 @@ def test_a_base_of_the_4x_form_keeps_every_key_and_gets_ours() -> None:
         },
         "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": 161,
-        "unskill": {"format": 1, "refusal_token_id": 160},
     }
     assert base["model_type"] == "llama"
 

@@ -17,7 +17,7 @@ from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.models.loading import check_device
 from tests.damage_tokenizer import drop_token
-from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
+from tests.tiny import FORGET, RETAIN, edit_json, tiny_model, write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,11 @@ def test_out_is_the_base(capsys, monkeypatch, files, base) -> None:
     assert (base / "model.safetensors").is_file()
 
 
+def test_an_empty_name(capsys, monkeypatch, files, base) -> None:
+    status, _, err = run(capsys, monkeypatch, "export", base, "", "--forget", files["forget"])
+    assert status == 2 and "OUT" in err and "the name is empty" in err
+
+
 def test_unwritable_parent(capsys, monkeypatch, files, base) -> None:
     files["out"] = files["out"].parent / "absent" / "out"
     fails(capsys, monkeypatch, files, base, 2, "does not exist")
@@ -239,6 +244,53 @@ def test_pickle_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
     model = broken(base, tmp_path)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     fails(capsys, monkeypatch, files, model, 2, "pytorch_model.bin is not read: save the model anew")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("config.json", {"vocab_size": float("nan")}, "vocab_size is nan, not a whole number above 0"),
+        ("config.json", {"vocab_size": "400"}, "vocab_size is '400', not a whole number"),
+        ("config.json", {"num_hidden_layers": 0}, "num_hidden_layers is 0, not a whole number above 0"),
+        ("config.json", {"model_type": ["llama"]}, "model_type ['llama'] (unsupported family)"),
+        ("config.json", {"rope_theta": float("inf")}, "rope_theta is inf"),
+        ("tokenizer.json", {"model": None}, "tokenizer.json is not as the library tokenizers writes it"),
+        ("tokenizer.json", {"added_tokens": [1]}, "tokenizer.json is not as the library tokenizers writes it"),
+    ],
+)
+def test_other_types_than_expected(capsys, monkeypatch, files, base, tmp_path, name, values, said) -> None:
+    model = broken(base, tmp_path)
+    edit_json(model / name, lambda content: {**content, **values})
+    fails(capsys, monkeypatch, files, model, 2, said)
+
+
+def test_a_number_of_5000_digits(capsys, monkeypatch, files, base, tmp_path) -> None:
+    model, number = broken(base, tmp_path), "9" * 5000
+    (model / "config.json").write_text(f'{{"model_type": "llama", "vocab_size": {number}}}')
+    fails(capsys, monkeypatch, files, model, 2, "config.json is not JSON (Exceeds the limit")
+    for content, said in ((f"seed = {number}", "is not TOML (Exceeds the limit"), ("a=" + "[" * 20000, "too deeply")):
+        (tmp_path / "recipe.toml").write_text(content)
+        fails(capsys, monkeypatch, files, base, 2, said, arguments=("--recipe", tmp_path / "recipe.toml"))
+
+
+def test_a_layer_that_is_not_there_is_refused_before_torch_is_imported(files, base) -> None:
+    code = "import sys; sys.argv[0] = 'unskill'\nimport exporter.cli.main as m\n"
+    code += "try: m.main()\nfinally: print('torch' in sys.modules)"
+    arguments = (
+        "export",
+        base,
+        files["out"],
+        "--forget",
+        files["forget"],
+        "--retain",
+        files["retain"],
+        "--layer",
+        "40",
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert "--layer: 40 is out of range, the model has layers 0 to 2" in done.stderr
 
 
 def test_unsupported_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> None:
@@ -296,3 +348,17 @@ def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
     with os.fdopen(write, "w") as pipe:
         done = subprocess.run([sys.executable, "-m", "exporter", *arguments], stdout=pipe, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (">&-", "stdout is closed: send it to a file"),
+        (">/dev/full", "cannot write to stdout (No space left on device)"),
+    ],
+)
+def test_nowhere_to_write_to(target: str, said: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m exporter export --help {target}", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1

@@ -52,6 +52,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
+def test_a_link_to_nowhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(BadInput, match="out is a link to elsewhere, which is not there: take the link out"):
+        check_target(tmp_path / "out", overwrite=True, needed_bytes=0)
+
+
 def test_new_out(tmp_path: Path) -> None:
     out = tmp_path / "out"
     umask = os.umask(0o022)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput, RunFailed
@@ -58,13 +59,28 @@ def test_the_recorded_template_unless_another_is_given(base: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1e6, "weight model.norm.weight holds NaN or infinity in float16; try"),
+        (6e4, "activations are NaN or infinite in"),
+    ],
+)
+def test_what_float16_cannot_hold_is_found_at_load(factor: float, said: str, tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"] = factor * torch.ones_like(tensors["model.norm.weight"])
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    load(find_base(str(base)), "float32", "cpu")
+    with pytest.raises(RunFailed, match=said):
+        load(find_base(str(base)), "float16", "cpu")
+
+
+@pytest.mark.parametrize(
     "changes",
     [
-        {"hidden_size": "16"},
+        {"head_dim": "16"},
         {"num_attention_heads": 3},
-        {"num_attention_heads": 0},
         {"layer_types": ["x"]},
-        {"num_hidden_layers": "3"},
     ],
     ids=str,
 )

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput
 from exporter.models.families import HEAD
-from exporter.models.files import INDEX, WEIGHTS, find_base
-from exporter.models.loading import load
+from exporter.models.files import INDEX, WEIGHTS, check_writable, find_base
+from exporter.models.loading import load, load_files
 from tests.damage import edit, set_
 from tests.tiny import edit_json, tiny_model
 
@@ -157,8 +157,29 @@ def test_by_its_files(case: str, tmp_path: Path) -> None:
     change, said = OF_FILES[case]
     change(base := tiny_model(tmp_path / "base"))
     with pytest.raises(BadInput, match=said) as error:
-        find_base(str(base))
+        check_writable(find_base(str(base)))
     assert "\n" not in str(error.value)
+
+
+def test_a_base_that_is_only_read_may_have_a_float64_embedding(tmp_path: Path) -> None:
+    cast(torch.float64, "model")(base := tiny_model(tmp_path / "base"))
+    assert load_files(find_base(str(base)), "float32", "cpu").model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "additional_chat_templates/x.jinja"])
+def test_links_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    """What they lead to would be copied into the checkpoint. Links within the folder and to nowhere are fine."""
+    base = tiny_model(tmp_path / "base")
+    (base / "LICENSE").write_text("free")
+    (base / "LICENSE.txt").symlink_to("LICENSE")
+    (base / "NOTICE").symlink_to("nowhere")
+    check_writable(find_base(str(base)))
+    path, other = base / name, tmp_path / "other"
+    path.parent.mkdir(exist_ok=True)
+    path.rename(other) if path.exists() else other.write_text("of another folder")
+    path.symlink_to(other)
+    with pytest.raises(BadInput, match=f"MODEL base: {path.name} is a link to a file outside of the folder"):
+        check_writable(find_base(str(base)))
 
 
 @pytest.mark.parametrize("case", OF_SHAPES)

@@ -12,7 +12,7 @@ import pytest
 
 from exporter.common.errors import RunFailed
 from exporter.pipeline import prepared, run
-from exporter.verification.apart import verify_apart
+from exporter.verification.apart import NotVerified, verify_apart
 from tests.damage import extra_shard, flip_weight
 from tests.tiny import export_base, tiny_model
 
@@ -74,3 +74,20 @@ def test_nothing_is_put_in_place_that_does_not_verify(
         export_base(tmp_path, base, **CUBE, threads=1)
     assert failed in str(error.value) and "\n" not in str(error.value) and ".unskill-" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} == {"base", "forget.jsonl", "retain.jsonl"}
+
+
+@pytest.mark.usefixtures("verified")
+def test_what_could_not_be_verified_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the system ends the other process for lack of memory: hours of work are not lost."""
+    monkeypatch.setattr("exporter.verification.apart.START", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    base = tiny_model(tmp_path / "base", chat=False)
+    with pytest.raises(NotVerified, match=r"ended with -9 .* kept as .*checkpoint-unverified: unskill verify"):
+        export_base(tmp_path, base, **CUBE, threads=1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "base",
+        "checkpoint-unverified",
+        "forget.jsonl",
+        "retain.jsonl",
+    }
+    monkeypatch.undo()
+    assert all(check["ok"] is not False for check in verify_apart(tmp_path / "checkpoint-unverified", "cpu", 1))

@@ -130,7 +130,8 @@ PHONE = """<!doctype html><iframe width="390" height="844" srcdoc="{page}"></ifr
 setTimeout(() => {{
   const page = document.querySelector("iframe").contentDocument.documentElement;
   const widths = [...page.querySelectorAll(".chart svg")].map((chart) => chart.getBoundingClientRect().width);
-  document.body.textContent = JSON.stringify({{ width: page.clientWidth, scroll: page.scrollWidth, widths }});
+  const tables = [...page.querySelectorAll(".wide")].map((table) => table.scrollWidth - table.clientWidth);
+  document.body.textContent = JSON.stringify({{ width: page.clientWidth, scroll: page.scrollWidth, widths, tables }});
 }}, 20000);
 </script>"""
 
@@ -145,6 +146,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
     found = json.loads(re.search(r"<body>(.*?)</body>", page, re.DOTALL).group(1))
     assert found["width"] == found["scroll"] <= 390
     assert len(found["widths"]) == figure_count(numbers)
+    assert found["tables"] and not any(found["tables"])  # all columns are seen
     assert all(300 < width <= found["width"] for width in found["widths"])
     picture = tmp_path / "phone.png"
     browse(f"file://{out}/report.html", f"--screenshot={picture}", "--window-size=390,844", DARK)

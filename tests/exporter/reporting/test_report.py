@@ -348,5 +348,5 @@ def test_folders_that_are_not_to_be_replaced(several: Several, tmp_path: Path) -
 
 def test_without_the_extra(several: Several, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exporter.common.extras.find_spec", lambda name: None if name == "vl_convert" else name)
-    with pytest.raises(BadInput, match=r"vl-convert.*pip install unskill\[report\]"):
+    with pytest.raises(BadInput, match=r"report needs the package vl-convert-python: pip install vl-convert-python\Z"):
         report(ReportSettings(str(several.checkpoint), tmp_path / "out"), lambda text: None)

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from exporter.common.errors import RunFailed
-from exporter.verification.apart import verify_apart
+from exporter.verification.apart import NotVerified, verify_apart
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"ended with 2 and said: unskill: error: CHECKPOINT .* is not one that"):
+    with pytest.raises(NotVerified, match=r"ended with 2 and said: unskill: error: CHECKPOINT .* is not one that"):
         verify_apart(tmp_path, "cpu", 1)
 
 
 def test_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RunFailed, match="ended with 1 and said: nothing"):
+    with pytest.raises(NotVerified, match="ended with 1 and said: nothing"):
         verify_apart(tmp_path, "cpu", None)

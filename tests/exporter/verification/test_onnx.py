@@ -142,7 +142,7 @@ def test_without_its_packages_it_is_not_checked_again(pair: Path) -> None:
         found = verify(VerifySettings(str(pair)), lambda text: None)
     checks = {check["name"]: check for check in found["checks"]}
     assert found["ok"] and checks["onnx: checked again"]["ok"] is None
-    assert "pip install unskill[onnx]" in checks["onnx: checked again"]["detail"]
+    assert "pip install onnx onnxscript onnxruntime" in checks["onnx: checked again"]["detail"]
 
 
 def test_elsewhere(pair: Path, tmp_path: Path) -> None:

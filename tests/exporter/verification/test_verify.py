@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from custom_modeling.loading import record_sha256
+from custom_modeling.loading import code_sha256, record_sha256
 from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.verification.run import VerifySettings
@@ -186,21 +186,30 @@ def test_no_code_is_run_that_was_not_exported(copied: Path, tmp_path: Path) -> N
     assert found["refused"]["ok"] is None and "not run" in found["refused"]["detail"]
 
 
-def test_code_of_another_version_is_not_written_again(copied: Path) -> None:
-    def another(content: dict[str, Any]) -> None:
-        from custom_modeling.loading import record_sha256
+def test_code_of_another_version_is_neither_run_nor_passed_unless_trusted(copied: Path, tmp_path: Path) -> None:
+    traces = tmp_path / "it ran"
+    code = code_of(copied)
+    put(code, code.read_bytes() + f"\nopen({str(traces)!r}, 'w')\n".encode())
 
-        content["unskill"]["version"] = "0.0.9"
+    def another(content: dict[str, Any]) -> None:
+        content["unskill"] |= {"version": "0.0.9", "code_sha256": code_sha256(code)}
         content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
 
     config(another)(copied)
-    check = checks(copied, model=False)["code written again"]
-    assert check["ok"] is None and "0.0.9" in check["detail"]
+    remake_hashes(copied)
+    for model in (False, True):
+        found = checks(copied, model=model)
+        assert [name for name, check in found.items() if check["ok"] is False] == ["code written again"]
+        assert (
+            "0.0.9" in found["code written again"]["detail"]
+            and "--trust-code" in found["code written again"]["detail"]
+        )
+    assert found["refused"]["ok"] is None and not traces.exists()
+    found = checks(copied, trust_code=True)
+    assert found["code written again"]["ok"] is None and found["loading"]["ok"] and traces.exists()
 
 
 def test_code_of_another_year(copied: Path) -> None:
-    from custom_modeling.loading import code_sha256, record_sha256
-
     text_edit(code_of(copied), "# Copyright 20", "# Copyright 19")
 
     def resign(content: dict[str, Any]) -> None:
@@ -308,6 +317,13 @@ def test_bad_settings(settings: dict[str, Any], says: str) -> None:
 def test_other_prompts(whole: Path) -> None:
     with pytest.raises(BadInput, match="is not a source of this checkpoint"):
         checks(whole, forget=(str(whole / "README.md"),))
+
+
+def test_an_onnx_folder(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(BadInput, match=f"CHECKPOINT {tmp_path.name} is an ONNX folder: give the checkpoint"):
+        checks(tmp_path)
 
 
 def test_not_a_checkpoint(whole: Path) -> None:

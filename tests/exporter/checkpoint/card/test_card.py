@@ -17,10 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from exporter.checkpoint.card.metadata import inherited
+from exporter.checkpoint.card.metadata import base_model, inherited
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown, named_card, plain
 from exporter.checkpoint.summary import Summary
+from exporter.common.errors import BadInput
 from exporter.common.extras import EXTRAS
 from exporter.models.files import Base
 from exporter.pipeline.run import export
@@ -249,6 +250,30 @@ def test_a_folder_of_licences_is_no_licence(tmp_path: Path) -> None:
     assert inherited(base)[0]["license_link"] == "LICENSE_MIT.txt"
 
 
+@pytest.mark.parametrize(
+    ("named", "asked", "expected"),
+    [
+        (None, None, None),
+        ("org/Model-1.5", None, "org/Model-1.5"),
+        ("org/Model-1.5", "me/other", "me/other"),
+        ("/home/me/model", None, None),
+        ("../model", None, None),
+        ("a/b/c", None, None),
+        ("tests/exporter", None, None),  # a folder that is there
+        (["org/model"], None, None),
+    ],
+)
+def test_the_base_of_a_folder(named: Any, asked: str | None, expected: str | None) -> None:
+    base = Base(Path("model"), "model", None, {"_name_or_path": named}, ())
+    assert base_model(base, asked) == expected
+    assert base_model(replace(base, revision="a" * 40, name="org/it"), None) == "org/it"
+
+
+def test_a_base_model_that_is_no_id() -> None:
+    with pytest.raises(BadInput, match=r"--base-model: '\./model' is not the id of a model on the Hub"):
+        replace(SETTINGS, base_model="./model")
+
+
 def test_what_the_card_says_of_the_code(made: Path) -> None:
     card = (made / "README.md").read_text()
     code = next(made.glob("modeling_*.py"))
@@ -258,6 +283,7 @@ def test_what_the_card_says_of_the_code(made: Path) -> None:
     for command in ("verify", "restore"):
         assert f"unskill {command} {PLACEHOLDER}" in card
     assert f'checkpoint = "{PLACEHOLDER}"' in card
+    assert "the base model's own family (`LlamaForCausalLM`)" in card and "handed to `AutoModelForCausalLM`" in card
 
 
 def test_what_the_card_says_of_hashes(made: Path, summary: dict[str, Any]) -> None:
@@ -292,7 +318,7 @@ def test_figures_and_their_alternative_texts(made: Path) -> None:
 @pytest.mark.parametrize("wanted", [True, False])
 def test_without_figures(wanted: bool, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """None are asked for, or the packages for them are not there, which a remark says."""
-    monkeypatch.setitem(EXTRAS, "report", ("no_such_package",))
+    monkeypatch.setitem(EXTRAS, "report", {"no_such_module": "its-package"})
     forget = write_prompts(tmp_path / "forget.jsonl", FORGET)
     retain = write_prompts(tmp_path / "retain.jsonl", RETAIN)
     asked = {
@@ -306,6 +332,9 @@ def test_without_figures(wanted: bool, made: Path, monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     with one_thread():
         export(one_skill(made.parent / "base", tmp_path / "out", forget, retain, figures=wanted, **asked), said.append)
-    assert any("pip install 'unskill[report]'" in text for text in said) == wanted
+    assert (
+        any("no figures, which needs the package its-package: pip install its-package" in text for text in said)
+        == wanted
+    )
     assert not (tmp_path / "out" / "figures").exists()
     assert "![" not in (tmp_path / "out" / "README.md").read_text()

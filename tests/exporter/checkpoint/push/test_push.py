@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from exporter.checkpoint.card.text import named_card
 from exporter.checkpoint.push.files import uploads
+from exporter.common.errors import BadInput
 from tests.exporter.checkpoint.push.pushing import OTHER_TOKEN, TOKEN, Site, edit, names
 
 
@@ -90,6 +92,26 @@ def test_recorded_files_go_up_whatever_their_names(out: Path) -> None:
         edit(out, name, "")
     (out / "reproduce" / "base" / "notes.txt~").write_text("left behind")
     assert {each.path for each in uploads(out)} == names(out) - {"reproduce/base/notes.txt~"} >= set(wanted)
+
+
+def test_links_are_not_followed_out_of_the_folder(out: Path, tmp_path: Path) -> None:
+    (out / "more.md").symlink_to("README.md")
+    assert "more.md" in [each.path for each in uploads(out)]
+    (tmp_path / "secret").write_text("of another folder")
+    (out / "notes.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput, match=r"OUT out: notes\.md is a link to a file outside of the folder"):
+        uploads(out)
+
+
+def test_a_snapshot_in_the_cache_is_pushed_although_it_is_made_of_links(out: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(each for each in sorted(out.rglob("*")) if each.is_file()):
+        shutil.copy(path, blobs / str(number))
+        link = snapshot / path.relative_to(out)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    assert [each.path for each in uploads(snapshot)] == [each.path for each in uploads(out)]
 
 
 def test_public_only_after_the_commit(out: Path, site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +20,9 @@ from rich.console import Console
 from exporter.cli.chat.answers import Answer
 from exporter.cli.chat.conversation import Conversation, Turn
 from exporter.cli.chat.run import piped
-from exporter.cli.chat.screen import Screen, compared
+from exporter.cli.chat.screen import Screen, about, compared, verdict_line
 from exporter.cli.chat.settings import ChatSettings
+from exporter.cli.chat.why import Detector, Seen
 from exporter.cli.main import cli, main
 from exporter.cli.output import printable_json
 from exporter.common.errors import BadInput
@@ -121,6 +124,26 @@ def test_both_answers_one_below_the_other(checkpoint: Path, tiny: Any) -> None:
     assert "Both answers are identical.\n" in result.stdout
 
 
+def test_nothing_of_the_library_at_load_and_at_answers(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("transformers")  # which hands nothing on to the root, where pytest listens
+    logger.addHandler(caplog.handler)
+    try:
+        result = chat(checkpoint, "--prompt", "hello", "--dtype", "bfloat16")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert result.exit_code == 0 and caplog.records == []
+    assert result.stderr.startswith("Fitted in float32 and loaded in bfloat16: a few decisions may differ")
+
+
+def test_half_spaces_have_a_threshold() -> None:
+    skill = {"name": "maths", "method": "ksd", "region": "discriminant", "layer": 3, "alpha": {"value": 2.0}}
+    assert "refused (layer 3, threshold 2.00)" in about("OUT", [skill])
+    assert "refused (layer 3, alpha 2.00)" in about("OUT", [{**skill, "region": "hypercube"}])
+    half_spaces = Detector("maths", 3, 2.0, None, torch.ones(2, 4), torch.ones(1, 2, 2))
+    (verdict,) = Seen({half_spaces: [(1.5, True)]}).verdicts()
+    assert verdict_line(verdict) == "maths: 1.50 <= threshold 2.00 at layer 3: blocked"
+
+
 def test_bare_prompts_are_remarked(tmp_path: Path, tiny: Any) -> None:
     """A checkpoint without a chat template, of which the export has recorded that prompts are bare."""
     bare: Exported = tiny("llama")
@@ -206,6 +229,7 @@ def test_two_columns_in_a_wide_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
         ({"prompts": ("caf\udce9",)}, "--prompt"),
         ({"system": ""}, "--system"),
         ({"dtype": "float8"}, "--dtype"),
+        ({"template_args": ('{"a": 1}', '{"b": 1}')}, "--template-args: a chat is in one state; give one JSON object"),
     ],
 )
 def test_settings_that_no_chat_can_have(settings: dict[str, Any], expected: str) -> None:
@@ -225,7 +249,11 @@ def fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 
 def test_errors_are_one_line(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny: Any
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: Any,
+    tmp_path: Path,
 ) -> None:
     asked = ("--prompt", "hello")
     base = checkpoint.parent / "base"
@@ -233,6 +261,9 @@ def test_errors_are_one_line(
     assert "CHECKPOINT no/where" in fails(capsys, monkeypatch, "no/where", *asked)
     assert "MODEL" in fails(capsys, monkeypatch, checkpoint, *asked, "--base", "no/where")
     assert "--prompt-template" in fails(capsys, monkeypatch, checkpoint, *asked, "--prompt-template", "Q:")
+    (graph := tmp_path / "mine-onnx" / "onnx").mkdir(parents=True)
+    (graph / "model.onnx").write_bytes(b"graph")
+    assert "mine-onnx is an ONNX folder: give the checkpoint" in fails(capsys, monkeypatch, graph.parent, *asked)
     bare: Exported = tiny("llama")
     assert "--system" in fails(capsys, monkeypatch, bare.checkpoint, *asked, "--system", "Be brief.")
     assert "tokens" in fails(capsys, monkeypatch, checkpoint, "--prompt", "x" * 3000, "--quiet")

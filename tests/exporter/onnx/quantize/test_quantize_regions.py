@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from exporter.checkpoint.reading import read_stored
+from exporter.checkpoint.sentences import refitted_promise
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import unheard
@@ -176,7 +177,8 @@ def test_the_folder_verifies_and_says_what_it_is(quantized: Quantized) -> None:
     plain = found["blocked"]["forget.jsonl"]["plain"]
     assert f"| forget set | forget.jsonl | plain | {plain['hits']} of {plain['total']} |" in card
     shown = CliRunner().invoke(cli, ["inspect", str(folder)])
-    assert shown.exit_code == 0 and "discriminants" in shown.stdout
+    assert shown.exit_code == 0
+    assert "".join(refitted_promise(found, "int8").split()) in "".join(shown.stdout.split())
 
 
 def test_what_does_not_separate_is_not_written_without_force(made: Callable[[str], Made], tmp_path: Path) -> None:
