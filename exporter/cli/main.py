@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -21,6 +22,9 @@ from exporter.cli.commands.verify import verify_command
 from exporter.common.errors import BadInput, RunFailed, UnskillError
 from exporter.common.text import printable
 from exporter.common.version import __version__
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Errors of a write to a disk that takes no more; those of files that unskill writes are caught where it does."""
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,12 +52,22 @@ cli.add_command(chat_command)
 
 def main() -> None:
     """Entry point. Errors are one line; exit 0 done, 1 failed, 2 wrong usage or bad input, 130 on Ctrl-C."""
+    if sys.stderr is None:  # closed, as by 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
+        if sys.stdout is None:
+            raise RunFailed("stdout is closed: give it a file, or /dev/null")
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). What is still in the buffer must not fail at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has closed the pipe (`| head`).
+        drop_output()
+        code = RunFailed.exit_code
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        drop_output()
+        click.echo(f"unskill: error: stdout cannot be written ({error.strerror})", err=True)
         code = RunFailed.exit_code
     except click.ClickException as error:
         click.echo(f"unskill: error: {printable(error.format_message())}", err=True)
@@ -65,3 +79,8 @@ def main() -> None:
         click.echo("unskill: interrupted", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def drop_output() -> None:
+    """Let nothing that is still in the buffer of stdout fail at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

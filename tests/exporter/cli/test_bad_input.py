@@ -296,3 +296,18 @@ def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
     with os.fdopen(write, "w") as pipe:
         done = subprocess.run([sys.executable, "-m", "exporter", *arguments], stdout=pipe, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("arguments", [("skills",), ("skills", "--json"), ("--version",), ("export", "--help")])
+@pytest.mark.parametrize("redirected", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written(arguments: tuple[str, ...], redirected: str) -> None:
+    script = f'exec "{sys.executable}" -m exporter {" ".join(arguments)} {redirected}'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("unskill: error: stdout ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_messages_that_cannot_be_written() -> None:
+    script = f'exec "{sys.executable}" -m exporter inspect nowhere/at/all 2>&-'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
