@@ -83,7 +83,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{what}: {path} cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    # ValueError: text that is no TOML or no UTF-8, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{what} {path.name}: is not TOML ({error})") from error
 
 

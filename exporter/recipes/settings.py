@@ -21,6 +21,8 @@ DEFAULT_SKILL = "skill"
 NAME_WORDS, NAME_LENGTH = 6, 40
 """Most words and characters of a name that is made from a description."""
 AUTO = {"auto": None}
+MOST_THREADS = 1024
+"""Of more, OpenMP may end the process."""
 # Settings that several commands have.
 SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all random draws."}
 DTYPE = {"default": "auto", "choices": DTYPES, "help": "Dtype of the model."}
@@ -291,6 +293,7 @@ class ExportSettings:
         None,
         words=AUTO,
         minimum=1,
+        maximum=MOST_THREADS,
         help="CPU threads. The last bits of sums depend on them, so a checkpoint's recipe records the number.",
     )
     overwrite: bool = setting(**OVERWRITE)
