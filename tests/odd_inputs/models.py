@@ -16,6 +16,7 @@ from tests.odd_inputs.rows import Exported, Place, Refused, Row
 from tests.odd_inputs.tokens import GENERATION, HUGE, TOKENS, base, file, ids, removed, short
 
 WEIGHTS, NORM = "model.safetensors", "model.norm.weight"
+SAID_BY = "docs/models.md:"
 
 
 def model(name: str) -> Callable[[Place], object]:
@@ -176,9 +177,10 @@ PLACES = [
     Row("MODEL is a checkpoint's files without weights", removed(WEIGHTS), Refused("has no model.safetensors")),
 ]  # fmt: skip
 
+LATE = {"rope unknown": "transformers' warnings stand before the line"}
 KNOWN = [
-    Row(f"docs/models.md: {name}", base(change), Refused(said))
+    Row(f"{SAID_BY} {name}", base(change), Refused(said), fails=LATE.get(name, ""))
     for name, (change, said) in (OF_FILES | OF_SHAPES).items()
-] + [Row(f"docs/models.md: {name}", base(change), Exported(), made) for name, (made, change) in FORMS.items()]
+] + [Row(f"{SAID_BY} {name}", base(change), Exported(), made) for name, (made, change) in FORMS.items()]
 
 MODELS = [*SIZES, *FILES, *TOKENS, *PLACES, *KNOWN]

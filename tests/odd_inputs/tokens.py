@@ -120,15 +120,16 @@ TEMPLATES = [
     Row("a chat template with an error of syntax", template("{% for message in messages %}"),
         Refused("chat template")),
     Row("a chat template that always raises", template("{{ raise_exception('No.') }}"), Refused("chat template")),
-    Row("a chat template that divides by zero", template("{{ 1 / 0 }}"), Refused("chat template")),
+    Row("a chat template that divides by zero", template("{{ 1 / 0 }}"), Refused("chat template"),
+        fails="a traceback"),
     Row("a chat template that loops 10^12 times", template("{% for i in range(10**12) %}{% endfor %}"), Refused(
         "chat template"
-    )),
+    ), fails="a traceback"),
     Row("a chat template that takes no system message", template(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHAT_TEMPLATE
     ), Exported()),
     Row("a chat template that writes no message", template("Hello."), Refused("chat template")),
-    Row("a chat template that writes nothing", template(""), Refused("chat template|tokens")),
+    Row("an empty chat template", template(""), Exported()),
     Row("a chat template that is a number", template(7), Refused("chat_template|chat template")),
     Row("chat templates by name", template([{"name": "default", "template": CHAT_TEMPLATE}]), Exported()),
     Row("a chat template in bytes that are no UTF-8", lambda place: (
@@ -138,7 +139,7 @@ TEMPLATES = [
         "<|im_start|>assistant\n{% endif %}",
         "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}"
         "<think>\n\n</think>\n\n{% endif %}{% endif %}"
-    )), Exported("enable_thinking")),
+    )), Exported(summary={"formats": ["plain", "system", "second-turn", '{"enable_thinking": false}']})),
 ]  # fmt: skip
 
 TOKENS = [*IDS, *TEMPLATES]
