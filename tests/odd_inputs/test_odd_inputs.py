@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ from tests.odd_inputs.rows import Exported, Refused, Row
 from tests.odd_inputs.run import SECONDS, Bases, Came, faults, place_of, refusal
 from tests.odd_inputs.table import DOCS, ROWS, markdown
 
-EVERY = {Refused: 6, Exported: 20}
-"""Of each so many rows make test tries one, and those exports that docs/models.md names; the others are slow."""
+EVERY = 20
+"""Of so many exports make test tries one, and those that docs/models.md names; the others are slow."""
 ALONE = (
     "flag: --layer nonsense",
     "prompt file: JSON lines, the last one broken off",
@@ -28,16 +28,13 @@ ALONE = (
 
 
 def params() -> Iterator[ParameterSet]:
-    seen: Counter[type] = Counter()
+    exports = count()
     for kind, rows in ROWS.items():
         for row in rows:
-            form, marks = type(row.out), []
-            sampled = seen[form] % EVERY[form] == 0 or (form is Exported and row.name.startswith(SAID_BY))
-            seen[form] += 1
+            slow = isinstance(row.out, Exported) and next(exports) % EVERY != 0 and not row.name.startswith(SAID_BY)
+            marks = [pytest.mark.slow] if slow or row.fails else []
             if row.fails:
                 marks.append(pytest.mark.xfail(reason=row.fails, strict=True))
-            if row.fails or not sampled:
-                marks.append(pytest.mark.slow)
             yield pytest.param(row, id=f"{kind}: {row.name}", marks=marks)
 
 
