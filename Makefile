@@ -51,7 +51,7 @@ export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv base gemma qwen qwen-1.5b
-.PHONY: demo quick test test-all evidence matrix floor consumers node lint types bench clean
+.PHONY: demo quick test test-all evidence matrix floor consumers node lint types odd-inputs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ lint: $(READY) ## ruff: lint and format; codespell; import-linter: no arrow up, 
 
 types: $(READY) ## mypy
 	$(PY) -m mypy
+
+odd-inputs: $(READY) ## a table of odd models, prompt files and flags, each tried; writes docs/odd-inputs.md
+	$(PY) -m tests.odd_inputs
 
 bench: $(READY) base ## ratios of speed and memory against the bare model
 	$(PY) -m tests.bench $(BASE)

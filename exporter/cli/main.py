@@ -24,6 +24,9 @@ from exporter.common.errors import BadInput, RunFailed, UnskillError
 from exporter.common.text import printable
 from exporter.common.version import __version__
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Errors of a write to a disk that takes no more; those of files that unskill writes are caught where it does."""
+
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="unskill")
@@ -51,22 +54,22 @@ cli.add_command(cache_command)
 
 def main() -> None:
     """Entry point. Errors are one line; exit 0 done, 1 failed, 2 wrong usage or bad input, 130 on Ctrl-C."""
-    if sys.stderr is None:  # closed by the caller (2>&-)
+    if sys.stderr is None:  # closed, as by 2>&-
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stdout is None:
-        click.echo("unskill: error: stdout is closed: send it to a file, or to /dev/null", err=True)
-        sys.exit(RunFailed.exit_code)
     try:
+        if sys.stdout is None:
+            raise RunFailed("stdout is closed: give it a file, or /dev/null")
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        drop_stdout()  # the reader has closed the pipe (`| head`)
+        # The reader has closed the pipe (`| head`).
+        drop_output()
         code = RunFailed.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+        if error.errno not in FULL or error.filename is not None:
             raise
-        drop_stdout()
-        click.echo(f"unskill: error: cannot write to stdout ({error.strerror})", err=True)
+        drop_output()
+        click.echo(f"unskill: error: stdout cannot be written ({error.strerror})", err=True)
         code = RunFailed.exit_code
     except click.ClickException as error:
         click.echo(f"unskill: error: {printable(error.format_message())}", err=True)
@@ -80,6 +83,6 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def drop_stdout() -> None:
-    """What is still in its buffer must not fail at exit either."""
+def drop_output() -> None:
+    """Let nothing that is still in the buffer of stdout fail at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,6 +20,10 @@ class _Value(click.ParamType):
         self.name = {str: "text", int: "integer", float: "float", Path: "file"}[setting.kind]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        others = [each for each in (ctx.command.params if ctx else ()) if isinstance(each, click.Option)]
+        if any(value in (*each.opts, *each.secondary_opts) for each in others):
+            # click takes it for the value that was left out
+            self.fail(f"{value!r} is a flag; give a value before it", param, ctx)
         try:
             return self.setting.from_text(value) if isinstance(value, str) else value
         except ValueError:

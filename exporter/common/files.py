@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exporter.common.errors import BadInput, RunFailed
+from exporter.common.errors import BadInput, RunFailed, first_line
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -54,7 +54,10 @@ def check_apart(out: Path, folder: str | Path, names: str) -> None:
     names: what the user calls the two, such as "OUT and CHECKPOINT". A `folder` that does not exist, such as a Hub id,
     always passes.
     """
-    ours, theirs = out.resolve(), Path(folder).resolve()
+    try:
+        ours, theirs = out.resolve(), Path(folder).resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: what Python 3.11 and 3.12 say of a link to itself
+        raise BadInput(f"{names}: {first_line(error)}; name folders that links do lead to") from error
     # Unlike Path.is_dir, isdir accepts a name too long for a file.
     if os.path.isdir(theirs) and (ours == theirs or ours in theirs.parents or theirs in ours.parents):
         raise BadInput(f"{out}: {names} must be separate folders")

@@ -271,6 +271,8 @@ def open_source(source: Source, flag: str) -> tuple[Table, str]:
         raise BadInput(f"{flag}: {source.location} {folder_message(path)}")
     if not os.path.exists(path):
         raise BadInput(f"{flag}: no such file: {source.location}")
+    if not os.path.isfile(path):  # reading a pipe might wait for ever, and sources are read more than once
+        raise BadInput(f"{where}: is not a file but a pipe or a device; save what it gives as a file")
     for key in ("split", "name", "revision"):
         if getattr(source, key) is not None:
             raise BadInput(f"{where}: {key}= is for datasets of the Hub, and this is a local file; leave it out")

@@ -83,7 +83,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{what}: {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:  # not UTF-8, not TOML, or a number that is too long
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise BadInput(f"{what} {path.name}: is not TOML ({error})") from error
     except RecursionError as error:
         raise BadInput(f"{what} {path.name}: is nested too deeply") from error

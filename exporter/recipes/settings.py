@@ -23,6 +23,8 @@ NAME_WORDS, NAME_LENGTH = 6, 40
 """Most words and characters of a name that is made from a description."""
 AUTO = {"auto": None}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+MOST_THREADS = 1024
+"""Of more, OpenMP may end the process."""
 # Settings that several commands have.
 SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all random draws."}
 DTYPE = {"default": "auto", "choices": DTYPES, "help": "Dtype of the model."}
@@ -304,6 +306,7 @@ class ExportSettings:
         None,
         words=AUTO,
         minimum=1,
+        maximum=MOST_THREADS,
         help="CPU threads. The last bits of sums depend on them, so a checkpoint's recipe records the number.",
     )
     overwrite: bool = setting(**OVERWRITE)

@@ -83,6 +83,8 @@ class TextFile:
         if not head:
             raise BadInput(f"{self.where}: the file is empty")
         check_content(head, self.where)
+        if b"\0" in head:  # UTF-16 without a byte order mark is UTF-8 with many of them
+            raise BadInput(f"{self.where}: is not UTF-8 text (it holds NUL bytes, as UTF-16 does); save it as UTF-8")
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """(line number, line without its end) of every line that is not blank; a UTF-8 byte order mark is dropped."""

@@ -1,4 +1,4 @@
-"""Every wrong input ends in one clear line and its exit code, before or without writing anything."""
+"""Wrong input ends in one clear line and its exit code; most of it has its row in `tests/odd_inputs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.models.loading import check_device
-from tests.damage_tokenizer import drop_token
 from tests.tiny import FORGET, RETAIN, edit_json, tiny_model, write_prompts
 
 
@@ -55,47 +54,6 @@ def fails(capsys, monkeypatch, files, base, code: int, *expected: str, arguments
         assert text in line
     assert not files["out"].exists()
     assert not list(files["out"].parent.glob(".out.unskill-*"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("--alpha", "0"), "--alpha"),
-        (("--alpha", "-1"), "--alpha"),
-        (("--alpha", "nan"), "--alpha"),
-        (("--alpha", "wide"), "--alpha"),
-        (("--layer", "3"), "--layer"),
-        (("--layer", "-1"), "--layer"),
-        (("--layer", "first"), "--layer"),
-        (("--method", "nap"), "--method"),
-        (("--method", "na", "--beta", "0"), "--beta"),
-        (("--method", "na", "--beta", "101"), "--beta"),
-        (("--method", "na", "--max-retain-loss", "0"), "--max-retain-loss"),
-        (("--method", "na", "--score", "loudest"), "--score"),
-        (("--method", "sp", "--score", "signed-mean"), "--score"),
-        (("--compat", "official"), "--compat"),
-        (("--method", "na", "--compat", "official", "--draws", "expected"), "--compat"),
-        (("--statistics", "absent.safetensors"), "--statistics"),
-        (("--method", "na", "--statistics", "."), "--statistics"),
-        (("--method", "na", "--statistics", "absent.safetensors"), "absent.safetensors"),
-        (("--recipe", "absent.toml"), "--recipe"),
-        (("--batch-size", "0"), "--batch-size"),
-        (("--device", "nowhere"), "--device"),
-        (("--seed", "-1"), "--seed"),
-        (("--seed", str(2**63)), "--seed"),
-        (("--device", "cuda:99"), "--device"),
-        (("--target-block-rate", "1.5"), "--target-block-rate"),
-        (("--max-false-block", "-0.1"), "--max-false-block"),
-        (("--refusal", "N"), "--refusal"),
-        (("--refusal", ""), "--refusal"),
-        (("--prompt-template", "Question:"), "--prompt-template"),
-        (("--forget", "absent.jsonl"), "absent.jsonl"),
-        (("--everyday-without", "story"), "--everyday-without"),
-        (("--nonsense",), "--nonsense"),
-    ],
-)
-def test_wrong_usage_names_its_flag(capsys, monkeypatch, files, base, arguments, expected) -> None:
-    fails(capsys, monkeypatch, files, base, 2, expected, arguments=arguments)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta", "", "xla", "hpu", "x" * 5000])
@@ -153,97 +111,59 @@ def test_names_out_of_files_do_not_command_the_terminal(capsys, monkeypatch, fil
     assert status == 2 and "\x1b" not in err and len(err.strip().splitlines()) == 1
 
 
-def test_no_forget_source(capsys, monkeypatch, files, base) -> None:
-    status, _, err = run(capsys, monkeypatch, "export", base, files["out"])
-    assert status == 2 and "--forget or --skill" in err
-    status, _, err = run(capsys, monkeypatch, "export", base, files["out"], "--skill", "sums")
-    assert status == 2 and "--skill: no skill 'sums'; there are code, " in err
-
-
-def test_without_retain_and_everyday_nothing_tells_layers_apart(capsys, monkeypatch, files, base) -> None:
-    arguments = ("export", base, files["out"], "--forget", files["forget"], "--no-everyday")
-    status, _, err = run(capsys, monkeypatch, *arguments)
-    assert status == 2 and "--no-everyday" in err
-
-
-def test_too_few_prompts(capsys, monkeypatch, files, base) -> None:
-    for region, least in (("hypercube", 60), ("discriminant", 24)):
-        write_prompts(files["forget"], FORGET[: least - 1])
-        fails(capsys, monkeypatch, files, base, 2, "--forget", str(least), arguments=("--region", region))
-    write_prompts(files["forget"], FORGET[:19])
-    fails(capsys, monkeypatch, files, base, 2, "20", arguments=("--layer", "0", "--alpha", "5"))
-
-
-def test_forget_is_retain(capsys, monkeypatch, files, base) -> None:
-    write_prompts(files["retain"], FORGET)
-    fails(capsys, monkeypatch, files, base, 2, "--retain")
-
-
-def test_broken_line_has_its_number(capsys, monkeypatch, files, base) -> None:
-    with files["forget"].open("a") as file:
-        file.write('{"prompt": "half\n')
-    fails(capsys, monkeypatch, files, base, 2, "forget.jsonl", f"line {len(FORGET) + 1}")
-
-
-def test_wrong_column_lists_those_there_are(capsys, monkeypatch, files, base) -> None:
-    wrong = (f"{files['forget']},column=question",)
-    fails(capsys, monkeypatch, files, base, 2, "question", "prompt", arguments=("--forget", *wrong))
-
-
-def test_a_prompt_longer_than_the_context_names_its_row(capsys, monkeypatch, files, base) -> None:
-    write_prompts(files["forget"], [*FORGET, "very " * 400 + "long?"])
-    template = ("--prompt-template", "{prompt}")
-    fails(capsys, monkeypatch, files, base, 2, f"row {len(FORGET) + 1}", "--skip-long", arguments=template)
-
-
-def test_out_exists(capsys, monkeypatch, files, base) -> None:
-    files["out"].mkdir()
-    (files["out"] / "mine.txt").write_text("kept")
-    arguments = ("export", base, files["out"], "--forget", files["forget"], "--retain", files["retain"])
-    status, _, err = run(capsys, monkeypatch, *arguments)
-    assert status == 2 and "--overwrite" in err
-    status, _, err = run(capsys, monkeypatch, *arguments, "--overwrite")
-    assert status == 2 and "not a checkpoint" in err
-    assert (files["out"] / "mine.txt").read_text() == "kept"
-
-
-def test_out_is_the_base(capsys, monkeypatch, files, base) -> None:
-    arguments = ("--forget", files["forget"], "--retain", files["retain"], "--overwrite")
-    for out in (base, base.parent, base / "inside"):
-        status, _, err = run(capsys, monkeypatch, "export", base, out, *arguments)
-        assert status == 2 and "must be separate folders" in err
-    assert (base / "model.safetensors").is_file()
-
-
-def test_an_empty_name(capsys, monkeypatch, files, base) -> None:
-    status, _, err = run(capsys, monkeypatch, "export", base, "", "--forget", files["forget"])
-    assert status == 2 and "OUT" in err and "the name is empty" in err
-
-
-def test_unwritable_parent(capsys, monkeypatch, files, base) -> None:
-    files["out"] = files["out"].parent / "absent" / "out"
-    fails(capsys, monkeypatch, files, base, 2, "does not exist")
-
-
 def broken(base: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(base, tmp_path / "broken"))
 
 
-def test_unknown_model_folder(capsys, monkeypatch, files, tmp_path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    fails(capsys, monkeypatch, files, tmp_path / "nowhere", 2, "nowhere")
-
-
-def test_model_without_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> None:
+def test_nan_in_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
     model = broken(base, tmp_path)
-    (model / "tokenizer.json").unlink()
-    fails(capsys, monkeypatch, files, model, 2, "tokenizer.json")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    fails(capsys, monkeypatch, files, model, 1, "model.layers.1.mlp.up_proj.weight", "NaN")
 
 
-def test_pickle_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
-    model = broken(base, tmp_path)
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    fails(capsys, monkeypatch, files, model, 2, "pytorch_model.bin is not read: save the model anew")
+def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypatch, files, base) -> None:
+    # Prompts of one kind on both sides: no layer can tell them apart.
+    write_prompts(files["forget"], [prompt for row, prompt in enumerate(FORGET) if row % 10 < 7])
+    write_prompts(files["retain"], [prompt for row, prompt in enumerate(FORGET) if row % 10 >= 7])
+    standard = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--quiet", "--json")
+    template = ("--prompt-template", "{prompt}", "--region", "hypercube")
+    status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template)
+    assert status == 1
+    assert "--max-false-block" in err and "--force" in err
+    assert len(json.loads(out)["skills"][0]["key_space"]["layers"]) == 3
+    assert not files["out"].exists()
+    status, out, _ = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template, "--force")
+    assert status == 0
+    assert json.loads(out)["skills"][0]["works"] is False
+    assert "must still be answered suffers" in (files["out"] / "README.md").read_text()
+    assert json.loads((files["out"] / "config.json").read_text())["unskill"]["skills"][0]["separates"] is False
+
+
+@pytest.mark.parametrize("arguments", [("export", "--help"), ("--version",)])
+def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
+    """As behind `| head`: no traceback."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "exporter", *arguments], stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("arguments", [("skills",), ("skills", "--json"), ("--version",), ("export", "--help")])
+@pytest.mark.parametrize("redirected", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written(arguments: tuple[str, ...], redirected: str) -> None:
+    script = f'exec "{sys.executable}" -m exporter {" ".join(arguments)} {redirected}'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("unskill: error: stdout ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_messages_that_cannot_be_written() -> None:
+    script = f'exec "{sys.executable}" -m exporter inspect nowhere/at/all 2>&-'
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.parametrize(
@@ -293,72 +213,6 @@ def test_a_layer_that_is_not_there_is_refused_before_torch_is_imported(files, ba
     assert "--layer: 40 is out of range, the model has layers 0 to 2" in done.stderr
 
 
-def test_unsupported_tokenizer(capsys, monkeypatch, files, base, tmp_path) -> None:
-    model = broken(base, tmp_path)
-    path = model / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["type"] = "Unigram"
-    path.write_text(json.dumps(content))
-    fails(capsys, monkeypatch, files, model, 2, "Unigram")
-
-
-def test_token_dropped_that_others_are_made_of(capsys, monkeypatch, files, base, tmp_path) -> None:
-    model = broken(base, tmp_path)
-    drop_token(model, "in")
-    fails(capsys, monkeypatch, files, model, 2, "does not load: Token `in` out of vocabulary")
-
-
-def test_truncated_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
-    model = broken(base, tmp_path)
-    os.truncate(model / "model.safetensors", 5000)
-    fails(capsys, monkeypatch, files, model, 2, "model.safetensors is truncated")
-
-
-def test_nan_in_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
-    model = broken(base, tmp_path)
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
-    fails(capsys, monkeypatch, files, model, 1, "model.layers.1.mlp.up_proj.weight", "NaN")
-
-
-def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypatch, files, base) -> None:
-    # Prompts of one kind on both sides: no layer can tell them apart.
-    write_prompts(files["forget"], [prompt for row, prompt in enumerate(FORGET) if row % 10 < 7])
-    write_prompts(files["retain"], [prompt for row, prompt in enumerate(FORGET) if row % 10 >= 7])
-    standard = ("--forget", files["forget"], "--retain", files["retain"], "--no-everyday", "--quiet", "--json")
-    template = ("--prompt-template", "{prompt}", "--region", "hypercube")
-    status, out, err = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template)
-    assert status == 1
-    assert "--max-false-block" in err and "--force" in err
-    assert len(json.loads(out)["skills"][0]["key_space"]["layers"]) == 3
-    assert not files["out"].exists()
-    status, out, _ = run(capsys, monkeypatch, "export", base, files["out"], *standard, *template, "--force")
-    assert status == 0
-    assert json.loads(out)["skills"][0]["works"] is False
-    assert "must still be answered suffers" in (files["out"] / "README.md").read_text()
-    assert json.loads((files["out"] / "config.json").read_text())["unskill"]["skills"][0]["separates"] is False
-
-
-@pytest.mark.parametrize("arguments", [("export", "--help"), ("--version",)])
-def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
-    """As behind `| head`: no traceback."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w") as pipe:
-        done = subprocess.run([sys.executable, "-m", "exporter", *arguments], stdout=pipe, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (1, b"")
-
-
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        (">&-", "stdout is closed: send it to a file"),
-        (">/dev/full", "cannot write to stdout (No space left on device)"),
-    ],
-)
-def test_nowhere_to_write_to(target: str, said: str) -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m exporter export --help {target}", shell=True, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
+def test_an_empty_name(capsys, monkeypatch, files, base) -> None:
+    status, _, err = run(capsys, monkeypatch, "export", base, "", "--forget", files["forget"])
+    assert status == 2 and "OUT" in err and "the name is empty" in err

@@ -1,4 +1,4 @@
-"""Bases in odd forms that transformers loads: their checkpoints have the base's logits, refuse, and are verified."""
+"""Bases in odd forms that transformers loads; `tests/odd_inputs` exports each, and compares."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from exporter.models.files import INDEX
 from exporter.pipeline.run import export
-from exporter.verification.run import VerifySettings, verify
 from tests.exporter.models.test_weights import EMBED, Change, cast, config, more, renamed
 from tests.tiny import ALPHA, FORGET, LAYER, RETAIN, edit_json, one_skill, one_thread, tiny_model, write_prompts
 
@@ -80,28 +78,6 @@ def exported(base: Path, model_type: str = "llama") -> Path:
         layer = LAYER.get(model_type, 0)
         export(one_skill(base, base.parent / "out", *sources, **about, layer=layer, alpha=ALPHA), lambda text: None)
     return base.parent / "out"
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_exported_as_it_is(form: str, tmp_path: Path) -> None:
-    made, change = FORMS[form]
-    base = tiny_model(tmp_path / "base", **({"model_type": "llama", "chat": False} | made))
-    change(base)
-    checkpoint = exported(base, made.get("model_type", "llama"))
-    found = verify(VerifySettings(str(checkpoint)), lambda text: None)
-    assert found["ok"], [check for check in found["checks"] if check["ok"] is False]
-    plain = AutoModelForCausalLM.from_pretrained(base)
-    ours = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
-    refusal, refused = ours.config.unskill["refusal_token_id"], 0
-    with torch.no_grad(), one_thread():
-        for text in (*RETAIN[::20], *FORGET[::20]):
-            ids = tokenizer(text, return_tensors="pt")["input_ids"]
-            theirs, logits = plain(ids).logits, ours(ids).logits
-            free = logits[..., refusal] < 0
-            assert free.any() and torch.equal(theirs[free], logits[..., :refusal][free])
-            refused += int(logits[0, -1].argmax()) == refusal
-    assert refused
 
 
 @pytest.mark.parametrize(("given", "theta"), [({}, 10000.0), ({"rope_theta": 77.0}, 77.0)])
