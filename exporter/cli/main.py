@@ -61,10 +61,11 @@ def main() -> None:
         drop_stdout()  # the reader has closed the pipe (`| head`)
         code = RunFailed.exit_code
     except OSError as error:
+        # Of files that are opened by name, `write_errors` says which.
         if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
             raise
         drop_stdout()
-        click.echo(f"unskill: error: cannot write to stdout ({error.strerror})", err=True)
+        click.echo(f"unskill: error: cannot write the output ({error.strerror}): send it to another place", err=True)
         code = RunFailed.exit_code
     except click.ClickException as error:
         click.echo(f"unskill: error: {printable(error.format_message())}", err=True)

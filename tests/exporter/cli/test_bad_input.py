@@ -354,7 +354,7 @@ def test_reader_that_has_seen_enough(arguments: tuple[str, ...]) -> None:
     ("target", "said"),
     [
         (">&-", "stdout is closed: send it to a file"),
-        (">/dev/full", "cannot write to stdout (No space left on device)"),
+        (">/dev/full", "cannot write the output (No space left on device)"),
     ],
 )
 def test_nowhere_to_write_to(target: str, said: str) -> None:
