@@ -76,7 +76,7 @@ def check_target(
     Raises BadInput if OUT exists without --overwrite, or with it is a mount point or neither empty nor what may be
     replaced, or if its parent is missing or not writable; RunFailed if fewer than `needed_bytes` are free.
     """
-    if out.is_symlink() and not out.exists():
+    if os.path.islink(out) and not os.path.exists(out):
         raise BadInput(
             f"{out} is a link to {os.readlink(out)}, which is not there: take the link out, or name its target"
         )
