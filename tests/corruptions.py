@@ -143,7 +143,7 @@ CORRUPTIONS = (
         "config.json: alpha edited, sha256 made anew", d.record(d.greater_alpha, True), False, "statistics", KSD
     ),
     Corruption("config.json: seed edited", d.record(d.set_(seed=99)), True, CONFIG),
-    Corruption("config.json: format of a later unskill", d.record(d.set_(format=2), True), True, CONFIG),
+    Corruption("config.json: format of a later unskill", d.record(d.set_(format=99), True), True, CONFIG),
     Corruption("config.json: unskill object dropped", d.config(lambda c: c.pop("unskill")), True, CONFIG),
     Corruption("config.json: the base's model_type", d.config(d.plain_type), True, CONFIG),
     Corruption("config.json: auto_map names the wrong class", d.config(d.wrong_class), True, CONFIG, raises_alone),

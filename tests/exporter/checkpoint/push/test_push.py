@@ -99,7 +99,7 @@ def test_links_are_not_followed_out_of_the_folder(out: Path, tmp_path: Path) -> 
     assert "more.md" in [each.path for each in uploads(out)]
     (tmp_path / "secret").write_text("of another folder")
     (out / "notes.md").symlink_to(tmp_path / "secret")
-    with pytest.raises(BadInput, match=r"OUT out: notes\.md is a link to a file outside of the folder"):
+    with pytest.raises(BadInput, match=r"OUT checkpoint: notes\.md is a link to a file outside of the folder"):
         uploads(out)
 
 
