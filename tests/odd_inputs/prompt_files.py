@@ -113,7 +113,7 @@ COLUMNS = [
     Row("limit=0", keys("limit=0"), Refused("limit=0 must be a whole number from 1")),
     Row("limit=ten", keys("limit=ten"), Refused("limit=ten must be a whole number from 1")),
     Row("limit=5, too few", keys("limit=5"), Refused("--forget: .*at least 20")),
-    Row("a key that is none: colunm=", keys("colunm=prompt"), Refused("'colunm' .* is not a key=value with one of")),
+    Row("a key that is none: nonsense=", keys("nonsense=x"), Refused("'nonsense' .* is not a key=value with one of")),
     Row("a key twice", keys("limit=50,limit=60"), Refused("limit= is given twice")),
     Row("a key without a value", keys("column="), Refused("column= has no value")),
     Row("split= of a local file", keys("split=train"), Refused("split= is for datasets of the Hub")),

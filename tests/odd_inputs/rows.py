@@ -102,5 +102,6 @@ class Row:
 
 
 def plain(pattern: str) -> str:
-    """A pattern as people read it."""
-    return re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)\.\*", " ... ", pattern)).replace("  ", " ").strip()
+    """A pattern as people read it: texts in quotes, three dots for anything between."""
+    spaced = re.sub(r"(?<!\\)\.\*", " ... ", pattern).replace("  ", " ").strip()
+    return re.sub(r"\\(.)", r"\1", '"' + re.sub(r"(?<!\\)\|", '" or "', spaced) + '"')

@@ -19,7 +19,7 @@ line within {seconds} seconds of CPU time, before any forward, no file made or c
 base's logits, bit by bit. `make odd-inputs` runs all {count} rows and writes this page; `tests/odd_inputs/` has the
 inputs.{failing}
 """
-FAILING = " Of {count} something else comes out, which stands beside it."
+FAILING = " Of {count} something else comes out, which stands beside them."
 
 
 def markdown() -> str:
@@ -31,12 +31,12 @@ def markdown() -> str:
     parts = [HEAD.format(seconds=SECONDS, count=count, failing=FAILING.format(count=failing) if failing else "")]
     for kind, rows in ROWS.items():
         parts.append(f"\n## {kind.capitalize()}s\n\n| input | what comes out |\n|---|---|\n")
-        parts += [f"| {cell(row.name)} | {cell(said(row))} |\n" for row in rows]
+        parts += [f"| {cell(row.name)} | {cell(str(row.out))}{failing_cell(row)} |\n" for row in rows]
     return "".join(parts)
 
 
-def said(row: Row) -> str:
-    return f"{row.out}. **Does not**: {row.fails}" if row.fails else str(row.out)
+def failing_cell(row: Row) -> str:
+    return f" **but**: {cell(row.fails)}" if row.fails else ""
 
 
 def cell(text: str) -> str:
