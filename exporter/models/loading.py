@@ -170,7 +170,8 @@ def check_range(loaded: LoadedModel) -> None:
         logits = loaded.model(torch.tensor([[loaded.eos_ids[0]] * 2], device=loaded.device)).logits
     if not torch.isfinite(logits).all():
         dtype = str(loaded.model.dtype).removeprefix("torch.")
-        raise RunFailed(f"{loaded.files.what}: activations are NaN or infinite in {dtype}; try --dtype float32")
+        hint = "its weights or config.json are damaged" if dtype == "float32" else "try --dtype float32"
+        raise RunFailed(f"{loaded.files.what}: activations are NaN or infinite in {dtype}; {hint}")
 
 
 def load_checkpoint(name: str, dtype: str, device: str) -> LoadedModel:

@@ -39,6 +39,7 @@ from exporter.methods.neurons.statistics_file import StatisticsFile, model_finge
 from exporter.methods.neurons.trade_off import Trial
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates, find_refusal_states
+from exporter.models.library import silent_library
 from exporter.models.loading import LoadedModel, load
 from exporter.models.prober import Prober
 from exporter.pipeline.card_charts import draw_figures
@@ -76,6 +77,7 @@ def export(settings: ExportSettings, notify: Notify, recorded: Recorded | None =
     return export_planned(plan(settings, notify, recorded), notify)
 
 
+@silent_library()
 def export_planned(planned: Plan, notify: Notify) -> Summary:
     """The same where what can be found wrong without torch has been looked at. Raises as `export`."""
     with Progress(planned.settings.quiet) as progress:

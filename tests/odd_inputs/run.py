@@ -34,6 +34,10 @@ HANGS = 120
 """Seconds on the clock after which a row counts as hanging."""
 
 
+AT_LOAD = 2
+"""Forwards of two tokens, a model's and that of the model within it, by which a load checks the dtype's range."""
+
+
 @dataclass(frozen=True)
 class Came:
     """What a command came to. `forwards`: of whole models; `raised`: what went past `main`."""
@@ -89,7 +93,7 @@ def refusal(out: Refused, came: Came) -> list[str]:
     wrong += ["no error"] if not came.err.startswith("unskill: error: ") else []
     wrong += [f"no '{out.said}' in: {came.err[:400]}"] if not re.search(out.said, came.err) else []
     wrong += [f"a line of {len(came.err)} characters"] if len(came.err) > 1000 else []
-    wrong += [f"{came.forwards} forwards before it"] if came.forwards else []
+    wrong += [f"{came.forwards} forwards before it"] if came.forwards > AT_LOAD else []
     wrong += [f"{came.seconds:.0f} s of CPU time"] if came.seconds > SECONDS else []
     return wrong
 

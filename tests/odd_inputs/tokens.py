@@ -120,11 +120,10 @@ TEMPLATES = [
     Row("a chat template with an error of syntax", template("{% for message in messages %}"),
         Refused("chat template")),
     Row("a chat template that always raises", template("{{ raise_exception('No.') }}"), Refused("chat template")),
-    Row("a chat template that divides by zero", template("{{ 1 / 0 }}"), Refused("chat template"),
-        fails="a traceback"),
+    Row("a chat template that divides by zero", template("{{ 1 / 0 }}"), Refused("chat template")),
     Row("a chat template that loops 10^12 times", template("{% for i in range(10**12) %}{% endfor %}"), Refused(
         "chat template"
-    ), fails="a traceback"),
+    )),
     Row("a chat template that takes no system message", template(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHAT_TEMPLATE
     ), Exported()),

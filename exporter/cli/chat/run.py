@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,23 +18,10 @@ from exporter.cli.output import echo_json
 from exporter.common.errors import BadInput
 from exporter.evaluation.records import BASE
 from exporter.models.files import find_base
+from exporter.models.library import silent_library
 from exporter.models.loading import LoadedModel, load_checkpoint, load_files, plain_base
 from exporter.prompts.formats import Formatter
 from exporter.recipes.templates import given_template
-
-
-@contextmanager
-def silent_library() -> Iterator[None]:
-    """Without what transformers, and the code of checkpoints, warn programmers of at load and at each answer."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "transformers_modules")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @silent_library()

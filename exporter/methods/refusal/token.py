@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from tokenizers.pre_tokenizers import ByteLevel
 
 from exporter.common.errors import BadInput, RunFailed, first_line
 from exporter.common.files import write_errors, write_json
+from exporter.prompts.switches import TEMPLATE_ERRORS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -304,5 +304,5 @@ def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str | None:
     """The rendered conversation; None if the chat template cannot express it."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-    except (jinja2.TemplateError, TypeError, ValueError):
+    except TEMPLATE_ERRORS:
         return None

@@ -140,7 +140,7 @@ def test_empty_file(tmp_path: Path, name: str) -> None:
         ("a.json", '["x", 3]', "element 2"),
         ("a.json", "[]", "holds no rows"),
         ("a.txt", b"caf\xe9\n", "line 1 is not UTF-8"),
-        ("a.txt", "x\ny".encode("utf-16"), "line 1 is not UTF-8"),
+        ("a.txt", "x\ny".encode("utf-16"), "is not UTF-8 text (it holds NUL bytes"),
         ("a.txt", " \n\t\n", "holds no rows"),
         ("a.csv", "q,a\nx,1\nx, y,2\n", "line 3 has 3 fields, the header 2"),
         ("a.csv", 'q,a\nx,1\n"y,2\n', "not valid CSV"),
