@@ -199,7 +199,7 @@ OUT = [
         os.mkdir(place.folder / "other"), os.symlink(place.folder / "other", place.out)
     )), Refused(EXISTS)),
     Row("OUT is a link to nothing", out(HERE, lambda place: os.symlink(place.folder / "other", place.out)),
-        Exported()),
+        Refused("which is not there: take the link out, or name its target")),
     Row("OUT is a link to itself", out(HERE, lambda place: os.symlink(place.out, place.out)), Refused(
         "OUT and MODEL: .*loop"
     )),

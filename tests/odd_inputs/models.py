@@ -154,7 +154,7 @@ FILES = [
     Row("model.safetensors: a name that commands the terminal", header(
         '{"a\\u001b[2J\\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
     ), Refused("is truncated|no file has")),
-    Row("model.safetensors: a link, as in the Hub's cache", linked, Exported()),
+    Row("model.safetensors: a link out of the folder", linked, Refused("is a link to a file outside of the folder")),
     Row("NaN in a weight", base(weights(lambda own: own | {NORM: own[NORM] * float("nan")})),
         Refused("model.norm.weight holds NaN"), fails="exit 1, as for every run that fails on sound settings"),
 ]  # fmt: skip
