@@ -31,9 +31,9 @@ class Records:
         self.path, self.items = path, items
         self.results: dict[int, Result] = {}
         first = json.dumps(header, sort_keys=True, ensure_ascii=False) + "\n"
-        if path.exists():
+        if path.exists() and not first.encode().startswith(path.read_bytes()):
             self._read(first)
-        else:
+        else:  # none, or a header that was cut off by a kill
             with write_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(first, encoding="utf-8")

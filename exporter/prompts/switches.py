@@ -35,6 +35,11 @@ TEMPLATE_ERRORS = (
 """What a chat template can raise: it is a program that came with the model."""
 
 
+def not_json(name: str) -> None:
+    """For NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(name)
+
+
 @dataclass(frozen=True)
 class State:
     """Arguments of a chat template. text: as a JSON object, which is what the format is called too."""
@@ -49,7 +54,7 @@ class State:
     def given(cls, text: str) -> State:
         """The state that a user gives as JSON. Raises BadInput where it is no JSON object with arguments."""
         try:
-            found = json.loads(text)
+            found = json.loads(text, parse_constant=not_json)
         except ValueError as error:
             raise BadInput(
                 f"--template-args: '{text}' is not JSON; give the like of '{{\"thinking\": true}}'"

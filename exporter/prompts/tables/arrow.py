@@ -11,8 +11,11 @@ from exporter.prompts.tables.opening import HEAD, check_content
 from exporter.prompts.tables.table import Row, Table
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
+BATCH = 1024
+"""Rows of a parquet file that are read at once."""
 STARTS = {".parquet": (b"PAR1",), ".arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
 """The first bytes of such files: an Arrow file, or a stream as `save_to_disk` writes it."""
 
@@ -24,7 +27,6 @@ def read_arrow(path: Path, kind: str, limit: int | None, where: str) -> Table:
         BadInput: The file is empty or broken, or something else.
     """
     import pyarrow
-    import pyarrow.parquet
     from datasets import Dataset
 
     with path.open("rb") as file:
@@ -35,7 +37,7 @@ def read_arrow(path: Path, kind: str, limit: int | None, where: str) -> Table:
         check_content(head, where)
     try:
         if kind == ".parquet":
-            content = pyarrow.parquet.ParquetFile(path).read()
+            content = read_parquet(path, limit)
         else:
             reader = pyarrow.ipc.open_file if head.startswith(b"ARROW1") else pyarrow.ipc.open_stream
             content = reader(pyarrow.memory_map(str(path))).read_all()
@@ -46,6 +48,23 @@ def read_arrow(path: Path, kind: str, limit: int | None, where: str) -> Table:
     if not len(rows):
         raise BadInput(f"{where}: the file holds no rows")
     return table_of_dataset(rows, limit)
+
+
+def read_parquet(path: Path, limit: int | None) -> pyarrow.Table:
+    """The first `limit` rows at least, batch by batch: few bytes of a file may be millions of rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if limit is None:
+            return file.read()
+        batches, rows = [], 0
+        for batch in file.iter_batches(BATCH):
+            batches.append(batch)
+            rows += batch.num_rows
+            if rows >= limit:
+                break
+        return pyarrow.Table.from_batches(batches, file.schema_arrow)
 
 
 def table_of_dataset(rows: Dataset, limit: int | None) -> Table:

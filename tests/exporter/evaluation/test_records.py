@@ -41,9 +41,20 @@ def test_a_line_cut_off_is_as_good_as_not_there(tmp_path: Path, cut: int) -> Non
 
 def test_a_file_without_a_header_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    path.write_text('{"se')
+    path.write_text('{"mine')
     with pytest.raises(BadInput, match=r"--out: r\.jsonl"):
         Records(path, HEADER, ITEMS)
+    assert path.read_text() == '{"mine'
+
+
+@pytest.mark.parametrize("kept", [0, 3, -1])
+def test_a_header_cut_off_is_written_again(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "r.jsonl"
+    Records(path, HEADER, ITEMS)
+    whole = path.read_text()
+    path.write_text(whole[:kept])
+    Records(path, HEADER, ITEMS).append([0], [{"correct": True}])
+    assert path.read_text().startswith(whole) and Records(path, HEADER, ITEMS).results == {0: {"correct": True}}
 
 
 def test_results_of_something_else_are_left_alone(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_states_of_the_users_come_first() -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ('{"enable_thinking": NaN}', "is not JSON"),
         ("[1]", "no JSON object"),
         ("{}", "no JSON object"),
         ('{"thinking": true}', "has no argument 'thinking'; it has enable_thinking"),

@@ -116,7 +116,9 @@ def test_export_whose_push_fails(tiny: Callable[..., Exported], site: Site) -> N
     out = site.folder / "out"
     site.hub.fail("POST", "/commit/", status=403)
     done = export(tiny("llama"), site, "--push=me/model", "--public")
-    assert done.code == 1 and done.last.startswith(f"unskill: error: {out} is written, but not pushed: the token may not")
+    assert done.code == 1 and done.last.startswith(
+        f"unskill: error: {out} is written, but not pushed: the token may not"
+    )
     assert done.last.endswith(f"; go on with: unskill push {out} me/model --public")
     assert "push" not in json.loads(done.out) and json.loads(done.out)["out"] == str(out)
     assert site.hub.repos["me/model"].private

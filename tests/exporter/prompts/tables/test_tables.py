@@ -77,6 +77,20 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not a readable parquet file" in error_of("broken.parquet")
 
 
+def test_of_a_parquet_file_no_more_is_read_than_the_limit(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    rows = [f"prompt {row}" for row in range(4000)]
+    pq.write_table(pa.table({"q": rows}), path, row_group_size=2000, compression=None, use_dictionary=False)
+    content = path.read_bytes()
+    second = content.index(b"prompt 3000")
+    path.write_bytes(content[: second - 9000] + b"\xff" * 18000 + content[second + 9000 :])  # its pages
+    assert texts(str(path), limit=1500) == rows[:1500]
+    assert "not a readable parquet file" in error_of(str(path))
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     """In a process of its own: cache and temporary folders are read from the environment when libraries load."""
     import pyarrow as pa
