@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from exporter.checkpoint.sentences import neurons_line
 from exporter.checkpoint.summary import KeySpaceSummary, SkillSummary, StoredRate
+from exporter.recipes.settings import DEFAULT_SKILL
 
 PLAIN, ALL = "plain", "all"
 ENOUGH = 5
@@ -33,7 +34,8 @@ def refused_line(name: str, found: KeySpaceSummary) -> str:
     if len(found.blocked) == 1:
         (rate,) = (formats[kind] for formats in found.blocked.values())
         interval = f" ({rate.low:.0%} to {rate.high:.0%})"
-    text = f"Refuses {of(own)} held-out {name} prompts{where}{interval}"
+    whose = "forget" if name == DEFAULT_SKILL else name
+    text = f"Refuses {of(own)} held-out {whose} prompts{where}{interval}"
     if (regions := found.discriminant) is not None:
         forms = {form: pair(rates[ALL]) for form, rates in regions.forms.items() if rates[ALL].total >= ENOUGH}
         if len(forms) > 1:

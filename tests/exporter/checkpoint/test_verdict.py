@@ -75,6 +75,11 @@ def test_several_sources_are_counted_together() -> None:
     assert first == "Refuses 3 of 6 held-out maths prompts that come as first messages."
 
 
+def test_a_skill_without_a_name() -> None:
+    first, *_ = verdict(skill().model_copy(update={"name": "skill"}))
+    assert first.startswith("Refuses 87 of 125 held-out forget prompts that come as first messages ")
+
+
 def test_what_does_not_separate_is_said_first() -> None:
     assert verdict(skill(fault="no layer separates"))[0] == "NOT SEPARATED: no layer separates."
 
