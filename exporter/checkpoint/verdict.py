@@ -56,6 +56,8 @@ def error_line(found: KeySpaceSummary) -> str:
         )
         kinds[kind].append(formats[ALL])
     counts = [f"{of(total(rates))} {kind}" for kind, rates in kinds.items() if rates]
+    if (regions := found.discriminant) is not None and regions.answer_tokens:
+        counts.append(f"a position of {of(pair(regions.answers))} answers to others")
     return f"Refuses in error {', '.join(counts) or 'nothing that was looked at'}."
 
 

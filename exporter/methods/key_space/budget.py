@@ -56,22 +56,23 @@ def prompts_within(budget: float, places: int = 1) -> int:
 
 
 def thresholds_within(
-    forget: Tensor, harmless: Tensor, close: Sequence[Tensor], max_false_block: float, max_near_miss: float
+    forget: Tensor, harmless: Tensor, groups: Sequence[tuple[Tensor, float]], max_false_block: float
 ) -> Tensor:
     """Of each place the greatest threshold within all budgets: (K,).
 
     Scores (n, K) float64, inside where at most the threshold. A harmless prompt counts once over all places. All that
     may be inside are at the first place, the end of a message, or half of them at another one, whichever blocks the
-    most forget rows; to choose freely between all ways to deal them would break the bound. close: groups of harmless
-    prompts that are close to the skill, with the budget max_near_miss, a point estimate, each and at each place. A
-    threshold lies half way between two scores, so that no stored prompt is on it.
+    most forget rows; to choose freely between all ways to deal them would break the bound. groups: other harmless
+    prompts or answers, and the share of them that may be inside at each place, a point estimate. A threshold lies half
+    way between two scores, so that no stored prompt is on it.
     """
     places = forget.shape[1]
     nearest = torch.full((places,), torch.inf, dtype=torch.float64)
-    for near in close:
-        if (allowed := math.floor(max_near_miss * len(near))) < len(near):
-            nearest = torch.minimum(nearest, near.sort(0).values[allowed])
-    every, ordered = torch.cat([forget, harmless, *close]), harmless.sort(0).values
+    for scores, budget in groups:
+        if (allowed := math.floor(budget * len(scores))) < len(scores):
+            nearest = torch.minimum(nearest, scores.sort(0).values[allowed])
+    every = torch.cat([forget, harmless, *(scores for scores, _ in groups)])
+    ordered = harmless.sort(0).values
 
     def between(hits: Sequence[int]) -> Tensor:
         """Thresholds with so many of the harmless prompts inside at each place."""

@@ -20,11 +20,12 @@ from exporter.recipes.settings import SkillSettings
 
 class Harmless(NamedTuple):
     """Scores (prompts, K) of prompts that are to be answered: all but those that are close to the skill, its near
-    misses, and messages after it was refused."""
+    misses, and messages after it was refused; and those of the answers to some of the others."""
 
     others: Tensor
     near_misses: Tensor
     after_refusals: Tensor
+    answers: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,18 @@ class PlaceScores:
             of(lambda prompt: not is_near_miss(prompt) and prompt.source != AFTER_REFUSAL),
             of(is_near_miss),
             of(lambda prompt: prompt.source == AFTER_REFUSAL),
+            self.answers[
+                torch.tensor([not is_near_miss(part.answered[row].prompt) for row in self.rows], dtype=torch.bool)
+            ],
         )
 
     def thresholds(self, part: Part, skill: SkillSettings) -> Tensor:
         """Of each place the one within the budgets: (K,)."""
         found = self.harmless(part)
-        close = (found.near_misses, found.after_refusals)
-        return thresholds_within(self.asked, found.others, close, skill.max_false_block, skill.max_near_miss)
+        close = (found.near_misses, skill.max_near_miss), (found.after_refusals, skill.max_near_miss)
+        # Few of the others' answers are looked at, so among all others their share would hardly count.
+        answers = found.answers, skill.max_false_block
+        return thresholds_within(self.asked, found.others, (*close, answers), skill.max_false_block)
 
     def of_places(self, kept: Sequence[int]) -> PlaceScores:
         """The scores of some of the places, by number."""

@@ -48,8 +48,8 @@ def words_only(parts: RegionParts, skill: SkillSettings) -> Rate:
     scale = Scale.of(along(vectors.rows), left_out, forget, weights)
     own = scale.level(left_out)
     near = torch.tensor([is_near_miss(query.prompt) for query in queries])
-    sides = own[forget, None], own[~forget & ~near, None], [own[near, None]]
-    threshold = float(thresholds_within(*sides, skill.max_false_block, skill.max_near_miss))
+    close = [(own[near, None], skill.max_near_miss)]
+    threshold = float(thresholds_within(own[forget, None], own[~forget & ~near, None], close, skill.max_false_block))
     reported = 1 - (along(vectors.of([query.prompt.text for query in asked[REPORT]])) - scale.shift) / scale.unit
     return rate(int((reported <= threshold).sum()), len(asked[REPORT]))
 

@@ -63,7 +63,7 @@ def test_all_budgets_hold_over_all_places(
     share: float,
 ) -> None:
     sides = [torch.tensor(each).double() for each in (forget, harmless, near, after)]
-    thresholds = thresholds_within(*sides[:2], sides[2:], budget, share)
+    thresholds = thresholds_within(*sides[:2], [(each, share) for each in sides[2:]], budget)
     assert thresholds.isfinite().all()
     assert inside(sides[1], thresholds) <= hits_within(len(harmless), budget, COLUMNS)
     for close in sides[2:]:
@@ -77,17 +77,17 @@ def test_each_place_has_its_own_threshold_and_the_first_one_the_hits() -> None:
     harmless = torch.stack([one, (10 * one - 5).flip(0)], 1)
     none = torch.zeros(0, COLUMNS).double()
     forget = torch.tensor([[-1.0, -9.0], [0.001, -4.99]]).double()
-    thresholds = thresholds_within(forget, harmless, [none], 0.02, 0.02)
+    thresholds = thresholds_within(forget, harmless, [(none, 0.02)], 0.02)
     allowed = hits_within(400, 0.02, COLUMNS)
     assert allowed == 3 and (harmless <= thresholds).sum(0).tolist() == [3, 0]
-    assert thresholds_within(none, harmless, [], 0.02, 0.02)[0] == thresholds[0]
+    assert thresholds_within(none, harmless, [], 0.02)[0] == thresholds[0]
 
 
 def test_another_place_has_half_of_the_hits_where_more_is_blocked_then() -> None:
     scores = torch.linspace(0, 1, 400).double()
     harmless = torch.stack([scores, scores.flip(0)], 1)
     forget = torch.tensor([[0.001, 9.0], *[[9.0, 0.001]] * 5]).double()
-    thresholds = thresholds_within(forget, harmless, [], 0.02, 0.02)
+    thresholds = thresholds_within(forget, harmless, [], 0.02)
     assert (harmless <= thresholds).sum(0).tolist() == [2, 1] and bool((forget <= thresholds).any(1).all())
 
 
@@ -98,7 +98,7 @@ def test_the_bound_holds_though_the_place_that_gets_the_hits_is_chosen(prompts: 
     forget[:100, 1:] = forget[100:200, ::2] = forget[200:, :2] = 9.0  # each is asked at one place
     for _ in range(400):
         scores = torch.rand(prompts, 3).double()
-        thresholds = thresholds_within(forget, scores, [], 0.02, 0.02)
+        thresholds = thresholds_within(forget, scores, [], 0.02)
         inside_ = (scores <= thresholds).any(1)
         elsewhere += bool((scores <= thresholds)[:, 1:].any())
         share = float(1 - (1 - thresholds.clamp(0, 1)).prod())
@@ -120,9 +120,9 @@ def test_the_bound_holds_over_several_thresholds_set_on_the_same_prompts() -> No
 def test_the_threshold_lies_in_the_middle_of_the_gap() -> None:
     forget, harmless = torch.tensor([[0.0], [0.1]]).double(), torch.tensor([[0.9], [1.0]]).double()
     none = torch.zeros(0, 1).double()
-    assert thresholds_within(forget, harmless, [none], 0.01, 0.02).item() == pytest.approx(0.5)
+    assert thresholds_within(forget, harmless, [(none, 0.02)], 0.01).item() == pytest.approx(0.5)
 
 
 def test_without_harmless_prompts_all_of_the_skill_is_inside() -> None:
     none = torch.zeros(0, 1).double()
-    assert thresholds_within(torch.tensor([[0.0], [4.0]]).double(), none, [], 0.01, 0.02).item() > 4.0
+    assert thresholds_within(torch.tensor([[0.0], [4.0]]).double(), none, [], 0.01).item() > 4.0

@@ -256,7 +256,7 @@ def test_the_bound_holds_for_new_prompts(others: int, forget: int, size: int, ap
         prompts = [Prompt(f"{draw} {row}", "a" if mine else "b", row, form="one") for row, mine in enumerate(sides)]
         queries = tuple(Query(prompt, "plain", (1,)) for prompt in prompts)
         found, scores = fit_regions(keys, FitPart(queries, sides, ("prompt",) * len(queries)), 3, 1.0)
-        threshold = thresholds_within(scores[sides], scores[~sides], [], 0.05, 0.05)
+        threshold = thresholds_within(scores[sides], scores[~sides], [], 0.05)
         shares.append(float((found.scores_by_place(new) <= threshold).double().mean()))
         exceeded += shares[-1] > at_most(int((scores[~sides] <= threshold).sum()), others).bound
     assert exceeded <= binom.ppf(0.99, 30, 0.1) and sum(shares) / 30 > 0.02
