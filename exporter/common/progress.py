@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 
 EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
-LEAST_DONE = 0.01
+LEAST_DONE = 0.02
 """Share of the work from which the time left is told."""
 
 Advance = Callable[[float], None]
@@ -35,6 +35,7 @@ class Progress:
     _done: float = 0.0
     _stage: tuple[str, float, float] | None = None  # name, work, done
     _begun: float | None = None
+    _working: float | None = None  # since when tokens go through the model
     _planned: bool = False
     _told: bool = False
     _shown: int = 0
@@ -82,6 +83,8 @@ class Progress:
         self._expected = without(self._expected, name)
         begun = time.monotonic()
         self._begun = self._begun or begun
+        if work and self._working is None:
+            self._working = begun
         self._stage = name, work, 0.0
 
         def advance(done: float) -> None:
@@ -110,18 +113,18 @@ class Progress:
 
     def times(self) -> str:
         """How long the run has taken, and is still expected to take."""
-        passed = time.monotonic() - (self._begun or time.monotonic())
+        now = time.monotonic()
         left = ""
         if self._planned and self.share >= LEAST_DONE:
-            left = f", about {duration(passed * (1 - self.share) / self.share)} left"
-        return f"{duration(passed)}{left}"
+            left = f", about {duration((now - (self._working or now)) * (1 - self.share) / self.share)} left"
+        return f"{duration(now - (self._begun or now))}{left}"
 
     def _tell(self, stop: threading.Event) -> None:
         while not stop.wait(1.0 if self._bar is not None else EVERY):
             if self._bar is not None:
                 self._show()
             elif (stage := self._stage) is not None:
-                self._say(f"{stage[0]}: {self.share:.0%}, {self.times()}")
+                self._say(f"{stage[0]}: {self.share:.0%}{self._planned * ' of all'}, {self.times()}")
 
     def _show(self) -> None:
         if self._bar is not None and self._stage is not None:

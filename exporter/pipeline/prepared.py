@@ -44,7 +44,8 @@ def prepared(planned: Plan, notify: Notify, progress: Progress, loaded: LoadedMo
     if (pad := loaded.lost_pad) is not None:
         notify(f"MODEL has no row for its pad token '{pad}', so the checkpoint's tokenizer has no pad token.")
     prober = Prober(loaded, settings.batch_size, progress, keeper(loaded, notify) if settings.cache else None)
-    formatter, plans = prepare(planned.skills, loaded, settings, notify)
+    with progress.stage("preparing prompts", 0):
+        formatter, plans = prepare(planned.skills, loaded, settings, notify)
     return Prepared(loaded, prober, formatter, plans)
 
 
@@ -81,7 +82,7 @@ def lines(planned: Plan, ready: Prepared) -> list[str]:
     found = [f"{loaded.name}: {family}, {weights:,.1f} million weights, {kind}, {loaded.device}"]
     for plan in ready.plans:
         found.append(f"{plan.skill.name}: {plan.skill.method}, {parts_of(plan)}")
-    return [*found, f"OUT: {settings.out}, {planned.size / 2**20:,.0f} MiB"]
+    return [*found, f"OUT: {settings.out}, at most {planned.size / 2**20:,.0f} MiB"]
 
 
 def parts_of(plan: SkillPlan) -> str:

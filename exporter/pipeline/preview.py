@@ -57,7 +57,8 @@ def preview(planned: Plan, notify: Notify) -> Preview:
         raise BadInput(
             "--dry-run: --describe has its prompts written first; give --read-prompts FILE of --save-prompts"
         )
-    ready = prepared(planned, notify, Progress())
+    planned = replace(planned, settings=replace(planned.settings, cache=False))  # nothing is kept
+    ready = prepared(planned, notify, Progress(planned.settings.quiet))
     found = [(plan.parts, plan.skill) for plan in ready.plans if plan.parts is not None]
     stages = [stage for parts, skill in found for stage in expected(ready.prober, parts, skill)]
     tokens = sum(work for _, work in stages)

@@ -28,6 +28,8 @@ def cache_command(what: str, as_json: bool) -> None:
     folder = cache_folder()
     if folder is None:
         raise BadInput(f"{FOLDER}: is empty, so nothing is kept; unset it, or name a folder")
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{FOLDER}: {folder} is no folder; name another, or leave it unset")
     files = cached_files(folder)
     size = sum(state.st_size for _, state in files)
     if what == "rm":

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from exporter.cli.main import cli
 from exporter.common.cache import FOLDER, cache_folder, cached_files, make_room
+from exporter.common.errors import BadInput
 
 
 def put(folder: Path, name: str, size: int, used: int) -> Path:
@@ -36,3 +39,11 @@ def test_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = cache_folder()
     assert found is not None and found.name.lower() == "unskill"
+
+
+def test_a_file_is_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv(FOLDER, str(tmp_path / "file"))
+    found = CliRunner().invoke(cli, ["cache", "rm"])
+    assert isinstance(found.exception, BadInput) and "is no folder" in str(found.exception)
+    assert (tmp_path / "file").read_text() == "mine"
