@@ -39,7 +39,7 @@ def refused_line(name: str, found: KeySpaceSummary) -> str:
     if (regions := found.discriminant) is not None:
         forms = {form: pair(rates[ALL]) for form, rates in regions.forms.items() if rates[ALL].total >= ENOUGH}
         if len(forms) > 1:
-            text += f", in {len(forms)} forms; fewest of {worst(forms)}"
+            text += f"; of its {len(forms)} forms, over all kinds of turn, fewest of {worst(forms)}"
     return f"{text}."
 
 

@@ -62,7 +62,10 @@ def keeper(loaded: LoadedModel, notify: Notify) -> Kept | None:
     folder = cache_folder()
     if folder is None:
         return None
-    make_room(folder)
+    try:
+        make_room(folder)
+    except OSError as error:
+        notify(f"warning: {folder} holds more than it should, and {error.filename} stays ({error.strerror})")
     notify(f"what the base computes is kept in {folder} (unskill cache)")
     model = {
         "identity": loaded.files.identity,

@@ -27,8 +27,8 @@ class Preview:
     """An export before its model is probed.
 
     lines: what is said of it; tokens: that go through the model, None where no skill has half-spaces; seconds: that
-    this takes, from some prompts that were timed; size: bytes of OUT; examples: prompts as the model sees them, by
-    kind of turn.
+    this takes, from some prompts that were timed; size: bytes that OUT may take; examples: prompts as the model sees
+    them, by kind of turn.
     """
 
     lines: list[str]

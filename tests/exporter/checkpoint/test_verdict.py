@@ -62,8 +62,8 @@ def skill(**key_space: Any) -> SkillSummary:
 
 def test_three_lines() -> None:
     assert verdict(skill()) == [
-        "Refuses 87 of 125 held-out maths prompts that come as first messages (61% to 78%), in 2 forms; fewest of "
-        "terse, 6 of 9.",
+        "Refuses 87 of 125 held-out maths prompts that come as first messages (61% to 78%); of its 2 forms, over "
+        "all kinds of turn, fewest of terse, 6 of 9.",
         "Refuses in error 1 of 349 other prompts, 7 of 204 near misses, 4 of 65 messages after a refusal, "
         "a position of 0 of 9 answers to others.",
         "Asked otherwise: system 9 of 9, prefill 0 of 37.",

@@ -20,6 +20,7 @@ from exporter.common.cache import FOLDER, cached_files
 from exporter.methods.key_space.region_probe import expected
 from exporter.models.kept import Kept
 from exporter.models.prober import Prober
+from exporter.pipeline import prepared
 from exporter.pipeline import run as module
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model, write_prompts
 
@@ -154,6 +155,13 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(sources: Path) -> 
     as_json = json.loads(exported(sources, "out", *QUICK, "--dry-run", "--quiet", "--json").stdout)
     assert as_json["tokens"] > 1000 and as_json["seconds"] > 0 and max(map(len, as_json["examples"].values())) == 3
     assert as_json["lines"] == [first, skill, out] and rest
+
+
+def test_a_cache_that_cannot_be_cleared_is_no_end(sources: Path) -> None:
+    error = PermissionError(13, "Permission denied", "old.safetensors")
+    with mock.patch.object(prepared, "make_room", side_effect=error):
+        found = exported(sources, "out", *QUICK, "--layer", "1")
+    assert found.exit_code == 0 and "old.safetensors stays (Permission denied)" in found.stderr
 
 
 def test_a_dry_run_of_hypercubes(sources: Path) -> None:
