@@ -40,10 +40,13 @@ def states_form(hidden_size):
     return (2, hidden_size), torch.float32
 
 
-def unfilled(form, device):
-    """A placeholder of this shape and dtype until a checkpoint is loaded: integers 0, others NaN, which refuse all."""
+def unfilled(form):
+    """A placeholder of this shape and dtype until a checkpoint is loaded: integers 0, others NaN, which refuse all.
+
+    On the device that is current: engines make parameters on none and fill buffers where they are.
+    """
     shape, dtype = form
-    return torch.full(shape, torch.nan if dtype.is_floating_point else 0, dtype=dtype, device=device)
+    return torch.full(shape, torch.nan if dtype.is_floating_point else 0, dtype=dtype)
 
 
 def in_mlp(layer, name):

@@ -11,8 +11,9 @@ import torch
 
 # Finite, because a row of -inf turns into NaN when a logits processor suppresses the one finite entry; fits float16.
 FORBIDDEN = -1.0e4
-# R after R is the second choice, so that a forced minimum length repeats the refusal instead of leaking an answer.
-REFUSAL_AGAIN = -50.0
+# Second choices, for callers that mask the first: EOS instead of the refusal, and the refusal again instead of EOS, so
+# that neither a grammar nor a forced minimum length goes on to an answer.
+SECOND = -50.0
 
 
 def inside_hypercubes(key, bounds):
@@ -56,12 +57,13 @@ def inside_regions(key, directions, limits, bounds=None):
 def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
     """Impose the refusal on logits (batch, positions, vocabulary), in place; both masks: (batch, positions) bool.
 
-    After a hit only R can follow; after R only EOS can, and that rule wins; everywhere else R cannot follow.
+    After a hit only R can follow, or EOS where R is masked; after R only EOS, or R where EOS is masked, and that rule
+    wins; everywhere else R cannot follow.
     """
     logits.masked_fill_((hit | after_refusal).unsqueeze(-1), FORBIDDEN)
     zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
-    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
-    eos = torch.where(after_refusal, zero, logits[..., eos_id])
+    refusal = torch.where(after_refusal, zero + SECOND, torch.where(hit, zero, zero + FORBIDDEN))
+    eos = torch.where(after_refusal, zero, torch.where(hit, zero + SECOND, logits[..., eos_id]))
     logits[..., refusal_id] = refusal
     logits[..., eos_id] = eos
     return logits

@@ -34,6 +34,10 @@ STILL = (
     "vocab_size",
 )
 
+PROBED_DTYPES = torch.float32, torch.float16, torch.bfloat16
+# An argument of from_pretrained, and a key of config.json for engines that do not pass it on.
+ALLOW = "unskill_allow_unprobed"
+
 logger = logging.get_logger(__name__)
 
 
@@ -99,6 +103,19 @@ def is_still(name):
     return name in STILL or name.startswith("_") or name.endswith(("_token_id", "_version")) or "dropout" in name
 
 
+def is_probed(linear):
+    """Whether a linear module's weight is of a kind that interventions are fitted on: not quantized.
+
+    A quantized weight has another dtype, is not a tensor of the module, or is a tensor made of others.
+    """
+    weight = getattr(linear, "weight", None)
+    return isinstance(weight, torch.Tensor) and is_plain(weight)
+
+
+def is_plain(weight):
+    return weight.dtype in PROBED_DTYPES and not hasattr(weight, "__tensor_flatten__")
+
+
 class VerifiedLoading:
     """Mixin: `from_pretrained` returns a model with complete, unaltered interventions, or raises."""
 
@@ -106,26 +123,24 @@ class VerifiedLoading:
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does.
 
-        `unskill_allow_unprobed=True` allows quantized or tensor-parallel loading and settings that move activations,
-        such as another rope or sliding window, for which the refusals were not measured. Raises RuntimeError for such
-        a load otherwise, and if a weight is missing, left over or of another shape, or an unskill buffer is not as it
-        was written. The values of the base's own weights are not checked,
+        `unskill_allow_unprobed=True`, or this key in config.json, allows quantized or tensor-parallel loading and
+        settings that move activations, such as another rope or sliding window, for which the refusals were not
+        measured. Raises RuntimeError for such a load otherwise, and if a weight is missing, left over or of another
+        shape, or an unskill buffer is not as it was written. The values of the base's own weights are not checked,
         which would take as long as loading them (`unskill verify` does).
         """
         return_info = kwargs.pop("output_loading_info", False)
-        allowed = kwargs.pop("unskill_allow_unprobed", False)
+        allowed = kwargs.pop(ALLOW, False)
         asked = [name for name in UNPROBED_OPTIONS if kwargs.get(name)]
         if getattr(kwargs.get("config"), "quantization_config", None):
             asked.append("quantization_config")
         if asked and not allowed:
             raise RuntimeError(unprobed_message(asked[0]))
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if getattr(model.config, "quantization_config", None) and not allowed:
-            raise RuntimeError(unprobed_message("quantization_config"))
+        core = model.unskill_core()
+        core.unskill_allow(allowed or core.unskill_allowed)
         model.unskill_check_keys(info)
-        if not allowed and (moved := moved_settings(model.config)):
-            raise RuntimeError(unprobed_message(moved[0]))
-        model.unskill_verify()
+        core.unskill_settle()
         model.unskill_check_end()
         fitted = model.config.unskill["dtype"]
         if str(model.dtype) != f"torch.{fitted}":
@@ -134,6 +149,37 @@ class VerifiedLoading:
                 "a few decisions may differ from those on its card."
             )
         return (model, info) if return_info else model
+
+    def unskill_core(self):
+        """The base model: itself, or that inside a causal language model."""
+        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module that it does not have.
+        return getattr(self, "model", self)
+
+    # While a forward is compiled it is called, not traced.
+    @torch.compiler.assume_constant_result
+    def unskill_settle(self):
+        """Of the base model, once: raise RuntimeError unless it computes what was probed, with unaltered buffers.
+
+        Loading ends with it. Engines that build a model from its config and fill it themselves come to it at the first
+        forward. Returns True.
+        """
+        for index, layer in enumerate(self.layers):
+            if not hasattr(layer, "mlp"):
+                raise RuntimeError(
+                    f"unskill: layer {index} is not in this process: pipeline parallel serving is not supported, as "
+                    "the last layers would not know what a layer before them decided."
+                )
+        if not self.unskill_allowed:
+            if getattr(self.config, "quantization_config", None):
+                raise RuntimeError(unprobed_message("quantization_config"))
+            if moved := moved_settings(self.config):
+                raise RuntimeError(unprobed_message(moved[0]))
+            for name, weight in self.named_parameters():
+                if not is_plain(weight):
+                    raise RuntimeError(unprobed_message(f"a weight of another kind ({name})"))
+        self.unskill_verify()
+        self.unskill_settled = True
+        return True
 
     def unskill_check_keys(self, info):
         """Raise RuntimeError unless the weight files hold what the model has and nothing else.
@@ -174,9 +220,7 @@ class VerifiedLoading:
 
     def unskill_verify(self):
         """Raise RuntimeError if an unskill buffer is missing or its sha256 is not the one in config.json."""
-        # Not by base_model_prefix: that of Gemma 3 on transformers 4.57 names a module that it does not have.
-        core = getattr(self, "model", self)
-        found = {name: tensor for name, tensor in core.named_buffers() if is_unskill(name)}
+        found = {name: tensor for name, tensor in self.unskill_core().named_buffers() if is_unskill(name)}
         for name, sha256 in self.config.unskill["sha256"].items():
             if name not in found:
                 raise RuntimeError(f"unskill: the checkpoint holds no buffer {name}; export it again.")
@@ -192,5 +236,5 @@ def unprobed_message(option):
     return (
         f"unskill: {option} changes the activations which the interventions of this checkpoint were fitted on, so "
         "skills may come back unnoticed. Export again from the model as it is served, or pass "
-        "unskill_allow_unprobed=True."
+        f"{ALLOW}=True (to engines that do not pass it on: the same key in config.json)."
     )

@@ -100,3 +100,26 @@ def adjust_official(pre_activation, index, params):
     moved = (retain <= forget) & (draw < forget / (forget + retain))
     adjusted = torch.where(moved, mu_r - sd_r / sd_f * (value - mu_f), value)
     return pre_activation.index_copy_(-1, index, adjusted)
+
+
+def joined(tensors):
+    """Tensors of several MLPs joined, on the device of the first."""
+    device = tensors[0].device
+    if any(tensor.device != device for tensor in tensors):
+        tensors = [tensor.to(device) for tensor in tensors]
+    return torch.cat(tensors, -1)
+
+
+def draw_positions(count, position_ids=None, attention_mask=None, past_key_values=None):
+    """Position ids (batch or 1, count) of a forward's tokens, for the draws only.
+
+    As given, else from a mask of two dimensions, else continuing the cache.
+    """
+    if position_ids is not None:
+        return position_ids
+    # On 5.x it may also be a dict of masks by kind of layer.
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1)[:, -count:].clamp(min=0)
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    # A static cache's length is a tensor on its device.
+    return (past + torch.arange(count, device=getattr(past, "device", None))).unsqueeze(0)

@@ -23,15 +23,20 @@ from custom_modeling.buffers import (
     unfilled,
 )
 from custom_modeling.key_space import inside_hypercubes, inside_regions, rewrite_logits
-from custom_modeling.loading import VerifiedLoading, check_record
+from custom_modeling.loading import ALLOW, VerifiedLoading, check_record, is_probed, unprobed_message
 from custom_modeling.neuron_adjust import (
     adjust,
     adjust_official,
     draw_context,
+    draw_positions,
+    joined,
     standardisers,
     thresholds,
     uniform_draws,
 )
+
+# Projections of an MLP of the form down(act(gate x) * up x).
+PARTS = "gate", "up", "down"
 
 
 class InFlight(dict):
@@ -69,16 +74,21 @@ class InterventionMLP(Float32Buffers):
         `official`: Neuron Adjust as in the authors' code.
         """
         for name, form in mlp_forms(self.down_proj.in_features, **counts).items():
-            self.register_buffer(name, unfilled(form, self.down_proj.weight.device))
+            self.register_buffer(name, unfilled(form))
         kinds = "cubes", "regions", "adjusted", "pruned"
         self.unskill_cubes, self.unskill_regions, self.unskill_adjusted, self.unskill_pruned = (
             counts.get(kind, 0) for kind in kinds
         )
         self.unskill_official = official
+        self.unskill_allowed = False  # weights of other kinds than those that were probed
         self.unskill_hit = None
         self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
 
     def forward(self, x):
+        # At each forward, because the weights of a loaded model may be replaced.
+        if not (self.unskill_allowed or (is_probed(self.gate_proj) and is_probed(self.up_proj))):
+            raise RuntimeError(unprobed_message("a quantized MLP"))
+        # Not in one expression with the product: engines fuse act(gate x) * up x where they find it, without the key.
         value = self.gate_proj(x)  # (batch, positions, d_ff)
         if self.unskill_adjusted and self.unskill_official:
             value = adjust_official(value, self.unskill_na_index, self.unskill_na_params)
@@ -106,9 +116,14 @@ class InterventionMLP(Float32Buffers):
 class RefusalStates(Float32Buffers):
     """Final states (2, hidden) on which a head reads R and, after R, EOS; NaN until a checkpoint fills them."""
 
-    def __init__(self, hidden_size, device):
+    def __init__(self, hidden_size):
         super().__init__()
-        self.register_buffer(STATES, unfilled(states_form(hidden_size), device))
+        self.register_buffer(STATES, unfilled(states_form(hidden_size)))
+
+    def forward(self, like):
+        """The states (2, hidden) on the device and in the dtype of a tensor."""
+        # As a call, because what offloads weights brings them before a module's forward.
+        return self.unskill_states.to(like)
 
 
 class SplitHead(nn.Linear):
@@ -150,6 +165,11 @@ class InterventionModel(VerifiedLoading):
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class
             mlp.unskill_install(**counts, official=official)
+        self.unskill_settled = False
+        self.unskill_allow(getattr(config, ALLOW, False))
+        # Each process of a tensor-parallel engine needs the whole key.
+        whole = {f"layers.{index}.mlp.{part}_proj": "replicate" for index in settings["layers"] for part in PARTS}
+        self._tp_plan = whole | (getattr(self, "_tp_plan", None) or {})
         # Layers whose MLPs record hits, and layers whose MLPs need draws.
         self.unskill_layers = {
             kind: tuple(int(index) for index, counts in settings["layers"].items() if any(map(counts.get, needed)))
@@ -163,9 +183,15 @@ class InterventionModel(VerifiedLoading):
         # loaded, and weights that are copied instead of mapped have another alignment and other last bits of products.
         self.unskill_refusal = None
         if self.unskill_layers["blocking"] and settings["base_model"] == "closed":
-            self.unskill_refusal = RefusalStates(config.hidden_size, self.embed_tokens.weight.device)
+            self.unskill_refusal = RefusalStates(config.hidden_size)
         self.unskill_masks = None
         self.unskill_owner = InFlight()
+
+    def unskill_allow(self, allowed):
+        """Whether weights and settings may be others than those that were probed."""
+        self.unskill_allowed = allowed
+        for index in self.config.unskill["layers"]:
+            self.layers[int(index)].mlp.unskill_allowed = allowed
 
     def unskill_enter(self):
         """Claim the model for this thread; True if the caller has to release it."""
@@ -216,6 +242,8 @@ class InterventionModel(VerifiedLoading):
         kwargs = {**dict(zip(self.unskill_arguments, args, strict=False)), **kwargs}
         return_dict = kwargs.pop("return_dict", None)
         input_ids = kwargs.get("input_ids")
+        if not self.unskill_settled:
+            self.unskill_settle()
         outermost = self.unskill_enter()
         try:
             names = "input_ids", "inputs_embeds", "position_ids", "attention_mask", "past_key_values"
@@ -244,7 +272,7 @@ class InterventionModel(VerifiedLoading):
             self.unskill_handed.clear()
             self.unskill_leave(outermost)
         if self.unskill_refusal is not None:
-            refusal, end = self.unskill_refusal.unskill_states.to(device=state.device, dtype=state.dtype)
+            refusal, end = self.unskill_refusal(state)
             state = torch.where(hit.unsqueeze(-1), refusal, state)
             output.last_hidden_state = torch.where(after_refusal.unsqueeze(-1), end, state)
             if output.hidden_states and output.hidden_states[-1] is not None:
@@ -296,29 +324,6 @@ class InterventionForCausalLM(VerifiedLoading):
             # A new object, because fields are in a tuple in the order in which they were first set.
             output = type(output)(loss=loss, **{name: value for name, value in output.items() if name != "loss"})
         return output if wants_dict(self.config, return_dict) else output.to_tuple()
-
-
-def joined(tensors):
-    """Tensors of several MLPs joined, on the device of the first."""
-    device = tensors[0].device
-    if any(tensor.device != device for tensor in tensors):
-        tensors = [tensor.to(device) for tensor in tensors]
-    return torch.cat(tensors, -1)
-
-
-def draw_positions(count, position_ids=None, attention_mask=None, past_key_values=None):
-    """Position ids (batch or 1, count) of a forward's tokens, for the draws only.
-
-    As given, else from a mask of two dimensions, else continuing the cache.
-    """
-    if position_ids is not None:
-        return position_ids
-    # On 5.x it may also be a dict of masks by kind of layer.
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(-1) - 1)[:, -count:].clamp(min=0)
-    past = 0 if past_key_values is None else past_key_values.get_seq_length()
-    # A static cache's length is a tensor on its device.
-    return (past + torch.arange(count, device=getattr(past, "device", None))).unsqueeze(0)
 
 
 def argument_names(forward):

@@ -35,6 +35,6 @@ def test_names_inside_the_base_model() -> None:
 
 def test_a_buffer_that_nothing_filled_refuses() -> None:
     for name, form in mlp_forms(4, cubes=1, adjusted=1).items():
-        tensor = unfilled(form, "cpu")
+        tensor = unfilled(form)
         assert (tensor.shape, tensor.dtype) == form
         assert bool(torch.isnan(tensor).all()) == (tensor.dtype == torch.float32), name

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from custom_modeling import runtime
-from custom_modeling.key_space import FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, inside_regions, rewrite_logits
+from custom_modeling.key_space import FORBIDDEN, SECOND, inside_hypercubes, inside_regions, rewrite_logits
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.runtime import (
     Float32Buffers,
@@ -131,15 +131,13 @@ def test_rules_of_the_logits(dtype: torch.dtype) -> None:
     assert torch.equal(logits[free][:, others], before[free][:, others])
     assert (logits[free][:, R] == forbidden).all()
 
-    blocked = logits[0, 1]
-    assert blocked[R] == 0 and (blocked[others] == forbidden).all()
-
-    for row in (logits[0, 2], logits[0, 3]):  # after R only EOS may follow, also where the position is blocked
-        assert row[EOS] == 0 and row[R] == REFUSAL_AGAIN
+    # At a blocked position R, or EOS where R is masked; after R EOS, or R again, also where that position is blocked.
+    for row, first, second in ((logits[0, 1], R, EOS), (logits[0, 2], EOS, R), (logits[0, 3], EOS, R)):
+        assert row[first] == 0 and row[second] == SECOND
         assert (row[[column for column in range(VOCABULARY) if column not in (R, EOS)]] == forbidden).all()
         row = row.float()
-        row[EOS] = -INF  # a least length
-        assert row.argmax() == R and torch.isfinite(row.softmax(-1)).all()
+        row[first] = -INF  # a grammar, a least length
+        assert row.argmax() == second and torch.isfinite(row.softmax(-1)).all()
 
 
 def test_rewriting_keeps_gradients() -> None:

@@ -83,7 +83,9 @@ def changed(
             "layers": layer_counts(changes),
         }
         core.__class__ = model_class
-        core.unskill_install(config, alone=False)
+        with loaded.device:
+            core.unskill_install(config, alone=False)
+        core.unskill_settled = True  # nothing was loaded
         buffers = dict(core.named_buffers())
         for name, tensor in neuron_buffers(changes, seed, compat).items():
             buffers[name].copy_(tensor)
