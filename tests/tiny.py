@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -83,9 +84,13 @@ def tiny_model(
     padding_rows: int = 0,
     dtype: torch.dtype = torch.float32,
     shard_size: str = "1GB",
+    shift: float = 0.0,
     **changes: Any,
 ) -> Path:
-    """Save a random model of the family with its tokenizer, in a form that old releases of transformers load too."""
+    """Save a random model of the family with its tokenizer, in a form that old releases of transformers load too.
+
+    shift: added to all embeddings, so that final states have a direction in common, as those of trained models have.
+    """
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(chat)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -94,6 +99,7 @@ def tiny_model(
     )
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
+        model.get_input_embeddings().weight += shift
         model.get_output_embeddings().weight[len(tokenizer) :] = 0  # padding rows are never written
     model.save_pretrained(folder, max_shard_size=shard_size)
     tokenizer.save_pretrained(folder)
@@ -159,6 +165,17 @@ def tiny_export(folder: Path, model_type: str = "llama", *, method: str = "ksd",
     ours, theirs = (adjusted_neurons(each.checkpoint) for each in (both, adjusted))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     return replace(both, base=adjusted.checkpoint)
+
+
+def served_export(folder: Path) -> Exported:
+    """A tiny model whose base-model class refuses too, of a shape that serving engines take."""
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    base = tiny_model(folder / "base", chat=False, shift=0.3, hidden_size=64, intermediate_size=128, **heads)
+    # As many positions as so few prompts have.
+    with mock.patch("exporter.methods.refusal.head.MINIMUM_POSITIONS", 1000):
+        exported = export_base(folder, base, layer=1, alpha=ALPHA)
+    assert json.loads((exported.checkpoint / "config.json").read_text())["unskill"]["base_model"] == "closed"
+    return exported
 
 
 def adjusted_neurons(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -46,7 +46,9 @@ def summarise(plan: Plan, findings: Findings) -> Summary:
         compat=settings.compat,
         formats=findings.formats,
         neurons_changed=findings.changes.count(),
-        base_model_class=BaseModelClass.model_validate({"closed": states.closed, **states.measured})
+        base_model_class=BaseModelClass.model_validate(
+            {"closed": states.closed, "second": states.second, **states.measured}
+        )
         if states
         else None,
         skills=tuple(skill_summary(outcome, findings.effects) for outcome in outcomes),

@@ -99,23 +99,23 @@ def unsound(buffers: dict[str, Tensor], record: dict[str, Any], size: int) -> It
 
 
 def check_refusal_row(view: OnDisk) -> str:
-    """R's row of embedding and head: along the refusal's final state, and long enough for R to lead."""
+    """R's row of embedding and head: made of the refusal's final states, and long enough for R to lead."""
     refusal = view.record["refusal_token_id"]
     if refusal is None:
         raise NotMade("there is no refusal")
     if view.record["base_model"] != "closed":
         raise NotMade("no refusal state is stored to compare the row with")
-    state = view.buffers[REFUSAL_STATES][0].double()
+    states = view.buffers[REFUSAL_STATES].double()
     names = [name for name in (EMBEDDING, HEAD) if name in view.index]
     for name in names:
         with safe_open(view.folder / view.index[name], "pt") as opened:
             row = opened.get_slice(name)[refusal]
-        scale = float(row.double().norm() / state.norm())
-        rounding = 2 * torch.finfo(row.dtype).eps * (scale * state).abs() + torch.finfo(row.dtype).tiny
-        if not ((row.double() - scale * state).abs() <= rounding).all():
+        parts = torch.linalg.lstsq(states.T, row.double()[:, None]).solution * states  # (2, hidden)
+        rounding = 2 * torch.finfo(row.dtype).eps * parts.abs().sum(0) + torch.finfo(row.dtype).tiny
+        if not ((row.double() - parts.sum(0)).abs() <= rounding).all():
             raise Wrong(f"row {refusal} of {name} is not the refusal's")
         # An export writes no shorter lead; the rest is for the rounding of both.
-        if not float(row.double() @ state) >= 0.9 * LEAD:
+        if not float(row.double() @ states[0]) >= 0.9 * LEAD:
             raise Wrong(f"row {refusal} of {name} is too short for the refusal to lead")
     return f"row {refusal} is the refusal's in {counted(len(names), 'weight')}"
 

@@ -1,12 +1,15 @@
 """The final states that make any output head refuse: R at blocked positions, EOS after R, R nowhere else.
 
-Engines with their own head see only the base model's final hidden states. So the refusal is built from directions: a
-direction u along which every ordinary final state is negative, R's head row along u, a refusal state along u, and an
-end state on which EOS leads. Both directions have the largest margin, found as a least distance problem.
+Engines with their own head see only the base model's final hidden states. So the refusal is built from two directions:
+u, along which every ordinary final state is negative, and v, across u, along which EOS leads all other tokens. R's
+head row is along u. At a blocked position R leads EOS, which leads the others; after R, EOS leads R, which leads the
+others. So callers that mask the first choice get the second, and no answer. Both directions have the largest margin,
+found as a least distance problem.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,13 +39,15 @@ ROWS_AT_ONCE = 4096
 class RefusalStates:
     """R's head row (hidden,), the states (2, hidden) at a blocked position and at R, float32; EOS's id.
 
-    `closed`: whether they refuse, measured with the family's own head in float32 and bfloat16. `measured`: figures.
+    `closed`: whether they refuse, measured with the family's own head in float32 and bfloat16. `second`: whether EOS
+    is the second choice at a blocked position, and R after R. `measured`: figures.
     """
 
     head_row: Tensor
     states: Tensor
     eos_id: int
     closed: bool
+    second: bool
     measured: dict[str, float]
 
 
@@ -50,16 +55,24 @@ class RefusalStates:
 class Differences:
     """Vectors (n, d) float32: `origin` (d,) minus every row of the tables (.., d), of any dtype and on any one device.
 
-    They are computed in chunks of ROWS_AT_ONCE when needed, because a head is large.
+    across: a unit vector (d,) that they are projected across. They are computed in chunks of ROWS_AT_ONCE when needed,
+    because a head is large.
     """
 
     origin: Tensor
     tables: Sequence[Tensor]
+    across: Tensor | None = None
 
     def chunks(self) -> Iterator[Tensor]:
         for table in self.tables:
             for rows in table.split(ROWS_AT_ONCE):
-                yield self.origin.to(rows.device) - rows.float()
+                yield self.projected(self.origin.to(rows.device) - rows.float())
+
+    def projected(self, vectors: Tensor) -> Tensor:
+        if self.across is None:
+            return vectors
+        across = self.across.to(vectors.device)
+        return vectors - torch.outer(vectors @ across, across)
 
     def products(self, x: Tensor) -> Tensor:
         """Products with x (d,): (n,), on the CPU."""
@@ -72,7 +85,7 @@ class Differences:
             inside = index[(index >= start) & (index < start + len(table))] - start
             found.append(self.origin - table[inside.to(table.device)].float().cpu())
             start += len(table)
-        return torch.cat(found)
+        return self.projected(torch.cat(found))
 
 
 def max_margin(vectors: Differences) -> tuple[Tensor, float]:
@@ -119,56 +132,119 @@ def find_refusal_states(
 ) -> RefusalStates:
     """Build R's head row and both states from final states (n, hidden), and measure them on others (m, hidden).
 
-    finding: final states of the choose parts, BOS and pads included; checking: of the report parts.
+    Where the second choices cannot be had (a head that caps its logits), without them. finding: final states of the
+    choose parts, BOS and pads included; checking: of the report parts.
     """
     head = model.get_output_embeddings().weight.detach()[:refusal_id]  # (V, hidden)
-    nothing = torch.zeros(head.shape[1])
-    away, margin = max_margin(Differences(nothing, [finding]))
-    typical = float(finding.norm(dim=1).median())
-    others = -float(Differences(nothing, [head]).products(away).min())
-    row = refusal_row(away, others, typical, LEAD)
-    margins = {eos: max_margin(above_others(head, row, eos)) for eos in eos_ids}
+    away, margin = max_margin(Differences(torch.zeros(head.shape[1]), [finding]))
+    margins = {eos: max_margin(above_others(head, away, eos)) for eos in eos_ids}
     eos_id = max(margins, key=lambda eos: margins[eos][1])
     end, end_margin = margins[eos_id]
     possible = margin > 0 and end_margin > 0 and len(checking) >= MINIMUM_POSITIONS
-    lead = LEAD
-    while True:
-        row = refusal_row(away, others, typical, lead)
-        reach = max(typical, lead / end_margin) if end_margin > 0 else typical
-        states = torch.stack([typical * away, reach * end])
-        measured = measure(model, row, states, checking, refusal_id, eos_id)
+    directions = Directions.of(head, away, end, eos_id, float(finding.norm(dim=1).median()))
+    for second, lead in itertools.product((True, False), leads() if possible else [LEAD]):
+        row, states = directions.states(lead, second)
+        measured = measure(model, row, states, checking, refusal_id, eos_id, second)
         sure = min(value for name, value in measured.items() if name.startswith("p_")) >= CERTAIN
         never = all(value == 0 for name, value in measured.items() if name.startswith("argmax_"))
-        closed = possible and sure and never
-        # Heads that divide their logits need a longer lead.
-        if closed or not possible or lead >= GREATEST_LEAD:
+        if closed := possible and sure and never:
             break
-        lead *= 2
     figures = {"margin_refusal": margin, "margin_eos": end_margin, "lead": lead, "positions": float(len(checking))}
-    return RefusalStates(row, states, eos_id, closed, figures | measured)
+    return RefusalStates(row, states, eos_id, closed, second, figures | measured)
 
 
-def above_others(head: Tensor, row: Tensor, eos: int) -> Differences:
-    """EOS's row of the head (V, hidden) minus each of the others and minus R's `row` (hidden,)."""
-    return Differences(head[eos].float().cpu(), [head[:eos], head[eos + 1 :], row[None]])
+def leads() -> Iterator[float]:
+    """Leads to try, one after another: heads that divide their logits need a longer one."""
+    lead = LEAD
+    while lead <= GREATEST_LEAD:
+        yield lead
+        lead *= 2
 
 
-def refusal_row(away: Tensor, others: float, typical: float, lead: float) -> Tensor:
-    """R's head row, which leads the others by `lead` on typical * away; `others`: their largest product with away."""
-    return max(others + lead / typical, lead / typical) * away
+def above_others(head: Tensor, away: Tensor, eos: int) -> Differences:
+    """EOS's row of the head (V, hidden) minus each of the others, across `away` (hidden,)."""
+    return Differences(head[eos].float().cpu(), [head[:eos], head[eos + 1 :]], away)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions u and v (hidden,), of length 1, and what the head makes of them.
+
+    typical: length of a final state. EOS's products with u and v, and those of the other tokens, (V - 1,) float64.
+    """
+
+    away: Tensor
+    end: Tensor
+    typical: float
+    eos_away: float
+    eos_end: float
+    others_away: Tensor
+    others_end: Tensor
+
+    @classmethod
+    def of(cls, head: Tensor, away: Tensor, end: Tensor, eos: int, typical: float) -> Directions:
+        plain = Differences(torch.zeros(len(away)), [head])
+        on_away, on_end = (-plain.products(direction).double() for direction in (away, end))
+        others = torch.arange(len(head)) != eos
+        return cls(away, end, typical, float(on_away[eos]), float(on_end[eos]), on_away[others], on_end[others])
+
+    def states(self, lead: float, second: bool) -> tuple[Tensor, Tensor]:
+        """R's head row (hidden,) and the states (2, hidden) on which each choice leads the next by `lead`.
+
+        second: whether the second choice leads the others too.
+        """
+        gap_away, gap_end = self.eos_away - self.others_away, self.eos_end - self.others_end
+        possible = bool((gap_end > 0).all())
+        # At a blocked position: typical * u + share * v, with as much of v as EOS needs to lead the others.
+        share = 0.0
+        if second and possible:
+            share = max(float(((lead - self.typical * gap_away) / gap_end).max()), 0.0)
+        greatest = float((self.typical * self.others_away + share * self.others_end).max())
+        greatest = max(greatest, self.typical * self.eos_away + share * self.eos_end, 0.0)
+        length = (greatest + lead) / self.typical
+        blocked = self.typical * self.away + share * self.end
+        if not possible:  # EOS leads on no state
+            return length * self.away, torch.stack([blocked, self.typical * self.end])
+        # After R: reach * v + turn * u, on which R's logit, length * turn, is `lead` below EOS's. The longer R's row,
+        # the less of u that takes, which the others feel too.
+        while (rest := self.rest(gap_away, gap_end, length)) is None:
+            length *= 2
+        ahead = 2 * lead if second else lead
+        reach = max(self.typical, float(((ahead + lead / (length - self.eos_away) * gap_away) / rest).max()))
+        turn = (reach * self.eos_end - lead) / (length - self.eos_away)
+        return length * self.away, torch.stack([blocked, reach * self.end + turn * self.away])
+
+    def rest(self, gap_away: Tensor, gap_end: Tensor, length: float) -> Tensor | None:
+        """What is left of EOS's lead over the others per length of v, once u has set R's logit; None if too little."""
+        if length <= self.eos_away:
+            return None
+        left = gap_end + self.eos_end / (length - self.eos_away) * gap_away
+        return left if bool((left > gap_end / 2).all()) else None
 
 
 def measure(
-    model: PreTrainedModel, row: Tensor, states: Tensor, checking: Tensor, refusal_id: int, eos_id: int
+    model: PreTrainedModel, row: Tensor, states: Tensor, checking: Tensor, refusal_id: int, eos_id: int, second: bool
 ) -> dict[str, float]:
-    """p(R) at a blocked position, p(EOS) after R, number of positions of `checking` with argmax R; in two dtypes."""
+    """p(R) at a blocked position, p(EOS) after R, number of positions of `checking` with argmax R; in two dtypes.
+
+    second: also p(EOS) and p(R) where R and EOS are masked there.
+    """
     figures: dict[str, float] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         with own_head(model, row, refusal_id, dtype) as logits:
-            sure = logits(states).float().softmax(-1)
-            figures[f"p_refusal_{name}"] = float(sure[0, refusal_id])
-            figures[f"p_eos_{name}"] = float(sure[1, eos_id])
+            found = logits(states).float()
+            firsts, seconds = torch.tensor([refusal_id, eos_id]), torch.tensor([eos_id, refusal_id])
+            sure = found.softmax(-1).gather(1, firsts[:, None])[:, 0].tolist()
+            figures |= dict(zip((f"p_refusal_{name}", f"p_eos_{name}"), sure, strict=True))
+            if second:
+                sure = (
+                    found.scatter(1, firsts[:, None], -torch.inf)
+                    .softmax(-1)
+                    .gather(1, seconds[:, None])[:, 0]
+                    .tolist()
+                )
+                figures |= dict(zip((f"p_second_eos_{name}", f"p_second_refusal_{name}"), sure, strict=True))
             hits = sum(
                 int((logits(part).argmax(-1) == refusal_id).sum()) for part in checking.split(POSITIONS_AT_ONCE)
             )

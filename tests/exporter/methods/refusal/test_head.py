@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from exporter.methods.refusal import head as refusal_head
-from exporter.methods.refusal.head import Differences, above_others, max_margin
+from exporter.methods.refusal.head import LEAD, Differences, Directions, above_others, max_margin
 
 
 def rows_of(vectors: torch.Tensor) -> Differences:
@@ -52,7 +52,7 @@ def test_no_direction_is_positive_on_a_cloud_around_the_origin() -> None:
 
 
 HEAD = torch.randn(5000, 24, generator=torch.Generator().manual_seed(3)) / 5
-ROW, EOS = torch.randn(24, generator=torch.Generator().manual_seed(4)), 1234
+AWAY, EOS = torch.nn.functional.normalize(torch.randn(24, generator=torch.Generator().manual_seed(4)), dim=0), 1234
 HEAD[EOS] *= 6
 
 
@@ -60,11 +60,30 @@ HEAD[EOS] *= 6
 def test_margin_over_a_head_in_chunks_is_the_direct_one(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     head = HEAD.to(dtype)
     whole = head.float()
-    direct = max_margin(rows_of(whole[EOS] - torch.cat([whole[:EOS], whole[EOS + 1 :], ROW[None]])))
+    others = whole[EOS] - torch.cat([whole[:EOS], whole[EOS + 1 :]])
+    direct = max_margin(rows_of(others - torch.outer(others @ AWAY, AWAY)))
     monkeypatch.setattr(refusal_head, "ROWS_AT_ONCE", 300)
-    direction, margin = max_margin(above_others(head, ROW, EOS))
+    direction, margin = max_margin(above_others(head, AWAY, EOS))
     assert margin == pytest.approx(direct[1], rel=1e-4) and margin > 0
     torch.testing.assert_close(direction, direct[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("second", [True, False])
+@pytest.mark.parametrize("typical", [0.5, 20.0])
+def test_states_order_the_choices(typical: float, second: bool) -> None:
+    """By the closed forms alone: each choice leads the next by LEAD, whatever the length of a final state."""
+    end, margin = max_margin(above_others(HEAD, AWAY, EOS))
+    assert margin > 0 and abs(float(end @ AWAY)) < 1e-5
+    row, states = Directions.of(HEAD, AWAY, end, EOS, typical).states(LEAD, second)
+    blocked, after = states.double() @ torch.cat([HEAD, row[None]]).double().T
+    refusal, tolerance = len(HEAD), 0.1
+    others = [place for place in range(len(HEAD)) if place != EOS]
+    assert blocked[refusal] - blocked[:refusal].max() >= LEAD - tolerance
+    assert after[EOS] - after[refusal] >= LEAD - tolerance and after[EOS] - after[others].max() >= LEAD - tolerance
+    if second:
+        assert blocked[EOS] - blocked[others].max() >= LEAD - tolerance
+        assert after[refusal] - after[others].max() >= LEAD - tolerance
+    torch.testing.assert_close(row / row.norm(), AWAY)
 
 
 class Largest(TorchDispatchMode):
@@ -85,6 +104,6 @@ def test_no_copy_of_the_head_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusal_head, "ROWS_AT_ONCE", 300)
     head = HEAD.bfloat16()
     with Largest() as largest:
-        max_margin(above_others(head, ROW, EOS))
+        max_margin(above_others(head, AWAY, EOS))
     # A chunk, the violated rows or a product for each row: each far below the 120,000 numbers of the head.
     assert 5000 < largest.numbers <= 2 * refusal_head.ACTIVE * 24
