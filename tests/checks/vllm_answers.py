@@ -20,7 +20,10 @@ def main(request):
     from vllm import LLM, SamplingParams
 
     engine = LLM(request["model"], trust_remote_code=True, seed=0, **request.get("engine", {}))
-    sampling = SamplingParams(temperature=0, **request.get("sampling", {}))
+    options = request.get("sampling", {})
+    if "logit_bias" in options:  # JSON has no numbers as keys
+        options["logit_bias"] = {int(token): bias for token, bias in options["logit_bias"].items()}
+    sampling = SamplingParams(temperature=0, **options)
     prompts = [{"prompt_token_ids": ids} for ids in request["prompts"]]
     for _ in range(request.get("rounds", 1)):
         answers = engine.generate(prompts, sampling, use_tqdm=False)
