@@ -34,7 +34,7 @@ STILL = (
     "vocab_size",
 )
 
-PROBED_DTYPES = torch.float32, torch.float16, torch.bfloat16
+PROBED_DTYPES = torch.float64, torch.float32, torch.float16, torch.bfloat16
 # An argument of from_pretrained, and a key of config.json for engines that do not pass it on.
 ALLOW = "unskill_allow_unprobed"
 
