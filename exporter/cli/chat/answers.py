@@ -11,8 +11,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from exporter.cli.chat.why import Detector, Moved, Verdict, watched
 from exporter.common.errors import RunFailed
+from exporter.evaluation.why import Detector, Moved, Verdict, watched
 from exporter.models.batches import out_of_memory
 from exporter.models.loading import LoadedModel
 

@@ -8,9 +8,9 @@ from functools import partial
 
 from exporter.cli.chat.answers import Answer, Sampling, answer
 from exporter.cli.chat.settings import check_text
-from exporter.cli.chat.why import Detector
 from exporter.common.errors import BadInput
 from exporter.evaluation.records import BASE, EDITED
+from exporter.evaluation.why import Detector
 from exporter.models.loading import LoadedModel
 from exporter.models.tokens import context_of
 from exporter.prompts.formats import SECOND_TURN, SYSTEM, Formatter, Message

@@ -13,10 +13,10 @@ from exporter.cli.chat.conversation import Conversation, Side, Turn
 from exporter.cli.chat.interactive import interact
 from exporter.cli.chat.screen import Screen, about
 from exporter.cli.chat.settings import ChatSettings, check_text
-from exporter.cli.chat.why import detectors_of
 from exporter.cli.output import echo_json
 from exporter.common.errors import BadInput
 from exporter.evaluation.records import BASE
+from exporter.evaluation.why import detectors_of
 from exporter.models.files import find_base
 from exporter.models.library import silent_library
 from exporter.models.loading import LoadedModel, load_checkpoint, load_files, plain_base

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from exporter.cli.chat.answers import INTERRUPTED, LENGTH, Answer
 from exporter.cli.chat.conversation import Conversation, Turn
-from exporter.cli.chat.why import Moved, Verdict
 from exporter.common.text import literal
 from exporter.evaluation.records import BASE, EDITED
+from exporter.evaluation.why import Moved, Verdict
 from exporter.recipes.settings import HYPERCUBE
 
 # Below this width two columns are harder to read than one answer below the other.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.commands.push import check_whole, show_push
+from exporter.cli.commands.push import show_push
 from exporter.cli.options import OUT, as_json, options_of, recipe
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
@@ -201,6 +201,7 @@ def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushS
 def push_exported(settings: PushSettings, notify: Notify) -> dict[str, Any]:
     """As `push`; every error says that the checkpoint exists, and none is bad input."""
     from exporter.checkpoint.push.push import push
+    from exporter.verification.run import check_whole
 
     written = f"{settings.out} is written, but"
     try:

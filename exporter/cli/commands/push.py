@@ -9,9 +9,8 @@ import click
 
 from exporter.cli.options import as_json, shared
 from exporter.cli.output import echo_json, messages
-from exporter.common.errors import BadInput
 from exporter.common.files import human_size
-from exporter.common.text import Notify, printable
+from exporter.common.text import printable
 
 SNIPPET = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,6 +43,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
     unskill push OUT USER/NAME
     """
     from exporter.checkpoint.push.push import PushSettings, push
+    from exporter.verification.run import check_whole
 
     settings = PushSettings(**flags)
     done = push(settings, check_whole, messages(settings.quiet))
@@ -71,16 +71,3 @@ def show_push(done: dict[str, Any]) -> None:
     if done["deleted"]:
         click.echo(f"Removed from the repo: {', '.join(map(printable, done['deleted']))}")
     click.echo(f"\n{SNIPPET.format(repo=done['repo'], commit=printable(done['commit']))}")
-
-
-def check_whole(out: Path, notify: Notify) -> None:
-    """Raise BadInput if the checkpoint is not as its export wrote it."""
-    from exporter.verification.run import VerifySettings, verify
-
-    report = verify(VerifySettings(str(out), model=False, beside=False, trust_code=True), notify)
-    if report["ok"]:
-        return
-    failed = [check for check in report["checks"] if check["ok"] is False]
-    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    detail = printable(failed[0]["detail"].partition("\n")[0])
-    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {failed[0]['name']}: {detail}{more}")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from exporter.checkpoint.summary import Summary
-from exporter.cli.chat.why import detectors_of
 from exporter.cli.main import cli
 from exporter.common.errors import BadInput
+from exporter.evaluation.why import detectors_of
 from exporter.methods.key_space.regions import Regions
 from exporter.models.loading import load_checkpoint
 from exporter.pipeline.run import export

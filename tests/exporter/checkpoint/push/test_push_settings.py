@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint.push.push import PushSettings
 from exporter.cli.commands.export import push_exported
-from exporter.cli.commands.push import check_whole, show_push
+from exporter.cli.commands.push import show_push
 from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError
+from exporter.verification.run import check_whole
 
 
 def test_one_line_of_what_verify_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from exporter.cli.chat.conversation import Side
 from exporter.cli.chat.run import formatter_of, padding_refusal
 from exporter.cli.chat.settings import ChatSettings
-from exporter.cli.chat.why import detectors_of
+from exporter.evaluation.why import detectors_of
 from exporter.models.loading import LoadedModel, load_checkpoint, plain_base
 from exporter.pipeline.run import export
 from exporter.recipes.recipe import merged_settings

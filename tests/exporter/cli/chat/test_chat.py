@@ -22,11 +22,11 @@ from exporter.cli.chat.conversation import Conversation, Turn
 from exporter.cli.chat.run import piped
 from exporter.cli.chat.screen import Screen, about, compared, verdict_line
 from exporter.cli.chat.settings import ChatSettings
-from exporter.cli.chat.why import Detector, Seen
 from exporter.cli.main import cli, main
 from exporter.cli.output import printable_json
 from exporter.common.errors import BadInput
 from exporter.common.text import literal
+from exporter.evaluation.why import Detector, Seen
 from tests.damage import record
 from tests.exporter.cli.chat.conftest import SONG, SONGS, SUMS
 from tests.tiny import FORGET, Exported, one_thread

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 from custom_modeling.neuron_adjust import draw_context, neuron_key, uniform_draws
 from exporter.cli.chat.answers import Answer, Sampling, answer
 from exporter.cli.chat.conversation import Side
-from exporter.cli.chat.why import Detector, detectors_of, watched
 from exporter.common.errors import BadInput
+from exporter.evaluation.why import Detector, detectors_of, watched
 from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.moments import Gaussian
 from exporter.models.loading import LoadedModel, load_checkpoint
