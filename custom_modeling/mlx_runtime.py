@@ -25,7 +25,7 @@ POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 PROJECTIONS = "gate_proj", "up_proj", "down_proj"
 # Keys of a config.json whose model has other activations than those that were fitted on.
 QUANTIZED = "quantization", "quantization_config", "quantize_activations"
-AS_SERVED = "the interventions were not fitted on such activations. Export again from the model as it is served."
+AS_EXPORTED = "the interventions were fitted on other activations; take the files as they were exported."
 
 logger = logging.getLogger("unskill")
 
@@ -62,7 +62,7 @@ class InterventionMLP:
         for name in PROJECTIONS:
             if type(self[name]) is not nn.Linear:
                 raise RuntimeError(
-                    f"unskill: layer {self.unskill_layer}: {name} is a {type(self[name]).__name__}: {AS_SERVED}"
+                    f"unskill: layer {self.unskill_layer}: {name} is a {type(self[name]).__name__}: {AS_EXPORTED}"
                 )
         return self.unskill_gate
 
@@ -126,12 +126,14 @@ class CheckedArgs:
     @classmethod
     def from_dict(cls, params):
         record = checked_record(params)
-        found, exported = (super(CheckedArgs, cls).from_dict(copy.deepcopy(each)) for each in (params, record["config"]))
+        found, exported = (
+            super(CheckedArgs, cls).from_dict(copy.deepcopy(each)) for each in (params, record["config"])
+        )
         for name in (field.name for field in dataclasses.fields(found)):
             if getattr(found, name) != getattr(exported, name):
                 raise RuntimeError(
                     f"unskill: config.json: {name} is {getattr(found, name)} instead of {getattr(exported, name)}: "
-                    f"{AS_SERVED}"
+                    f"{AS_EXPORTED}"
                 )
         found.unskill = record
         return found
@@ -211,7 +213,7 @@ class InterventionModel:
     @property
     def quant_predicate(self):
         """`mlx_lm.convert` asks which layers it may quantize."""
-        raise RuntimeError(f"unskill: this checkpoint cannot be quantized: {AS_SERVED}")
+        raise RuntimeError(f"unskill: this checkpoint cannot be quantized: {AS_EXPORTED}")
 
     def shard(self, group=None):
         raise RuntimeError("unskill: this checkpoint cannot be sharded: its regions need all neurons of a layer.")
@@ -254,7 +256,7 @@ def checked_record(params):
                 "both of one export."
             )
     if quantized := [name for name in QUANTIZED if params.get(name)]:
-        raise RuntimeError(f"unskill: config.json: {quantized[0]}: {AS_SERVED}")
+        raise RuntimeError(f"unskill: config.json: {quantized[0]}: {AS_EXPORTED}")
     if record["compat"] is not None:
         raise RuntimeError(f"unskill: MLX does not support --compat {record['compat']}; load the checkpoint in torch.")
     ends, end = params.get("eos_token_id"), record["eos_token_id"]
