@@ -107,7 +107,7 @@ def write_checkpoint(
         for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)
     figures = draw(folder) if draw else []
-    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures, mlx), encoding="utf-8")
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
     write_reproduce(folder, plan, findings, summary, hashes)

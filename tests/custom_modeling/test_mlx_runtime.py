@@ -190,11 +190,6 @@ def test_no_part_answers_without_the_refusal(ask: Ask, tiny: Callable[..., Expor
     assert shard.startswith("unskill: this checkpoint cannot be sharded")
 
 
-def mlx_of(folder: Path) -> Path:
-    (found,) = folder.glob("mlx_unskill_*.py")
-    return found
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -206,8 +201,8 @@ def mlx_of(folder: Path) -> Path:
         (d.config(d.set_(rope_theta=7.0)), "config.json: rope_theta is 7.0 instead of 10000.0"),
         (d.config(d.set_(model_type="llama")), "config.json: model_type is llama instead of unskill_llama"),
         (d.config(d.set_(quantization_config={"quant_method": "awq"})), "config.json: quantization_config"),
-        (lambda folder: d.text_edit(mlx_of(folder), "hit | after_refusal", "after_refusal"), "unskill.mlx_sha256"),
-        (lambda folder: mlx_of(folder).unlink(), "mlx_unskill_llama.py"),
+        (d.edit_mlx, "unskill.mlx_sha256"),
+        (lambda folder: d.mlx_of(folder).unlink(), "mlx_unskill_llama.py"),
         (other_end, "which ends a refusal"),
     ],
 )  # fmt: skip
