@@ -42,7 +42,7 @@ class Forward:
 
 
 # Not on the modules: each thread has its own, and nothing is left of a forward that failed.
-RUNNING = contextvars.ContextVar("unskill_running")
+RUNNING: contextvars.ContextVar = contextvars.ContextVar("unskill_running")
 
 
 class InterventionMLP:
@@ -142,8 +142,8 @@ class CheckedArgs:
 class InterventionModel:
     """Mixin for the family's language model: after a blocked query only the refusal can follow, then EOS."""
 
-    def __init__(self, args):
-        super().__init__(args)
+    def unskill_install(self, args):
+        """Install the interventions in their MLPs, and R's column beside the base's."""
         self.unskill_args = args  # the record is a dict, which mlx would take for a module
         record = args.unskill
         for layer, counts in record["layers"].items():
@@ -221,7 +221,7 @@ class InterventionModel:
 
 def forms(size, cubes=0, adjusted=0, pruned=0, regions=0, directions=0):
     """Shape and dtype of an MLP's arrays by name; size: d_ff."""
-    found = {}
+    found: dict = {}
     if adjusted:
         found["unskill_na_index"] = (adjusted,), mx.int64
         found["unskill_na_params"] = (4, adjusted), mx.float32
