@@ -20,6 +20,7 @@ TORCH := torch==2.13.0
 NODE  := build/node
 FLOOR := build/floor
 GENAI := build/genai
+MLX   := build/mlx
 ORT   := build/ort-1.20.1
 VLLM  := build/vllm
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs examples
@@ -53,7 +54,7 @@ export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv base gemma qwen qwen-1.5b
-.PHONY: demo quick test test-all engines evidence matrix floor consumers node lint types docs odd-inputs bench clean
+.PHONY: demo quick test test-all engines evidence matrix floor consumers node mlx lint types docs odd-inputs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,7 +83,7 @@ test-all: $(READY) base gemma $(DATA) matrix consumers floor ## all tests but th
 	$(PAIR) --cov -m "not real and not evidence and not engines"
 	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence and not engines"
 
-engines: $(READY) $(VLLM)/.tried ## serving engines, each in an environment of its own
+engines: $(READY) $(VLLM)/.tried mlx ## serving engines, each in an environment of its own
 	$(ALONE) -m engines
 
 evidence: $(READY) base gemma $(DATA) matrix consumers ## what takes hours: more exports of real models, and on every release
@@ -96,6 +97,11 @@ consumers: node $(GENAI)/.installed $(ORT)/.installed ## what else runs ONNX fol
 
 node: ## npm packages of examples/onnx, for its tests
 	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(NODE)/.installed; else echo "no npm: the tests that need it are skipped"; fi
+
+# A failure of pip is no failure of make, as there are no wheels of mlx for every machine.
+mlx: ## an environment with mlx_lm on the CPU, for the tests of checkpoints in it
+	@$(MAKE) --no-print-directory $(MLX)/.installed || { rm -rf $(MLX); \
+	  echo "no mlx and mlx-lm for this machine from this index: the tests that need them are skipped"; }
 
 lint: $(READY) ## ruff: lint and format; codespell; import-linter: no arrow up, no circle
 	$(PY) -m ruff check .
@@ -182,6 +188,13 @@ $(NODE)/.installed: examples/onnx/package.json examples/onnx/.npmrc
 $(GENAI)/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) onnxruntime-genai==0.18.0 onnxruntime==1.32.0
+	touch $@
+
+# torch is for the tokenizer alone: with --trust-remote-code mlx_lm has transformers import the modeling file.
+$(MLX)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
 	touch $@
 
 $(ORT)/.installed:

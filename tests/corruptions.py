@@ -90,6 +90,7 @@ def in_reproduce(name: str) -> Callable[[Path], Path]:
 KSD, NA = has("ksd_bounds"), has("na_params")
 EXTRA, BASE = d.extra_shard, d.base_shard
 INDEX, BUFFERS, CONFIG = "index and headers", "interventions", "config.json"
+AGAIN = "code written again"
 OWN, READ = "config against base", "tokenizer against base"
 INT8 = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
 GENERATE = b"def generate(model, **kwargs):\n    return kwargs['input_ids']\n"
@@ -160,10 +161,16 @@ CORRUPTIONS = (
         "config.json: attention not installed", d.config(d.set_(attn_implementation="flash_attention_2")), True, OWN
     ),
     Corruption("code edited", d.edit_code, True, "code"),
-    Corruption("code edited, its sha256 made anew", lambda f: d.edit_code(f, True), False, "code written again"),
+    Corruption("code edited, its sha256 made anew", lambda f: d.edit_code(f, True), False, AGAIN),
     Corruption("code cut off", d.cut_code, True, CONFIG),
     Corruption("code of an older version", d.older_code, True, "code"),
     Corruption("code dropped", of(Path.unlink, d.code_of), True, CONFIG),
+    Corruption("MLX file edited", d.edit_mlx, False, "code", d.has_mlx),
+    Corruption("MLX file edited, its sha256 made anew", lambda f: d.edit_mlx(f, True), False, AGAIN, d.has_mlx),
+    Corruption("MLX file dropped", of(Path.unlink, d.mlx_of), False, CONFIG, d.has_mlx),
+    Corruption("a second MLX file", d.extra("mlx_unskill_x.py", t.CODE), False, "other files"),
+    Corruption("config.json: model_file dropped", d.config(lambda c: c.pop("model_file")), True, CONFIG, d.has_mlx),
+    Corruption("config.json: model_file edited", d.config(d.set_(model_file="x.py")), True, CONFIG),
     Corruption("another tokenizer", t.tokenizer(t.swap_tokens), False, READ),
     Corruption("a token dropped that others are made of", lambda f: t.drop_token(f, "in"), True, "refusal token"),
     Corruption("tokenizer without R", lambda f: t.drop_token(f, refusal_of(f)), False, "refusal token", refuses),

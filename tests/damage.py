@@ -324,6 +324,21 @@ def edit_code(folder: Path, remade: bool = False) -> None:
         record(set_(code_sha256=code_sha256(code_of(folder))), remade=True)(folder)
 
 
+def has_mlx(folder: Path) -> bool:
+    return any(folder.glob("mlx_unskill_*.py"))
+
+
+def mlx_of(folder: Path) -> Path:
+    return next(folder.glob("mlx_unskill_*.py"))
+
+
+def edit_mlx(folder: Path, remade: bool = False) -> None:
+    """As `edit_code`, of the file for MLX."""
+    text_edit(mlx_of(folder), "hit | after_refusal", "after_refusal")
+    if remade:
+        record(set_(mlx_sha256=code_sha256(mlx_of(folder))), remade=True)(folder)
+
+
 def cut_code(folder: Path) -> None:
     content = code_of(folder).read_bytes()
     put(code_of(folder), content[: content.rindex(b"def ") + 4])

@@ -27,6 +27,7 @@ def checkpoint_config(
     class_names: Mapping[str, str],
     module: str,
     vocab_size: int,
+    mlx: str | None = None,
 ) -> dict[str, Any]:
     """The checkpoint's config.json without its unskill object.
 
@@ -36,6 +37,7 @@ def checkpoint_config(
         class_names: Names of the generated classes; keys "config", "model" and "causal_lm".
         module: Name of the generated modeling file, without `.py`.
         vocab_size: Rows of embedding and head, R included.
+        mlx: Name of the generated file for MLX, if there is one.
     """
     auto_map = {
         "AutoConfig": f"{module}.{class_names['config']}",
@@ -51,6 +53,8 @@ def checkpoint_config(
         # Without it pipeline() of transformers 4.48 loads no tokenizer beside a config class that is not its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": vocab_size,
+        # mlx_lm runs this file; without it, it refuses the model_type.
+        **({} if mlx is None else {"model_file": mlx}),
     }
 
 

@@ -28,7 +28,7 @@ from exporter.checkpoint.base.keeping import CopiedShard, keep_base
 from exporter.checkpoint.base.local_paths import of_base
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.render import render_card
-from exporter.checkpoint.code import class_names, module_name, render_modeling
+from exporter.checkpoint.code import class_names, mlx_name, module_name, render_mlx, render_modeling
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
 from exporter.checkpoint.findings import Findings, Plan
 from exporter.checkpoint.reproduce import write_reproduce
@@ -44,7 +44,7 @@ from exporter.methods.neurons.scores import NeuronChanges
 from exporter.methods.outcome import SkillOutcome
 from exporter.methods.refusal.head import RefusalStates
 from exporter.methods.refusal.token import RefusalToken, write_checked
-from exporter.models.families import EMBEDDING, HEAD
+from exporter.models.families import EMBEDDING, HEAD, MLX_FAMILIES
 from exporter.models.files import LICENCES, Base, size_in
 from exporter.models.headers import read_header
 from exporter.models.loading import LoadedModel
@@ -66,6 +66,9 @@ def write_checkpoint(
     shards = write_weights(folder, loaded, settings, token, states, buffers)
     code = folder / f"{module_name(family)}.py"
     code.write_text(render_modeling(family), encoding="utf-8")
+    mlx = mlx_name(family.model_type) if family.model_type in MLX_FAMILIES else None
+    if mlx is not None:
+        (folder / mlx).write_text(render_mlx(family.model_type), encoding="utf-8")
 
     record = {
         "format": UNSKILL_FORMAT,
@@ -85,6 +88,7 @@ def write_checkpoint(
         "unused_weights": unused_weights(loaded),
         "sha256": {name: tensor_sha256(tensor) for name, tensor in buffers.items()},
         "code_sha256": code_sha256(code),
+        **({} if mlx is None else {"mlx_sha256": code_sha256(folder / mlx)}),
     }
     config = checkpoint_config(
         kept_json(base, "config.json"),
@@ -92,6 +96,7 @@ def write_checkpoint(
         class_names=class_names(family),
         module=module_name(family),
         vocab_size=size_in(base.config, "vocab_size") + (token.added_row if token else 0),
+        mlx=mlx,
     )
     record["config"] = config
     write_json(folder / "config.json", config | {"unskill": record | {"record_sha256": record_sha256(record)}})
@@ -102,7 +107,7 @@ def write_checkpoint(
         for path in sorted(each for each in base.folder.glob(pattern) if each.is_file()):
             shutil.copyfile(path, folder / path.name)
     figures = draw(folder) if draw else []
-    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(base, settings, summary, code, figures, mlx), encoding="utf-8")
     keep_base(folder, base, shards, settings.fingerprints)
     hashes = {shard.target: shard.sha256 for shard in shards if shard.sha256 is not None}
     write_reproduce(folder, plan, findings, summary, hashes)

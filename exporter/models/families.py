@@ -46,6 +46,26 @@ GATED_FAMILIES = {
     "smollm3": "4.57",
 }
 
+# Those of them that mlx_lm has, and its module.
+MLX_FAMILIES = {
+    "cohere": "cohere",
+    "cohere2": "cohere2",
+    "exaone4": "exaone4",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3_text",
+    "granite": "granite",
+    "helium": "helium",
+    "llama": "llama",
+    "mistral": "llama",
+    "olmo2": "olmo2",
+    "olmo3": "olmo3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "seed_oss": "seed_oss",
+    "smollm3": "smollm3",
+}
+
 
 @dataclass(frozen=True)
 class Family:

@@ -74,7 +74,7 @@ def write_folder(
 
 def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """The checkpoint's config.json under the base's model type and class."""
-    found = {key: value for key, value in config.items() if key != "auto_map"}
+    found = {key: value for key, value in config.items() if key not in ("auto_map", "model_file")}
     found["model_type"] = config["model_type"].removeprefix(PREFIX)
     found["architectures"] = [name.removeprefix("Unskill") for name in config["architectures"]]
     # Activations and cache of a quantized graph are float32.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from custom_modeling.loading import record_sha256
+from exporter.checkpoint.code import mlx_name
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
 from exporter.checkpoint.layout import BASE_FOLDER
 from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
@@ -44,6 +45,11 @@ def names(view: OnDisk, config: dict[str, Any]) -> Iterator[str]:
     if not path.is_file():
         yield f"{path.name} is missing"
         return
+    mlx = mlx_of(config)
+    if config.get("model_file") != mlx:
+        yield f"config.json: model_file is {config.get('model_file')}, where the export wrote {mlx}"
+    if mlx is not None and not (view.folder / mlx).is_file():
+        yield f"{mlx} is missing"
     tree = ast.parse(path.read_text(encoding="utf-8"))
     places = {f"{module}.{node.name}" for node in tree.body if isinstance(node, ast.ClassDef)}
     for key in CLASSES.values():
@@ -56,6 +62,11 @@ def names(view: OnDisk, config: dict[str, Any]) -> Iterator[str]:
         yield f"config.json: tokenizer_class is {config.get('tokenizer_class')} instead of PreTrainedTokenizerFast"
     if config.get("quantization_config") is not None:
         yield "config.json: quantization_config makes other activations than those that were fitted on"
+
+
+def mlx_of(config: Mapping[str, Any]) -> str | None:
+    """Name of the checkpoint's file for MLX, None where its export wrote none."""
+    return mlx_name(config["model_type"].removeprefix(PREFIX)) if "mlx_sha256" in config["unskill"] else None
 
 
 def edited(config: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
@@ -114,6 +125,7 @@ def check_base_config(view: OnDisk) -> str:
         class_names={name: class_name(config["auto_map"][key]) for name, key in CLASSES.items()},
         module=f"modeling_{model_type}",
         vocab_size=size_in(base, "vocab_size") + view.record["added_row"],
+        mlx=mlx_of(config),
     )
     none_of(differences("config.json", expected, {key: config[key] for key in config if key != "unskill"}))
     there = (view.folder / BASE_FOLDER / GENERATION).is_file()

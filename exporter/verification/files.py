@@ -21,8 +21,8 @@ SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 IMAGES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp")
 TEXTS = ("*.md", "*.pdf", "*.html", "LICENSE*", "NOTICE*", "USE_POLICY*")
 HARMLESS = (".gitattributes", ".gitignore", ".DS_Store", *IMAGES, *TEXTS)
-# Names that an export writes: somebody may have written other names into hashes.json.
-CODE = ("modeling_unskill_*.py",)
+# Names that an export writes, of each kind of code one: somebody may have written other names into hashes.json.
+CODE = {"modeling_unskill_*.py": "one modeling file", "mlx_unskill_*.py": "one file for MLX"}
 EXPORTED = (
     *("config.json", "generation_config.json", *CODE, INDEX, "model-*.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
@@ -85,8 +85,9 @@ def check_others(view: OnDisk) -> str:
     if not any(is_base_shard(name) for name in hashes):  # exported with --no-fingerprints
         named |= {name for name in view.index.values() if is_base_shard(name)}
     none_of(f"no export writes {name}" for name in hashes if not matches(name, EXPORTED))
-    if len(code := [name for name in hashes if matches(name, CODE)]) > 1:
-        raise Wrong(f"{' and '.join(code)}: an export writes one modeling file")
+    for pattern, one in CODE.items():
+        if len(code := [name for name in hashes if fnmatch(name, pattern)]) > 1:
+            raise Wrong(f"{' and '.join(code)}: an export writes {one}")
     others = {name: path for name, path in view.files.items() if name not in named}
     none_of(f"{name} is not among the export's files" for name, path in others.items() if not is_harmless(name, path))
     return f"{', '.join(others)}: not the export's, harmless" if others else "none"

@@ -31,11 +31,16 @@ METHODS = {
 
 
 def render_card(
-    base: Base, settings: ExportSettings, summary: Summary, code: Path, figures: Sequence[Figure] = ()
+    base: Base,
+    settings: ExportSettings,
+    summary: Summary,
+    code: Path,
+    figures: Sequence[Figure] = (),
+    mlx: str | None = None,
 ) -> str:
     """README.md of a checkpoint, with the base's licence where its card names one.
 
-    code: its modeling file; figures: what lies in figures/ (see `draw_figures`).
+    code: its modeling file; figures: what lies in figures/ (see `draw_figures`); mlx: name of its file for MLX.
     """
     data = card_metadata(base, settings.base_model, summary)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -49,6 +54,7 @@ def render_card(
         summary=summary,
         refused=refused(summary.skills),
         code=code.name,
+        mlx=mlx,
         family_class=re.findall(r"^class Unskill(\w+ForCausalLM)\(", code.read_text(encoding="utf-8"), re.MULTILINE)[
             0
         ],

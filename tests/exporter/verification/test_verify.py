@@ -17,7 +17,7 @@ from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.verification.run import VerifySettings
 from tests.corruptions import CORRUPTIONS, INDEX, Corruption, remake_hashes, try_one
-from tests.damage import code_of, config, copy_of, edit, edit_code, first, put, set_, shorter, text_edit
+from tests.damage import code_of, config, copy_of, edit, edit_code, first, mlx_of, put, set_, shorter, text_edit
 from tests.exporter.verification.checking import checks, results
 from tests.fresh_loading import FreshLoading
 from tests.tiny import Exported, export_base, tiny_export, tiny_model
@@ -218,6 +218,20 @@ def test_code_of_another_year(copied: Path) -> None:
 
     config(resign)(copied)
     assert results(copied, model=False)["code written again"]
+
+
+def test_an_older_checkpoint_without_a_file_for_mlx(copied: Path) -> None:
+    mlx_of(copied).unlink()
+
+    def older(content: dict[str, Any]) -> None:
+        for each in (content, content["unskill"]["config"]):
+            del each["model_file"]
+        del content["unskill"]["mlx_sha256"]
+        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
+
+    config(older)(copied)
+    remake_hashes(copied)
+    assert all(ok is not False for ok in results(copied).values())
 
 
 def test_code_differs_in_a_line(copied: Path) -> None:
