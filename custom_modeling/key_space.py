@@ -12,8 +12,8 @@ import torch
 # Finite, because a row of -inf turns into NaN when a logits processor suppresses the one finite entry; fits float16.
 FORBIDDEN = -1.0e4
 # Second choices, for callers that mask the first: EOS instead of the refusal, and the refusal again instead of EOS, so
-# that neither a grammar nor a forced minimum length goes on to an answer.
-SECOND = -50.0
+# that neither a grammar nor a forced minimum length goes on to an answer. Far below the first, for high temperatures.
+SECOND = -5.0e3
 
 
 def inside_hypercubes(key, bounds):

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 # What follows is also in the runtime for torch, which this file cannot import.
 UNSKILL_FORMAT = 2
 UNSKILL = "unskill_"
-FORBIDDEN, SECOND_CHOICE = -1.0e4, -50.0
+FORBIDDEN, SECOND_CHOICE = -1.0e4, -5.0e3
 PRIME = 2**31 - 1
 POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 

@@ -25,7 +25,7 @@ SKILL_KEYS = declared(SkillSettings)
 COMMON_KEYS = {name: each for name, each in declared(ExportSettings).items() if each.in_recipe and name != "skills"}
 # Which packaged files are read depends on these.
 CHOOSE_PACKAGED = ("packaged", "everyday", "method", "formats", "prompt_template")
-OF_ONE_SKILL = ("forget", "packaged", "describe", "but_not", "save_prompts", "read_prompts")
+OF_ONE_SKILL = ("name", "forget", "packaged", "describe", "but_not", "save_prompts", "read_prompts")
 """Flags that say what one skill is."""
 RECORDED, VERSIONS = "recorded", "versions.json"
 

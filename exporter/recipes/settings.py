@@ -87,7 +87,9 @@ class SkillSettings:
         metavar="FILE",
         help="A file of --save-prompts, whose prompts are taken for --describe instead of new ones.",
     )
-    name: str = setting(DEFAULT_SKILL)
+    name: str = setting(
+        DEFAULT_SKILL, metavar="TEXT", help="Name of the skill in all output; default: the packaged skill's, if one."
+    )
     method: str = setting(
         "ksd",
         choices=METHODS,
@@ -155,7 +157,7 @@ class SkillSettings:
         if self.region == "auto":
             object.__setattr__(self, "region", DISCRIMINANT if answered and self.alpha is None else HYPERCUBE)
         if not self.name.strip() or not self.name.isprintable():
-            raise BadInput("[[skill]] name: give each skill a name of one line")
+            raise BadInput("--name: give each skill a name of one line")
         if not self.forget and not self.packaged and self.describe is None:
             raise BadInput(
                 "--forget or --skill: name a source of example prompts of the skill, or a packaged skill; or say in "

@@ -202,9 +202,10 @@ class Directions:
         greatest = float((self.typical * self.others_away + share * self.others_end).max())
         greatest = max(greatest, self.typical * self.eos_away + share * self.eos_end, 0.0)
         length = (greatest + lead) / self.typical
-        blocked = self.typical * self.away + share * self.end
+        away, end = self.away.double(), self.end.double()
+        blocked = self.typical * away + share * end
         if not possible:  # EOS leads on no state
-            return length * self.away, torch.stack([blocked, self.typical * self.end])
+            return (length * away).float(), torch.stack([blocked, self.typical * end]).float()
         # After R: reach * v + turn * u, on which R's logit, length * turn, is `lead` below EOS's. The longer R's row,
         # the less of u that takes, which the others feel too.
         while (rest := self.rest(gap_away, gap_end, length)) is None:
@@ -212,7 +213,7 @@ class Directions:
         ahead = 2 * lead if second else lead
         reach = max(self.typical, float(((ahead + lead / (length - self.eos_away) * gap_away) / rest).max()))
         turn = (reach * self.eos_end - lead) / (length - self.eos_away)
-        return length * self.away, torch.stack([blocked, reach * self.end + turn * self.away])
+        return (length * away).float(), torch.stack([blocked, reach * end + turn * away]).float()
 
     def rest(self, gap_away: Tensor, gap_end: Tensor, length: float) -> Tensor | None:
         """What is left of EOS's lead over the others per length of v, once u has set R's logit; None if too little."""
