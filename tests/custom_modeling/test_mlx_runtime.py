@@ -72,7 +72,8 @@ def test_constants_of_the_draws(name: str) -> None:
 
 def test_constants_of_format_and_logits() -> None:
     assert constant("UNSKILL_FORMAT") == loading.UNSKILL_FORMAT
-    assert (constant("FORBIDDEN"), constant("SECOND_CHOICE")) == (key_space.FORBIDDEN, key_space.SECOND)
+    for name in ("FORBIDDEN", "REFUSAL_AGAIN", "END_INSTEAD"):
+        assert constant(name) == getattr(key_space, name)
 
 
 def constant(name: str) -> float:

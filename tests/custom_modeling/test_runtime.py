@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from custom_modeling import runtime
-from custom_modeling.key_space import FORBIDDEN, SECOND, inside_hypercubes, inside_regions, rewrite_logits
+from custom_modeling.key_space import END_INSTEAD, FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, inside_regions, rewrite_logits
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.runtime import (
     Float32Buffers,
@@ -133,7 +133,8 @@ def test_rules_of_the_logits(dtype: torch.dtype) -> None:
 
     # At a blocked position R, or EOS where R is masked; after R EOS, or R again, also where that position is blocked.
     for row, first, second in ((logits[0, 1], R, EOS), (logits[0, 2], EOS, R), (logits[0, 3], EOS, R)):
-        assert row[first] == 0 and row[second] == SECOND
+        below = torch.tensor(END_INSTEAD if second == EOS else REFUSAL_AGAIN).to(dtype)
+        assert row[first] == 0 and row[second] == below > forbidden
         assert (row[[column for column in range(VOCABULARY) if column not in (R, EOS)]] == forbidden).all()
         row = row.float()
         row[first] = -INF  # a grammar, a least length
