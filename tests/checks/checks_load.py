@@ -238,7 +238,7 @@ def settings_that_move_activations(case: Case):
     """Passed to from_pretrained or edited in config.json they raise, unless that is allowed."""
     now = {name: getattr(case.model.config, name, None) for name in MOVING}
     known = {name: value for name, value in MOVING.items() if now[name] is not None}
-    if "rope_type" not in (now["rope_parameters"] or {"rope_type": ""}):  # Gemma 3 has some for each kind of attention
+    if "full_attention" in (now["rope_parameters"] or {}):  # Gemma 3 has some for each kind of attention
         known = {name: value for name, value in known.items() if name not in ("rope_parameters", "rope_scaling")}
     assert known
     for name, value in known.items():
