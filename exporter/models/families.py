@@ -119,6 +119,9 @@ def unsound(config: dict[str, Any]) -> Iterator[str]:
     for key in ("dtype", "torch_dtype"):
         if (dtype := config.get(key)) is not None and dtype not in DTYPES:
             yield f"{key} is {reprlib.repr(dtype)}, not {', '.join(DTYPES)}; save the model anew in one of these"
+    for key, value in config.items():
+        if key.endswith("_eps") and (not isinstance(value, int | float) or not 0 < value < math.inf):
+            yield f"{key} is {reprlib.repr(value)}, not a number above 0; name the model's"
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         yield f"rope_parameters is {reprlib.repr(rope)}, not an object; name the model's, or leave the key out"

@@ -22,6 +22,7 @@ from exporter.models.weights import SAVE, check_rows, check_weights
 PREFIX = "unskill_"
 """Prefix of a checkpoint's model_type, before that of its base."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 # Weights in forms that are not read.
 OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.npz", "*.msgpack", "*.h5")
@@ -142,6 +143,8 @@ def find_files(
     check_no_adapter(folder, name, what)
     config = read_json(folder / "config.json", name, what)
     check(config, name)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        read_json(folder / TOKENIZER_CONFIG, name, what)  # transformers does not say which file is damaged
     if not (folder / "tokenizer.json").is_file():
         raise BadInput(f"{what} {name} has no tokenizer.json: a fast tokenizer is needed")
     if commit is not None:

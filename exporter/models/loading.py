@@ -153,7 +153,8 @@ def load(base: Base, dtype: str, device: str, threads: int | None = None) -> Loa
 
     threads: of torch from now on, in this process; None for its default. Float sums depend on it.
 
-    Raises BadInput for files transformers cannot load, RunFailed for weights or activations with NaN or infinity.
+    Raises BadInput for files transformers cannot load and weights with NaN or infinity, RunFailed for activations with
+    these.
     """
     # The default is set too: libraries below torch may otherwise use another number, and then the same number in a
     # recipe would give other last bits.
@@ -211,7 +212,7 @@ def load_files(files: Base, dtype: str, device: str, code: bool = False) -> Load
         if not torch.isfinite(parameter).all():
             wider = "" if parameter.dtype == torch.float32 else f" in {str(parameter.dtype).removeprefix('torch.')}"
             hint = "; try --dtype float32" if wider else ""
-            raise RunFailed(f"{what}: weight {name} holds NaN or infinity{wider}{hint}")
+            raise BadInput(f"{what}: weight {name} holds NaN or infinity{wider}{hint}")
     if not tokenizer.is_fast:
         raise BadInput(f"{what} has no fast tokenizer")
     model.requires_grad_(False)

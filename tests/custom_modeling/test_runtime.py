@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from custom_modeling import runtime
-from custom_modeling.key_space import END_INSTEAD, FORBIDDEN, REFUSAL_AGAIN, inside_hypercubes, inside_regions, rewrite_logits
+from custom_modeling.key_space import (
+    END_INSTEAD,
+    FORBIDDEN,
+    REFUSAL_AGAIN,
+    inside_hypercubes,
+    inside_regions,
+    rewrite_logits,
+)
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.runtime import (
     Float32Buffers,
