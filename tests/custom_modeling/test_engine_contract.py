@@ -16,6 +16,7 @@ import torch
 from accelerate import disk_offload, init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from custom_modeling.runtime import InterventionMLP
@@ -177,12 +178,6 @@ def test_a_model_that_is_quantized_after_loading(exported: Exported, loaded: Any
         quantized(**inputs)
 
 
-class Packed(Tensor):
-    """A weight made of others, as torchao's and quanto's are."""
-
-    def __tensor_flatten__(self) -> None: ...
-
-
 class Rounded(nn.Linear):
     """A weight that is rounded at each forward, as before quanto's freeze() and in training for quantization."""
 
@@ -206,7 +201,9 @@ class Adapted(nn.Module):
 
 
 def pack(linear: nn.Linear) -> nn.Module:
-    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(Packed))
+    """A weight made of others, as torchao's and quanto's are."""
+    weight = linear.weight.detach()
+    linear.weight = nn.Parameter(TwoTensor(weight, weight))
     return linear
 
 
@@ -225,9 +222,16 @@ def adapt_rounded(linear: nn.Linear) -> nn.Module:
     return Adapted(round_each_time(linear))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("change", [pack, round_each_time, schedule, adapt_rounded])
-@pytest.mark.parametrize("part", ["gate_proj", "up_proj"])
+@pytest.mark.parametrize(
+    ("part", "change", "compiled"),
+    [
+        ("gate_proj", pack, False),
+        ("gate_proj", pack, True),
+        ("gate_proj", round_each_time, False),
+        ("up_proj", schedule, False),
+        ("gate_proj", adapt_rounded, False),
+    ],
+)
 def test_linear_modules_that_round_their_weight(
     part: str, change: Callable[[nn.Linear], nn.Module], compiled: bool, exported: Exported, loaded: Any
 ) -> None:
