@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
@@ -104,12 +105,17 @@ def is_still(name):
 
 
 def is_probed(linear):
-    """Whether a linear module's weight is of a kind that interventions are fitted on: not quantized.
+    """Whether a linear module computes with a weight of a kind that interventions are fitted on: not quantized.
 
-    A quantized weight has another dtype, is not a tensor of the module, or is a tensor made of others.
+    A quantized weight has another dtype, is not a tensor of the module, or is a tensor made of others; or a float is
+    rounded at each forward, by a subclass of nn.Linear or as an attribute of the module says.
     """
     weight = getattr(linear, "weight", None)
-    return isinstance(weight, torch.Tensor) and is_plain(weight)
+    rounds = any(
+        hasattr(part, "quantization_scheme") or (isinstance(part, nn.Linear) and type(part) is not nn.Linear)
+        for part in linear.modules()
+    )
+    return isinstance(weight, torch.Tensor) and is_plain(weight) and not rounds
 
 
 def is_plain(weight):

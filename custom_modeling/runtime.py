@@ -84,9 +84,14 @@ class InterventionMLP(Float32Buffers):
         self.unskill_hit = None
         self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
 
+    # While a forward is compiled it is called, not traced: a tensor made of others looks plain there.
+    @torch.compiler.assume_constant_result
+    def unskill_is_probed(self):
+        return is_probed(self.gate_proj) and is_probed(self.up_proj)
+
     def forward(self, x):
         # At each forward, because the weights of a loaded model may be replaced.
-        if not (self.unskill_allowed or (is_probed(self.gate_proj) and is_probed(self.up_proj))):
+        if not (self.unskill_allowed or self.unskill_is_probed()):
             raise RuntimeError(unprobed_message("a quantized MLP"))
         # Not in one expression with the product: engines fuse act(gate x) * up x where they find it, without the key.
         value = self.gate_proj(x)  # (batch, positions, d_ff)

@@ -16,6 +16,7 @@ import torch
 from accelerate import disk_offload, init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from custom_modeling.runtime import InterventionMLP
@@ -29,8 +30,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return served_export(tmp_path_factory.mktemp("served"))
 
 
-class EngineLinear(nn.Linear):
+class EngineLinear(nn.Module):
     """An engine's own linear module."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self.weight.T)
@@ -49,7 +54,7 @@ def served(folder: Path, change: TENSORS = lambda tensors: None, **settings: Any
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
-                setattr(module, name, EngineLinear(child.in_features, child.out_features, bias=False))
+                setattr(module, name, EngineLinear(child.in_features, child.out_features))
     tensors = tensors_of(folder)
     change(tensors)
     head = tensors.pop("lm_head.weight")
@@ -173,15 +178,76 @@ def test_a_model_that_is_quantized_after_loading(exported: Exported, loaded: Any
         quantized(**inputs)
 
 
-def test_weights_made_of_several_tensors(exported: Exported, loaded: Any) -> None:
-    class Packed(Tensor):
-        def __tensor_flatten__(self) -> None: ...
+class Rounded(nn.Linear):
+    """A weight that is rounded at each forward, as before quanto's freeze() and in training for quantization."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.round())
+
+
+class Adapted(nn.Module):
+    """An adapter around a linear module, as PEFT's, whose weight is that of the module."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x)
+
+
+def pack(linear: nn.Linear) -> nn.Module:
+    """A weight made of others, as torchao's and quanto's are."""
+    weight = linear.weight.detach()
+    linear.weight = nn.Parameter(TwoTensor(weight, weight))
+    return linear
+
+
+def round_each_time(linear: nn.Linear) -> nn.Module:
+    linear.__class__ = Rounded
+    return linear
+
+
+def schedule(linear: nn.Linear) -> nn.Module:
+    """The mark of llm-compressor, which puts another forward on a module with a plain weight."""
+    linear.quantization_scheme = object()
+    return linear
+
+
+def adapt_rounded(linear: nn.Linear) -> nn.Module:
+    return Adapted(round_each_time(linear))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "compiled"),
+    [
+        ("gate_proj", pack, False),
+        ("gate_proj", pack, True),
+        ("gate_proj", round_each_time, False),
+        ("up_proj", schedule, False),
+        ("gate_proj", adapt_rounded, False),
+    ],
+)
+def test_linear_modules_that_round_their_weight(
+    part: str, change: Callable[[nn.Linear], nn.Module], compiled: bool, exported: Exported, loaded: Any
+) -> None:
     inputs, _ = joined(exported.checkpoint, ["a"])
-    gate = loaded.model.layers[1].mlp.gate_proj
-    gate.weight = nn.Parameter(gate.weight.detach().as_subclass(Packed))
+    model = torch.compile(loaded, backend="eager") if compiled else loaded
+    model(**inputs)
+    mlp = loaded.model.layers[1].mlp
+    setattr(mlp, part, change(getattr(mlp, part)))
     with pytest.raises(RuntimeError, match="unskill: a quantized MLP"):
-        loaded(**inputs)
+        model(**inputs)
+
+
+def test_adapters_refuse_as_before(exported: Exported, loaded: Any) -> None:
+    inputs, ends = joined(exported.checkpoint, [exported.texts["blocked"][0]])
+    loaded.model.layers[1].mlp.gate_proj = Adapted(loaded.model.layers[1].mlp.gate_proj)
+    assert loaded(**inputs).logits[0, ends[0]].argmax() == loaded.config.unskill["refusal_token_id"]
 
 
 def test_weights_and_buffers_on_disk(exported: Exported, loaded: Any, tmp_path: Path) -> None:
