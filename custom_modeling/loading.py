@@ -144,7 +144,7 @@ class VerifiedLoading:
             raise RuntimeError(unprobed_message(asked[0]))
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         core = model.unskill_core()
-        core.unskill_allow(allowed or core.unskill_allowed)
+        core.unskill_allowed = allowed or core.unskill_allowed
         model.unskill_check_keys(info)
         core.unskill_settle()
         model.unskill_check_end()
@@ -186,6 +186,14 @@ class VerifiedLoading:
         self.unskill_verify()
         self.unskill_settled = True
         return True
+
+    # At each forward, because the weights of a loaded model may be replaced; called, not traced, because a tensor that
+    # is made of others looks plain to a trace.
+    @torch.compiler.assume_constant_result
+    def unskill_is_probed(self):
+        """Whether the base model's MLPs that matter most have weights of the kind that was probed."""
+        mlps = [self.layers[index].mlp for index in self.unskill_watched]
+        return all(is_probed(mlp.gate_proj) and is_probed(mlp.up_proj) for mlp in mlps)
 
     def unskill_check_keys(self, info):
         """Raise RuntimeError unless the weight files hold what the model has and nothing else.

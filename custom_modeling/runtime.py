@@ -23,7 +23,7 @@ from custom_modeling.buffers import (
     unfilled,
 )
 from custom_modeling.key_space import inside_hypercubes, inside_regions, rewrite_logits
-from custom_modeling.loading import ALLOW, VerifiedLoading, check_record, is_probed, unprobed_message
+from custom_modeling.loading import ALLOW, VerifiedLoading, check_record, unprobed_message
 from custom_modeling.neuron_adjust import (
     adjust,
     adjust_official,
@@ -80,19 +80,10 @@ class InterventionMLP(Float32Buffers):
             counts.get(kind, 0) for kind in kinds
         )
         self.unskill_official = official
-        self.unskill_allowed = False  # weights of other kinds than those that were probed
         self.unskill_hit = None
         self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
 
-    # While a forward is compiled it is called, not traced: a tensor made of others looks plain there.
-    @torch.compiler.assume_constant_result
-    def unskill_is_probed(self):
-        return is_probed(self.gate_proj) and is_probed(self.up_proj)
-
     def forward(self, x):
-        # At each forward, because the weights of a loaded model may be replaced.
-        if not (self.unskill_allowed or self.unskill_is_probed()):
-            raise RuntimeError(unprobed_message("a quantized MLP"))
         # Not in one expression with the product: engines fuse act(gate x) * up x where they find it, without the key.
         value = self.gate_proj(x)  # (batch, positions, d_ff)
         if self.unskill_adjusted and self.unskill_official:
@@ -170,8 +161,7 @@ class InterventionModel(VerifiedLoading):
             mlp = self.layers[int(index)].mlp
             mlp.__class__ = self.unskill_mlp_class
             mlp.unskill_install(**counts, official=official)
-        self.unskill_settled = False
-        self.unskill_allow(getattr(config, ALLOW, False))
+        self.unskill_settled, self.unskill_allowed = False, getattr(config, ALLOW, False)
         # Each process of a tensor-parallel engine needs the whole key.
         whole = {f"layers.{index}.mlp.{part}_proj": "replicate" for index in settings["layers"] for part in PARTS}
         self._tp_plan = whole | (getattr(self, "_tp_plan", None) or {})
@@ -180,6 +170,8 @@ class InterventionModel(VerifiedLoading):
             kind: tuple(int(index) for index, counts in settings["layers"].items() if any(map(counts.get, needed)))
             for kind, needed in (("blocking", ("cubes", "regions")), ("adjusted", ("adjusted",)))
         }
+        # Of all layers with neurons one is enough to see that weights are quantized, and takes no time.
+        self.unskill_watched = self.unskill_layers["blocking"] or self.unskill_layers["adjusted"][:1]
         self.unskill_handed = InFlight()
         for index in self.unskill_layers["adjusted"]:
             mlp = self.layers[index].mlp
@@ -191,12 +183,6 @@ class InterventionModel(VerifiedLoading):
             self.unskill_refusal = RefusalStates(config.hidden_size)
         self.unskill_masks = None
         self.unskill_owner = InFlight()
-
-    def unskill_allow(self, allowed):
-        """Whether weights and settings may be others than those that were probed."""
-        self.unskill_allowed = allowed
-        for index in self.config.unskill["layers"]:
-            self.layers[int(index)].mlp.unskill_allowed = allowed
 
     def unskill_enter(self):
         """Claim the model for this thread; True if the caller has to release it."""
@@ -249,6 +235,8 @@ class InterventionModel(VerifiedLoading):
         input_ids = kwargs.get("input_ids")
         if not self.unskill_settled:
             self.unskill_settle()
+        if not (self.unskill_allowed or self.unskill_is_probed()):
+            raise RuntimeError(unprobed_message("a quantized MLP"))
         outermost = self.unskill_enter()
         try:
             names = "input_ids", "inputs_embeds", "position_ids", "attention_mask", "past_key_values"
