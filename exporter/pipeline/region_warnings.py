@@ -20,7 +20,16 @@ TURN_MISSED, TURN_AT_LEAST = 0.25, 5
 
 def of_regions(skill: SkillSettings, found: Detection) -> list[ExportWarning | None]:
     """All warnings about one skill's regions."""
-    checks = few_prompts, blocks_little, few_harmless, misses_forms, places_uncovered, misses_turns, reads_words
+    checks = (
+        few_prompts,
+        blocks_little,
+        few_harmless,
+        one_source,
+        misses_forms,
+        places_uncovered,
+        misses_turns,
+        reads_words,
+    )
     return [check(skill, found) for check in checks]
 
 
@@ -50,6 +59,22 @@ def prompts_for(target: float) -> int:
 def dealt_for(fitted: int) -> int:
     """The least number of prompts of which so many fall to the fit part."""
     return -(-fitted * len(DEAL) // DEAL.count(FIT))
+
+
+def one_source(skill: SkillSettings, found: Detection) -> ExportWarning | None:
+    """All forget prompts are of one source of the user's, so nothing shows what becomes of others."""
+    sources = {query.prompt.source for query in found.parts.fit.asked}
+    if skill.packaged or skill.describe is not None or len(sources) != 1:
+        return None
+    (source,) = sources
+    return ExportWarning(
+        code="one-source",
+        skill=skill.name,
+        message=f"all forget prompts are of {source}: asking as nobody there does (in other languages, as keywords, in a "
+        "chat, inside other material) was neither fitted nor tried, and often gets through; add two dozen varied "
+        "prompts from elsewhere to --forget, or --skill NAME where a packaged one is meant (unskill skills)",
+        figures={"source": source},
+    )
 
 
 def misses_forms(skill: SkillSettings, found: Detection) -> ExportWarning | None:

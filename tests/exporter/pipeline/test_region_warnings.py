@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from exporter.pipeline.region_warnings import (
     misses_forms,
     misses_turns,
     of_regions,
+    one_source,
     reads_words,
 )
 from exporter.prompts.formats import Query
@@ -69,6 +70,24 @@ def test_forms_that_are_missed() -> None:
     assert misses_forms(SKILL, regions((17, 7), 17, typos=0.5)) is None
     # The forms of a packaged skill are not the user's to add to.
     assert misses_forms(SkillSettings(packaged=("maths",)), regions((17, 7), 17, **shares)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "sources", "warned"),
+    [
+        ({"forget": ("f",)}, "aaa", True),
+        ({"forget": ("f", "g")}, "aab", False),
+        ({"forget": ("f",), "packaged": ("maths",)}, "aaa", False),
+        ({"describe": "sums"}, "aaa", False),
+    ],
+)
+def test_prompts_of_one_source_alone(settings: dict[str, Any], sources: str, warned: bool) -> None:
+    asked = tuple(Query(Prompt("x", f"{name}.jsonl", row), "plain", (row,)) for row, name in enumerate(sources))
+    found = cast("Detection", SimpleNamespace(parts=SimpleNamespace(fit=Part(asked, (), ()))))
+    caution = one_source(SkillSettings(**settings), found)
+    assert (caution is not None) is warned
+    if caution is not None:
+        assert "all forget prompts are of a.jsonl:" in caution.message and caution.figures == {"source": "a.jsonl"}
 
 
 def harmless(hits: int, total: int, places: int, full: bool = False) -> Detection:
@@ -143,12 +162,12 @@ def test_kinds_of_turn_that_are_missed() -> None:
 
 def test_all_are_looked_for() -> None:
     about = vars(regions((17, 7), 12, typos=0.1)) | vars(turns(deep=(0, 5)))
-    about["parts"].fit = Part((), (), ())
+    about["parts"].fit = Part((Query(Prompt("x", "f", 0), "plain", (0,)),), (), ())
     about["parts"].effort = SimpleNamespace(fit=(9, 4, 9))
     about |= {"false_blocks": at_most(0, 100), "regions": SimpleNamespace(places=("prompt",))}
     about |= {"plain": rate(5, 7), "words": rate(5, 7), "uncovered": ("begun answer",)}
     found = of_regions(SKILL, cast("Detection", SimpleNamespace(**about)))
-    codes = ["few-prompts", "blocked", "few-harmless", "forms", "uncovered", "turns", "words"]
+    codes = ["few-prompts", "blocked", "few-harmless", "one-source", "forms", "uncovered", "turns", "words"]
     assert [each and each.code for each in found] == codes
 
 
