@@ -70,8 +70,8 @@ def one_source(skill: SkillSettings, found: Detection) -> ExportWarning | None:
     return ExportWarning(
         code="one-source",
         skill=skill.name,
-        message=f"all forget prompts are of {source}: asking as nobody there does (in other languages, as keywords, in a "
-        "chat, inside other material) was neither fitted nor tried, and often gets through; add two dozen varied "
+        message=f"all forget prompts are of {source}: asking as nobody there does (in other languages, as keywords, "
+        "in a chat, inside other material) was neither fitted nor tried, and often gets through; add two dozen varied "
         "prompts from elsewhere to --forget, or --skill NAME where a packaged one is meant (unskill skills)",
         figures={"source": source},
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from custom_modeling.runtime import InterventionMLP
 from tests.tiny import Exported, served_export
@@ -264,6 +266,16 @@ def test_intervened_layers_are_whole_in_tensor_parallel_engines(exported: Export
     for part in ("gate_proj", "up_proj", "down_proj"):
         assert plan[f"layers.1.mlp.{part}"] == "replicate"
         assert rules.index(f"layers.1.mlp.{part}") < rules.index(f"layers.*.mlp.{part}")
+
+
+def test_what_converters_refuse_by(exported: Exported) -> None:
+    """llama.cpp's by the architecture or, where config.json was edited, by a tensor that it cannot name; CTranslate2's
+    and optimum's by the config class or the model type."""
+    config = json.loads((exported.checkpoint / "config.json").read_text())
+    assert config["architectures"] == ["UnskillLlamaForCausalLM"]
+    assert config["model_type"] == "unskill_llama" and config["model_type"] not in CONFIG_MAPPING
+    more = tensors_of(exported.checkpoint).keys() - tensors_of(exported.base).keys() - {"lm_head.weight"}
+    assert more == {"model.layers.1.mlp.unskill_ksd_bounds", "model.unskill_refusal.unskill_states"}
 
 
 def test_no_expression_that_engines_fuse() -> None:
