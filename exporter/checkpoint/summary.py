@@ -251,14 +251,14 @@ class SkillSummary(Part):
 class BaseModelClass(Part):
     """The base-model class: whether it refuses too, and (further keys) what was measured of its refusal states.
 
-    second: whether a masked refusal is followed by EOS, and a masked EOS by the refusal; not of older checkpoints.
+    second: whether a masked refusal is followed by EOS, and a masked EOS by the refusal; None for older checkpoints.
     """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
 
     closed: bool
-    second: bool = False
+    second: bool | None = Field(default=None, exclude_if=lambda found: found is None)
 
 
 class SharedLayer(Part):

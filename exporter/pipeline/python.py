@@ -30,6 +30,7 @@ from exporter.recipes.recipe import merged_settings
 from exporter.recipes.settings import ExportSettings, SkillSettings
 from exporter.recipes.used import check_used
 from exporter.verification import run as verification
+from exporter.verification.whole import check_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +72,7 @@ class Result:
         settings: revision, create_pr, message, dry_run. Returns what was pushed. Raises BadInput and RunFailed.
         """
         given = PushSettings(self.out, repo, public=public, quiet=True, **settings)
-        return push(given, verification.check_whole, notify)
+        return push(given, check_whole, notify)
 
 
 def rows(found: Any) -> Iterator[tuple[str, str, str, str | None, dict[str, Any]]]:

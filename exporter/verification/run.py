@@ -12,7 +12,7 @@ from exporter.checkpoint.given_prompts import Given, read_given
 from exporter.checkpoint.reading import read_stored
 from exporter.common.errors import BadInput, first_line
 from exporter.common.files import sibling
-from exporter.common.text import Notify, printable
+from exporter.common.text import Notify
 from exporter.models.loading import check_device
 from exporter.verification import attack, behaviour, code, config, files, interventions, onnx, tokenizer, weights
 from exporter.verification.checks import NOT_AS_WRITTEN, Check, make
@@ -122,17 +122,6 @@ OF_FILES: dict[str, Callable[[OnDisk], str]] = {
 def distrusted(check: Check) -> Check:
     """A comparison of code that could not be made, as a failure: what is not known is neither run nor passed."""
     return replace(check, ok=False, detail=f"{check.detail}; --trust-code passes and runs it, if you know whose it is")
-
-
-def check_whole(out: Path, notify: Notify) -> None:
-    """Raise BadInput if the checkpoint is not as its export wrote it; without loading its weights."""
-    report = verify(VerifySettings(str(out), model=False, beside=False, trust_code=True), notify)
-    if report["ok"]:
-        return
-    wrong = [check for check in report["checks"] if check["ok"] is False]
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    detail = printable(wrong[0]["detail"].partition("\n")[0])
-    raise BadInput(f"OUT {out} is not pushed, as unskill verify rejects it: {wrong[0]['name']}: {detail}{more}")
 
 
 def failed(checks: Sequence[Check]) -> bool:

@@ -201,7 +201,7 @@ def settings_to_push(settings: ExportSettings, repo: str, public: bool) -> PushS
 def push_exported(settings: PushSettings, notify: Notify) -> dict[str, Any]:
     """As `push`; every error says that the checkpoint exists, and none is bad input."""
     from exporter.checkpoint.push.push import push
-    from exporter.verification.run import check_whole
+    from exporter.verification.whole import check_whole
 
     written = f"{settings.out} is written, but"
     try:

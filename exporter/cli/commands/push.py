@@ -43,7 +43,7 @@ def push_command(as_json: bool, **flags: Any) -> None:
     unskill push OUT USER/NAME
     """
     from exporter.checkpoint.push.push import PushSettings, push
-    from exporter.verification.run import check_whole
+    from exporter.verification.whole import check_whole
 
     settings = PushSettings(**flags)
     done = push(settings, check_whole, messages(settings.quiet))

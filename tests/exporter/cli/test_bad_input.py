@@ -120,7 +120,7 @@ def test_nan_in_weights(capsys, monkeypatch, files, base, tmp_path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    fails(capsys, monkeypatch, files, model, 1, "model.layers.1.mlp.up_proj.weight", "NaN")
+    fails(capsys, monkeypatch, files, model, 2, "model.layers.1.mlp.up_proj.weight", "NaN")
 
 
 def test_nothing_separates_prints_the_table_and_writes_nothing(capsys, monkeypatch, files, base) -> None:

@@ -13,12 +13,12 @@ from exporter.checkpoint.push.push import PushSettings
 from exporter.cli.commands.export import push_exported
 from exporter.cli.commands.push import show_push
 from exporter.common.errors import BadInput, Interrupted, RunFailed, UnskillError
-from exporter.verification.run import check_whole
+from exporter.verification.whole import check_whole
 
 
 def test_one_line_of_what_verify_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = {"name": "code", "ok": False, "detail": "\x1b[2Jx.py is altered:\n-a\n+b"}
-    monkeypatch.setattr("exporter.verification.run.verify", lambda *settings: {"ok": False, "checks": [failed]})
+    monkeypatch.setattr("exporter.verification.whole.verify", lambda *settings: {"ok": False, "checks": [failed]})
     with pytest.raises(BadInput, match=r"rejects it: code: \\x1b\[2Jx\.py is altered:$"):
         check_whole(out, print)
 
