@@ -12,9 +12,9 @@ import torch
 # Finite, because a row of -inf turns into NaN when a logits processor suppresses the one finite entry; fits float16.
 FORBIDDEN = -1.0e4
 # Second choices, for callers that mask the first, so that neither a grammar nor a forced minimum length goes on to an
-# answer: after R, R again, whose cost beams add up token by token; at a blocked position EOS, once, so that it can be
-# too far below R to be drawn at any temperature.
-REFUSAL_AGAIN, END_INSTEAD = -50.0, -5.0e3
+# answer: EOS instead of R, and R again instead of EOS. Not far below the first, as beams add them up or divide them by
+# the length of what they compare.
+SECOND = -50.0
 
 
 def inside_hypercubes(key, bounds):
@@ -63,8 +63,8 @@ def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
     """
     logits.masked_fill_((hit | after_refusal).unsqueeze(-1), FORBIDDEN)
     zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
-    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
-    eos = torch.where(after_refusal, zero, torch.where(hit, zero + END_INSTEAD, logits[..., eos_id]))
+    refusal = torch.where(after_refusal, zero + SECOND, torch.where(hit, zero, zero + FORBIDDEN))
+    eos = torch.where(after_refusal, zero, torch.where(hit, zero + SECOND, logits[..., eos_id]))
     logits[..., refusal_id] = refusal
     logits[..., eos_id] = eos
     return logits

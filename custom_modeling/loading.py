@@ -147,6 +147,7 @@ class VerifiedLoading:
         core.unskill_allowed = allowed or core.unskill_allowed
         model.unskill_check_keys(info)
         core.unskill_settle()
+        core.unskill_settled = True  # also where buffers are offloaded to disk
         model.unskill_check_end()
         fitted = model.config.unskill["dtype"]
         if str(model.dtype) != f"torch.{fitted}":
@@ -184,7 +185,8 @@ class VerifiedLoading:
                 if not is_plain(weight):
                     raise RuntimeError(unprobed_message(f"a weight of another kind ({name})"))
         self.unskill_verify()
-        self.unskill_settled = True
+        # A trace of shapes, before the buffers are filled, settles nothing.
+        self.unskill_settled = not any(buffer.is_meta for buffer in self.buffers())
         return True
 
     # At each forward, because the weights of a loaded model may be replaced; called, not traced, because a tensor that

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 # What follows is also in the runtime for torch, which this file cannot import.
 UNSKILL_FORMAT = 2
 UNSKILL = "unskill_"
-FORBIDDEN, REFUSAL_AGAIN, END_INSTEAD = -1.0e4, -50.0, -5.0e3
+FORBIDDEN, SECOND = -1.0e4, -50.0
 PRIME = 2**31 - 1
 POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 
@@ -342,8 +342,8 @@ def rewrite_logits(logits, hit, after_refusal, refusal_id, eos_id):
     """
     eos = logits[..., eos_id]
     logits = mx.where((hit | after_refusal)[..., None], FORBIDDEN, logits)
-    refusal = mx.where(after_refusal, REFUSAL_AGAIN, mx.where(hit, 0.0, FORBIDDEN))
+    refusal = mx.where(after_refusal, SECOND, mx.where(hit, 0.0, FORBIDDEN))
     logits[..., refusal_id] = refusal.astype(logits.dtype)
-    eos = mx.where(after_refusal, 0.0, mx.where(hit, END_INSTEAD, eos))
+    eos = mx.where(after_refusal, 0.0, mx.where(hit, SECOND, eos))
     logits[..., eos_id] = eos.astype(logits.dtype)
     return logits

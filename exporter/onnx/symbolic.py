@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from custom_modeling.key_space import END_INSTEAD, FORBIDDEN, REFUSAL_AGAIN
+from custom_modeling.key_space import FORBIDDEN, SECOND
 from custom_modeling.neuron_adjust import standardisers
 from exporter.onnx.operators import DOMAIN, KEY_SPACE_DETECT, NEURON_ADJUST, NEURON_DRAWS, REGION_DETECT, VERSION
 
@@ -119,10 +119,10 @@ def inside_regions(key: Tensor, directions: Tensor, limits: Tensor, bounds: Tens
 def rewrite_logits(logits: Tensor, hit: Tensor, after_refusal: Tensor, refusal_id: int, eos_id: int) -> Tensor:
     """As `custom_modeling.key_space.rewrite_logits`, without writing into a tensor."""
     zero = torch.zeros((), dtype=logits.dtype)
-    refusal = torch.where(after_refusal, zero + REFUSAL_AGAIN, torch.where(hit, zero, zero + FORBIDDEN))
+    refusal = torch.where(after_refusal, zero + SECOND, torch.where(hit, zero, zero + FORBIDDEN))
     blocked = (hit | after_refusal).unsqueeze(-1)
     others = torch.where(blocked, zero + FORBIDDEN, logits)
-    eos = torch.where(after_refusal, zero, torch.where(hit, zero + END_INSTEAD, others[..., eos_id]))
+    eos = torch.where(after_refusal, zero, torch.where(hit, zero + SECOND, others[..., eos_id]))
     columns = {refusal_id: refusal.unsqueeze(-1), eos_id: eos.unsqueeze(-1)}
     parts, start = [], 0
     for column in sorted(columns):

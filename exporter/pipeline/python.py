@@ -113,10 +113,17 @@ class Checkpoint:
         format of the export.
         """
         formatter = self.loaded.formatter(self.loaded.template, max_length=None)
+        for text, name in ((prompt, "prompt"), *([] if system is None else [(system, "system")])):
+            if not isinstance(text, str) or not text.strip() or has_surrogates(text):
+                raise BadInput(f"{name}: {text!r} is not a text")
         inputs = self.loaded.pad([formatter.render(prompt, system=system)], "left")
         with torch.inference_mode(), watched(self.loaded, detectors_of(self.loaded)) as seen:
             self.loaded.model(**inputs)
         return seen.verdicts()
+
+
+def has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @silent_library()
@@ -125,9 +132,10 @@ def load(out: str | PathLike[str], *, dtype: str = "auto", device: str = "cpu") 
 
     Raises BadInput where it is none, or not as it was written.
     """
-    return Checkpoint(load_checkpoint(str(out), dtype, device))
+    return Checkpoint(load_checkpoint(str(path_of(out, "checkpoint")), dtype, device))
 
 
+@silent_library()
 def export(
     model: str | PathLike[str] | PreTrainedModel,
     out: str | PathLike[str],
@@ -149,25 +157,45 @@ def export(
         retain: Prompts that must be answered.
         skills: Names of packaged skills, as "maths".
         notify: Gets a line for each thing that is worth knowing; `print` shows them.
-        settings: Any flag of `unskill export`, with underscores: seed, dtype, max_false_block, describe, ...
+        settings: Any key of a recipe's tables: seed, dtype, max_false_block, describe, system_prompts, ...
 
     Prompts that are given as texts or datasets, and a loaded model, are written to files for the time of the export;
     the recipe in `out` names these by their sha256. Raises BadInput, RunFailed, and Rejected where the skill is not
     within the limits asked for: nothing is written then.
     """
+    if isinstance(skills, str) or not isinstance(skills, Sequence):
+        raise BadInput(f"skills: {skills!r} is not a list of names of packaged skills")
+    read = {name: setting_of(name, value) for name, value in settings.items()}
     with TemporaryDirectory(prefix="unskill-") as folder:
-        given: dict[str, Any] = {"model": saved(model, tokenizer, Path(folder)), "out": Path(out), "quiet": True}
+        given: dict[str, Any] = {"out": path_of(out, "out"), "quiet": True}
         for name, prompts in (("forget", forget), ("retain", retain)):
             if specs := sources(prompts, name, Path(folder)):
                 given[name] = specs
         if skills:
-            given["skill"] = tuple(skills)
-        if unknown := settings.keys() - declared(ExportSettings).keys() - declared(SkillSettings).keys():
-            raise BadInput(f"{min(unknown)}: unskill export has no such setting")
-        given |= settings
+            given["packaged"] = tuple(skills)
+        given |= {"model": saved(model, tokenizer, Path(folder)), **read}
         checked = merged_settings({}, given)
         check_used(checked, given)
-        return Result(Path(out), pipeline.export(checked, notify))
+        return Result(checked.out, pipeline.export(checked, notify))
+
+
+def setting_of(name: str, value: Any) -> Any:
+    """A setting of an export, of its own type. Raises BadInput for an unknown one and for another type."""
+    known = declared(ExportSettings) | declared(SkillSettings)
+    if name not in known:
+        raise BadInput(f"{name}: unskill export has no such setting")
+    if value is None and known[name].optional:
+        return None
+    try:
+        return known[name].from_toml(str(value) if isinstance(value, PathLike) else value)
+    except ValueError as error:
+        raise BadInput(f"{name}: {value!r} is not {known[name].wanted}") from error
+
+
+def path_of(value: Any, name: str) -> Path:
+    if not isinstance(value, str | PathLike) or not str(value):
+        raise BadInput(f"{name}: {value!r} is not a path")
+    return Path(value)
 
 
 def verify(checkpoint: str | PathLike[str], *, notify: Notify = unheard, **settings: Any) -> dict[str, Any]:
@@ -196,10 +224,10 @@ def saved(
     model: str | PathLike[str] | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> str:
     """The model as a folder or Hub id."""
-    if not isinstance(model, PreTrainedModel):
-        return str(model)
-    if tokenizer is None:
-        raise BadInput("tokenizer: a loaded model needs its tokenizer too")
+    if isinstance(model, str | PathLike) and tokenizer is None:
+        return str(path_of(model, "model"))
+    if not isinstance(model, PreTrainedModel) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise BadInput("model, tokenizer: give a folder or Hub id alone, or a loaded model and its loaded tokenizer")
     path = folder / (Path(model.name_or_path or "").name or "model")
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -225,12 +253,16 @@ def source_of(one: One, name: str, folder: Path) -> str:
         return one.spec
     if isinstance(one, PathLike):
         return Source(str(one)).spec
-    if hasattr(one, "to_list"):  # a dataset, without importing datasets
+    if hasattr(one, "to_list") and hasattr(one, "column_names"):  # a dataset, without importing datasets
         return written(name, one.to_list(), folder)
     raise BadInput(f"{name}: {type(one).__name__} is not a path, a SOURCE, a dataset or a list of prompts")
 
 
 def written(name: str, lines: Sequence[Mapping[str, Any]], folder: Path) -> str:
     path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    try:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+    except (TypeError, UnicodeEncodeError) as error:
+        raise BadInput(f"{name}: cannot be written as JSON in UTF-8 ({error})") from error
     return Source(str(path)).spec

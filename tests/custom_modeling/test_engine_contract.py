@@ -129,6 +129,29 @@ def test_an_altered_buffer_is_found_when_compiled(exported: Exported) -> None:
         choices((torch.compile(model, backend="eager", fullgraph=True), head), joined(exported.checkpoint, ["a"])[0])
 
 
+def test_a_trace_of_shapes_settles_nothing(exported: Exported) -> None:
+    config = AutoConfig.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=True).eval()
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    assert not model.unskill_settled
+
+
+@pytest.mark.parametrize(
+    "options", [{"suppress_tokens": True}, {"bad_words_ids": True}, {"min_new_tokens": 8}], ids=str
+)
+def test_beams_with_a_masked_choice_write_no_answer(options: dict[str, Any], exported: Exported, loaded: Any) -> None:
+    refusal, eos = (loaded.config.unskill[name] for name in ("refusal_token_id", "eos_token_id"))
+    given = {"suppress_tokens": [refusal], "bad_words_ids": [[refusal]], "min_new_tokens": 8}
+    tokenizer = AutoTokenizer.from_pretrained(exported.checkpoint, trust_remote_code=True)
+    for text in exported.texts["blocked"]:
+        inputs = tokenizer(text, return_tensors="pt")
+        chosen = {option: given[option]}
+        out = loaded.generate(**inputs, **chosen, num_beams=3, do_sample=False, max_new_tokens=12, pad_token_id=0)
+        written = out[0, inputs["input_ids"].shape[1] :].tolist()
+        assert set(written) <= {refusal, eos, 0} and written[0] in (refusal, eos)
+
+
 def pipeline(model: nn.Module) -> None:
     model.layers[0] = nn.Identity()  # type: ignore[index,operator]
 

@@ -72,7 +72,7 @@ def test_constants_of_the_draws(name: str) -> None:
 
 def test_constants_of_format_and_logits() -> None:
     assert constant("UNSKILL_FORMAT") == loading.UNSKILL_FORMAT
-    for name in ("FORBIDDEN", "REFUSAL_AGAIN", "END_INSTEAD"):
+    for name in ("FORBIDDEN", "SECOND"):
         assert constant(name) == getattr(key_space, name)
 
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from custom_modeling import runtime
 from custom_modeling.key_space import (
-    END_INSTEAD,
     FORBIDDEN,
-    REFUSAL_AGAIN,
+    SECOND,
     inside_hypercubes,
     inside_regions,
     rewrite_logits,
@@ -140,7 +139,7 @@ def test_rules_of_the_logits(dtype: torch.dtype) -> None:
 
     # At a blocked position R, or EOS where R is masked; after R EOS, or R again, also where that position is blocked.
     for row, first, second in ((logits[0, 1], R, EOS), (logits[0, 2], EOS, R), (logits[0, 3], EOS, R)):
-        below = torch.tensor(END_INSTEAD if second == EOS else REFUSAL_AGAIN).to(dtype)
+        below = torch.tensor(SECOND).to(dtype)
         assert row[first] == 0 and row[second] == below > forbidden
         assert (row[[column for column in range(VOCABULARY) if column not in (R, EOS)]] == forbidden).all()
         row = row.float()

@@ -67,7 +67,7 @@ def test_what_was_found(result: unskill.Result) -> None:
 
 def test_a_loaded_model(base: Path, result: unskill.Result, tmp_path: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    with pytest.raises(unskill.BadInput, match="tokenizer: a loaded model needs its tokenizer"):
+    with pytest.raises(unskill.BadInput, match="a loaded model and its loaded tokenizer"):
         unskill.export(model, tmp_path / "out", forget=FORGET, **SETTINGS)
     with one_thread():
         again = unskill.export(
@@ -93,9 +93,43 @@ def test_prompts_as_sources(tmp_path: Path) -> None:
         sources([3], "forget", tmp_path)  # type: ignore[list-item]
 
 
-def test_unknown_settings_are_bad_input(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(unskill.BadInput, match="max_false_blocks"):
-        unskill.export(base, tmp_path / "out", forget=FORGET, max_false_blocks=0.1)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_false_blocks": 0.1}, "max_false_blocks: unskill export has no such setting"),
+        ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
+        ({"seed": True}, "seed: True is not a whole number"),
+        ({"max_false_block": "0.02"}, "max_false_block: '0.02' is not a number"),
+        ({"layer": 1.0}, "layer: 1.0 is not a whole number"),
+        ({"name": None}, "name: None is not text"),
+        ({"tokenizer": "base"}, "model, tokenizer: give a folder or Hub id alone"),
+        ({"out": None}, "out: None is not a path"),
+        ({"model": 3}, "model, tokenizer: give"),
+        ({"skills": "maths"}, "skills: 'maths' is not a list"),
+        ({"skills": ["nosuch"]}, "nosuch"),
+        ({"forget": ["\ud800"] * 60}, "forget: cannot be written as JSON in UTF-8"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_bad_input(given: dict[str, Any], said: str, base: Path, tmp_path: Path) -> None:
+    arguments = {"model": base, "out": tmp_path / "out", "forget": FORGET} | given
+    with pytest.raises(unskill.BadInput) as found:
+        unskill.export(**arguments)
+    assert said in str(found.value) and not (tmp_path / "out").exists()
+
+
+def test_packaged_skills_are_taken(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("exporter.pipeline.run.export", lambda settings, notify: seen.append(settings))
+    unskill.export(base, tmp_path / "out", skills=["maths"], max_near_miss=0)
+    (skill,) = seen[0].skills
+    assert (skill.name, skill.packaged, skill.max_near_miss) == ("maths", ("maths",), 0.0)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", None, 3, ["a"], "\ud800"], ids=repr)
+def test_only_a_text_can_be_explained(prompt: Any, result: unskill.Result) -> None:
+    with pytest.raises(unskill.BadInput, match=r"prompt: .* is not a text"):
+        unskill.load(result.out).explain(prompt)
 
 
 def test_importing_is_quick_and_silent() -> None:
