@@ -24,7 +24,13 @@ DATA = files("exporter.prompts").joinpath("data")
 
 EVERYDAY = "everyday"
 """Source label of the everyday prompts."""
-EVERYDAY_FILES = ("everyday.jsonl", "everyday/english.jsonl", "everyday/languages.jsonl", "everyday/ordinary.jsonl")
+EVERYDAY_FILES = (
+    "everyday.jsonl",
+    "everyday/english.jsonl",
+    "everyday/languages.jsonl",
+    "everyday/ordinary.jsonl",
+    "everyday/wider.jsonl",
+)
 """Where the everyday prompts are; their rows go on from file to file. A new file comes last."""
 AROUND_FILES = ("system_prompts.jsonl", "exchanges.jsonl")
 """What prompts are formatted with, where formats are mixed."""

@@ -24,7 +24,7 @@ class Effort:
 
 EFFORTS = {
     "quick": Effort((500, 1000, 200), (150, 250, 80), 300, 40, (40, 500)),
-    "normal": Effort((1000, 1900, 400), (250, 600, 120), 500, 100, (60, 800)),
-    "thorough": Effort((1600, 2400, 600), (450, 1000, 250), 1000, 150, (60, 800)),
+    "normal": Effort((1000, 2600, 400), (250, 600, 120), 500, 100, (60, 800)),
+    "thorough": Effort((1600, 3200, 600), (450, 1000, 250), 1000, 150, (60, 800)),
 }
 """A fit solves a system of as many equations as it has rows."""
