@@ -195,7 +195,7 @@ class VerifiedLoading:
     def unskill_is_probed(self):
         """Whether the base model's MLPs that matter most have weights of the kind that was probed."""
         mlps = [self.layers[index].mlp for index in self.unskill_watched]
-        return all(is_probed(mlp.gate_proj) and is_probed(mlp.up_proj) for mlp in mlps)
+        return all(is_probed(getattr(mlp, name)) for mlp in mlps for name in mlp.unskill_read)
 
     def unskill_check_keys(self, info):
         """Raise RuntimeError unless the weight files hold what the model has and nothing else.

@@ -11,22 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from custom_modeling.buffers import (
-    KSD_BOUNDS,
-    NA_INDEX,
-    NA_KEY,
-    NA_PARAMS,
-    STATES,
-    UNSKILL,
-    mlp_forms,
-    states_form,
-    unfilled,
-)
-from custom_modeling.key_space import inside_hypercubes, inside_regions, rewrite_logits
+from custom_modeling.buffers import NA_KEY, NA_PARAMS, STATES, states_form, unfilled
+from custom_modeling.key_space import rewrite_logits
 from custom_modeling.loading import ALLOW, VerifiedLoading, check_record, unprobed_message
+from custom_modeling.mlps import Float32Buffers
 from custom_modeling.neuron_adjust import (
-    adjust,
-    adjust_official,
     draw_context,
     draw_positions,
     joined,
@@ -34,9 +23,6 @@ from custom_modeling.neuron_adjust import (
     thresholds,
     uniform_draws,
 )
-
-# Projections of an MLP of the form down(act(gate x) * up x).
-PARTS = "gate", "up", "down"
 
 
 class InFlight(dict):
@@ -47,66 +33,6 @@ class InFlight(dict):
 
     def __reduce__(self):
         return InFlight, ()
-
-
-class Float32Buffers(nn.Module):
-    """Mixin: buffers of this module named unskill_* move between devices but keep their dtype."""
-
-    def _apply(self, fn, recurse=True):
-        before = {name: tensor for name, tensor in self._buffers.items() if name.startswith(UNSKILL)}
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            if tensor is not None and self._buffers[name].dtype != tensor.dtype:
-                self._buffers[name] = tensor.to(self._buffers[name].device)
-        return self
-
-
-class InterventionMLP(Float32Buffers):
-    """Mixin for an MLP of the form down(act(gate x) * up x) with one or more interventions, in this order.
-
-    Neuron Adjust moves selected pre-activations, Selective Pruning zeroes selected dimensions of the key, Key Space
-    Detection records which positions have a key inside a region.
-    """
-
-    def unskill_install(self, official=False, **counts):
-        """Add empty buffers for these numbers of regions, adjusted and pruned neurons, see `mlp_forms`.
-
-        `official`: Neuron Adjust as in the authors' code.
-        """
-        for name, form in mlp_forms(self.down_proj.in_features, **counts).items():
-            self.register_buffer(name, unfilled(form))
-        kinds = "cubes", "regions", "adjusted", "pruned"
-        self.unskill_cubes, self.unskill_regions, self.unskill_adjusted, self.unskill_pruned = (
-            counts.get(kind, 0) for kind in kinds
-        )
-        self.unskill_official = official
-        self.unskill_hit = None
-        self.unskill_handed, self.unskill_place = {}, None  # shared with the model, see `unskill_hand_out`
-
-    def forward(self, x):
-        # Not in one expression with the product: engines fuse act(gate x) * up x where they find it, without the key.
-        value = self.gate_proj(x)  # (batch, positions, d_ff)
-        if self.unskill_adjusted and self.unskill_official:
-            value = adjust_official(value, self.unskill_na_index, self.unskill_na_params)
-        elif self.unskill_adjusted:
-            handed = self.unskill_handed.get(self.unskill_place)
-            if handed is None:
-                raise RuntimeError(
-                    "unskill: Neuron Adjust needs positions, which only the model's forward has (no gradient "
-                    "checkpointing)."
-                )
-            if handed[0].device != value.device:
-                handed = [part.to(value.device) for part in handed]
-            value = adjust(value, self._buffers[NA_INDEX], *handed)
-        key = self.act_fn(value) * self.up_proj(x)
-        if self.unskill_pruned:
-            key = key.index_fill(-1, self.unskill_sp_index, 0)
-        if self.unskill_regions:
-            bounds = self._buffers.get(KSD_BOUNDS)
-            self.unskill_hit = inside_regions(key, self.unskill_ksd_directions, self.unskill_ksd_limits, bounds)
-        elif self.unskill_cubes:
-            self.unskill_hit = inside_hypercubes(key, self.unskill_ksd_bounds)  # (batch, positions)
-        return self.down_proj(key)
 
 
 class RefusalStates(Float32Buffers):
@@ -139,7 +65,7 @@ class InterventionModel(VerifiedLoading):
     only inside the causal language model.
     """
 
-    unskill_mlp_class: type
+    unskill_mlp_classes: dict  # of the family: ours
     unskill_arguments: tuple  # names of the arguments of the family's forward, in their order
 
     def unskill_install(self, config, alone):
@@ -159,11 +85,15 @@ class InterventionModel(VerifiedLoading):
             )
         for index, counts in settings["layers"].items():
             mlp = self.layers[int(index)].mlp
-            mlp.__class__ = self.unskill_mlp_class
-            mlp.unskill_install(**counts, official=official)
+            mlp.__class__ = self.unskill_mlp_classes[type(mlp)]
+            mlp.unskill_install(config, **counts, official=official)
         self.unskill_settled, self.unskill_allowed = False, getattr(config, ALLOW, False)
         # Each process of a tensor-parallel engine needs the whole key.
-        whole = {f"layers.{index}.mlp.{part}_proj": "replicate" for index in settings["layers"] for part in PARTS}
+        whole = {
+            f"layers.{index}.mlp.{name}": "replicate"
+            for index in settings["layers"]
+            for name in (*self.layers[int(index)].mlp.unskill_read, self.layers[int(index)].mlp.unskill_down)
+        }
         self._tp_plan = whole | (getattr(self, "_tp_plan", None) or {})
         # Layers whose MLPs record hits, and layers whose MLPs need draws.
         self.unskill_layers = {

@@ -13,7 +13,7 @@ from checkpoint_checks import load_case, run
 from transformers import AutoModelForCausalLM
 
 from exporter.common.errors import BadInput
-from exporter.models.families import GATED_FAMILIES, check_modules, family_of
+from exporter.models.families import FAMILIES, check_modules, family_of
 from exporter.models.files import find_base
 from tests.tiny import Exported, one_thread, tiny_export, tiny_model
 
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 # One family in make test, the others in make test-all.
-ONE_NOW = [pytest.param(each, marks=() if each == "llama" else pytest.mark.slow) for each in GATED_FAMILIES]
+ONE_NOW = [pytest.param(each, marks=() if each == "llama" else pytest.mark.slow) for each in FAMILIES]
 
 
 def passes(exported: Exported, names: list[str]) -> None:
@@ -123,7 +123,7 @@ def test_refused_by_name(config: dict[str, Any], why: str, tmp_path: Path) -> No
         find_base(str(folder))
     assert "some-model" in str(error.value) and why in str(error.value)
     if "(unsupported" in why or "(mixture" in why or "(multimodal" in why:
-        assert ", ".join(GATED_FAMILIES) in str(error.value)
+        assert ", ".join(FAMILIES) in str(error.value)
 
 
 def test_a_checkpoint_is_no_base(tiny: Callable[..., Exported]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from exporter.models.families import GATED_FAMILIES
+from exporter.models.families import FAMILIES
 from tests.tiny import Exported
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
-FAMILIES = list(GATED_FAMILIES)
 # As most are; with parallel attention; with two kinds of masks; with biases.
 FORMS = ["llama", "cohere", "gemma3_text", "qwen2"]
 
@@ -32,7 +31,7 @@ def interpreter(release: str) -> Path:
 
 
 def has(release: str, family: str) -> bool:
-    return Version(release) >= Version(GATED_FAMILIES[family])
+    return Version(release) >= Version(FAMILIES[family].since)
 
 
 @pytest.mark.parametrize(
@@ -92,5 +91,5 @@ def test_older_than_the_family(release: str, tiny: Callable[..., Exported], tmp_
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
     )
     assert done.returncode == 1
-    wanted = f"This checkpoint needs transformers {GATED_FAMILIES[family]} or newer, found {release}"
+    wanted = f"This checkpoint needs transformers {FAMILIES[family].since} or newer, found {release}"
     assert wanted in done.stderr.strip().splitlines()[-1]

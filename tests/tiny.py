@@ -127,6 +127,8 @@ FAMILY_SIZES = {
 # Where a random model tells the prompts apart best. Beside parallel attention layer 0 sees the last token alone.
 LAYER = {"cohere": 1, "cohere2": 1, "llama": 1}
 ALPHA = 5.0
+# Of what the experts read, all dimensions vary alike.
+NARROW = {"mixtral": 2.5, "olmoe": 2.5, "qwen2_moe": 2.5, "qwen3_moe": 2.5}
 # Per cent of the neurons that are adjusted or pruned: enough for the logits to show it.
 BETA = 20.0
 
@@ -150,7 +152,7 @@ class Exported:
 def tiny_export(folder: Path, model_type: str = "llama", *, method: str = "ksd", **changes: Any) -> Exported:
     """Export a tiny model, and find prompts that it blocks and others that it answers for some tokens."""
     base = tiny_model(folder / "base", model_type, chat=False, **changes)
-    cube = {"layer": LAYER.get(model_type, 0), "alpha": ALPHA}
+    cube = {"layer": LAYER.get(model_type, 0), "alpha": NARROW.get(model_type, ALPHA)}
     if method == "ksd":
         return export_base(folder, base, **cube)
     if method == "sp":

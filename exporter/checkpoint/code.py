@@ -12,10 +12,10 @@ from typing import Any
 import jinja2
 
 from exporter.common.version import __version__
-from exporter.models.families import MLX_FAMILIES, Family
+from exporter.models.families import MIXTURE, MLX_FAMILIES, Family
 
 # Parts of the runtime in the order in which they need one another.
-RUNTIME = ("buffers", "neuron_adjust", "key_space", "loading", "runtime")
+RUNTIME = ("buffers", "neuron_adjust", "key_space", "loading", "mlps", "runtime")
 MLX_RUNTIME = ("mlx_runtime",)
 THIRD_PARTY = ("mlx", "numpy", "torch", "transformers")
 
@@ -59,7 +59,7 @@ def runtime_source(parts: Sequence[str]) -> str:
 
 def render_modeling(family: Family, year: int | None = None) -> str:
     """Source text of `modeling_unskill_<base>.py`. year: of its copyright line, by default this one."""
-    modeling = {family.causal_lm.__name__, family.model.__name__, family.mlp.__name__}
+    modeling = {family.causal_lm.__name__, family.model.__name__, *(mlp.__name__ for mlp in family.mlps)}
     return _render(
         "modeling.py.jinja",
         RUNTIME,
@@ -72,7 +72,9 @@ def render_modeling(family: Family, year: int | None = None) -> str:
         ],
         model_type=family.model_type,
         config=family.config.__name__,
-        mlp=family.mlp.__name__,
+        mlps=[mlp.__name__ for mlp in family.mlps],
+        form=family.form,
+        converts=family.form is MIXTURE,
         model=family.model.__name__,
         causal_lm=family.causal_lm.__name__,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import reprlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.common.errors import BadInput
@@ -23,27 +24,74 @@ SIZES = (
 DTYPES = ("float32", "bfloat16", "float16")
 """In which models are probed, and refusals judged."""
 
-# Families whose MLP is down(act(gate x) * up x), by model_type, and the oldest transformers release on which their
-# checkpoints are tested (of 4.48, 4.57 and 5.0, the first that has the family).
-GATED_FAMILIES = {
-    "cohere": "4.48",
-    "cohere2": "4.48",
-    "exaone4": "4.57",
-    "gemma": "4.48",
-    "gemma2": "4.48",
-    "gemma3_text": "4.57",
-    "granite": "4.48",
-    "helium": "4.57",
-    "llama": "4.48",
-    "ministral": "4.57",
-    "mistral": "4.48",
-    "olmo": "4.48",
-    "olmo2": "4.48",
-    "olmo3": "4.57",
-    "qwen2": "4.48",
-    "qwen3": "4.57",
-    "seed_oss": "4.57",
-    "smollm3": "4.57",
+
+@dataclass(frozen=True)
+class Form:
+    """How an MLP is written: what it computes, the runtime's mixin for it, and the names of its parts.
+
+    read: the linear modules that the key comes from, that of the pre-activations first; key: name of the key's size in
+    config.json.
+    """
+
+    computes: str
+    mixin: str
+    read: tuple[str, ...]
+    act: str = "act_fn"
+    down: str = "down_proj"
+    key: str = "intermediate_size"
+
+
+GATED = Form("down(act(gate x) * up x)", "GatedMLP", ("gate_proj", "up_proj"))
+FUSED = Form("down(act(gate x) * up x), gate and up in one matrix", "FusedMLP", ("gate_up_proj",), "activation_fn")
+UNGATED = Form("down(act(up x))", "UngatedMLP", ("up_proj",))
+MIXTURE = Form("a mixture of experts", "Mixture", (), "", "", "hidden_size")
+
+
+@dataclass(frozen=True)
+class Supported:
+    """A family: the form of its MLPs, and the oldest transformers release on which its checkpoints are tested (of
+    4.48, 4.57, 5.0 and 5.23, the first that has the family)."""
+
+    form: Form
+    since: str
+
+
+# By model_type.
+FAMILIES = {
+    "apertus": Supported(UNGATED, "4.57"),
+    "arcee": Supported(UNGATED, "4.57"),
+    "cohere": Supported(GATED, "4.48"),
+    "cohere2": Supported(GATED, "4.48"),
+    "ernie4_5": Supported(GATED, "4.57"),
+    "exaone4": Supported(GATED, "4.57"),
+    "gemma": Supported(GATED, "4.48"),
+    "gemma2": Supported(GATED, "4.48"),
+    "gemma3_text": Supported(GATED, "4.57"),
+    "glm": Supported(FUSED, "4.48"),
+    "glm4": Supported(FUSED, "4.57"),
+    "granite": Supported(GATED, "4.48"),
+    "helium": Supported(GATED, "4.57"),
+    "hunyuan_v1_dense": Supported(GATED, "4.57"),
+    "llama": Supported(GATED, "4.48"),
+    "ministral": Supported(GATED, "4.57"),
+    "ministral3": Supported(GATED, "5.0"),
+    "mistral": Supported(GATED, "4.48"),
+    "mixtral": Supported(MIXTURE, "5.0"),
+    "nemotron": Supported(UNGATED, "4.48"),
+    "olmo": Supported(GATED, "4.48"),
+    "olmo2": Supported(GATED, "4.48"),
+    "olmo3": Supported(GATED, "4.57"),
+    "olmoe": Supported(MIXTURE, "4.48"),
+    "phi3": Supported(FUSED, "4.48"),
+    "qwen2": Supported(GATED, "4.48"),
+    "qwen2_moe": Supported(MIXTURE, "4.48"),
+    "qwen3": Supported(GATED, "4.57"),
+    "qwen3_moe": Supported(MIXTURE, "4.57"),
+    "seed_oss": Supported(GATED, "4.57"),
+    "smollm3": Supported(GATED, "4.57"),
+    "stablelm": Supported(GATED, "4.48"),
+    "starcoder2": Supported(replace(UNGATED, read=("c_fc",), act="act", down="c_proj"), "4.48"),
+    "vaultgemma": Supported(GATED, "4.57"),
 }
 
 # Those of them that mlx_lm has, and its module.
@@ -76,7 +124,8 @@ class Family:
     config: type
     causal_lm: type
     model: type
-    mlp: type
+    mlps: tuple[type, ...]
+    form: Form
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
@@ -95,7 +144,7 @@ def check_config(config: dict[str, Any], name: str) -> None:
             f"MODEL {name} is quantized ({method}), not supported yet (quantization_config in config.json): give the "
             "unquantized model"
         )
-    if str(model_type) in GATED_FAMILIES:
+    if str(model_type) in FAMILIES:
         if (problem := next(unsound(config), None)) is not None:
             raise BadInput(f"MODEL {name}: config.json: {problem}")
         return
@@ -104,7 +153,7 @@ def check_config(config: dict[str, Any], name: str) -> None:
         why = "multimodal wrapper"
     elif any("expert" in key for key in config):
         why = "mixture-of-experts layers"
-    supported = ", ".join(GATED_FAMILIES)
+    supported = ", ".join(FAMILIES)
     raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported}")
 
 
@@ -136,9 +185,10 @@ def check_modules(model: PreTrainedModel) -> None:
     """Raises BadInput if the modules of a base model are not as its family's should be."""
     model_type = model.config.model_type
     core: Any = model.base_model
+    form = FAMILIES[model_type].form
     mlps = [getattr(layer, "mlp", None) for layer in getattr(core, "layers", [])]
-    if model.base_model_prefix != "model" or not mlps or not all(is_gated(mlp) for mlp in mlps):
-        raise BadInput(f"MODEL of type {model_type} has MLPs other than down(act(gate x) * up x)")
+    if model.base_model_prefix != "model" or not has_form(mlps, form, model.config):
+        raise BadInput(f"MODEL of type {model_type} has MLPs other than {form.computes}")
     head: Any = model.get_output_embeddings()
     if model.config.get_text_config().tie_word_embeddings and head.weight is not core.embed_tokens.weight:
         raise BadInput(
@@ -155,18 +205,41 @@ def family_of(model: PreTrainedModel) -> Family:
     """The classes of a model of one of the families."""
     core: Any = model.base_model
     model_type = model.config.model_type
-    mlp = type(core.layers[0].mlp)
-    return Family(model_type, GATED_FAMILIES[model_type], type(model.config), type(model), type(core), mlp)
+    supported = FAMILIES[model_type]
+    mlps = tuple(dict.fromkeys(type(layer.mlp) for layer in core.layers))
+    classes = type(model.config), type(model), type(core)
+    return Family(model_type, supported.since, *classes, mlps, supported.form)
 
 
-def is_gated(mlp: Any) -> bool:
-    """Whether the module computes exactly down(act(gate x) * up x): compared bit by bit on random input."""
+def form_of(model: PreTrainedModel) -> Form:
+    """How the MLPs of a base or a checkpoint are written."""
+    return FAMILIES[model.config.model_type.removeprefix("unskill_")].form
+
+
+def has_form(mlps: Sequence[Any], form: Form, config: Any) -> bool:
+    """Whether MLPs compute exactly what the runtime does with this form: compared bit by bit."""
+    if form is MIXTURE:
+        return None not in mlps and any(hasattr(mlp, "experts") for mlp in mlps)
+    parts = (*form.read, form.act, form.down)
+    named = all(hasattr(mlp, name) for mlp in mlps for name in parts)
+    return bool(mlps) and named and all(same_as_twin(mlp, form, config) for mlp in mlps)
+
+
+def same_as_twin(mlp: Any, form: Form, config: Any) -> bool:
     import torch  # here, because torch-free commands load this module
 
-    if mlp is None or not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-        return False
-    weight = mlp.gate_proj.weight
-    x = torch.randn(1, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    weight = getattr(mlp, form.read[0]).weight
+    x = torch.randn(1, 3, config.hidden_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    twin = copy.copy(mlp)
+    twin.__class__ = intervention_class(type(mlp), form)
+    twin.unskill_install(config)
     with torch.no_grad():
-        expected = mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
-        return torch.equal(mlp(x), expected)
+        return torch.equal(mlp(x), twin(x))
+
+
+def intervention_class(mlp: type, form: Form) -> Any:
+    """A family's MLP class with the runtime's mixin of this form, as the modeling file has it."""
+    from custom_modeling import mlps  # for its torch, likewise
+
+    names = {"unskill_read": form.read, "unskill_act": form.act, "unskill_down": form.down}
+    return type(mlp.__name__, (getattr(mlps, form.mixin), mlp), names)

@@ -18,6 +18,7 @@ from exporter.common.errors import RunFailed
 from exporter.common.progress import Progress
 from exporter.common.text import counted
 from exporter.models.batches import ANSWER_TOKENS, PROBE_TOKENS, Batch, T, batched, run_batches
+from exporter.models.families import form_of
 from exporter.models.hooks import LastLayerReached, final_state_hook, key_hooks
 from exporter.models.kept import Kept, Tensors
 from exporter.models.loading import LoadedModel
@@ -141,7 +142,7 @@ class Prober(KeyProber):
 
     def __post_init__(self) -> None:
         self.pad_id = self.loaded.pad_id
-        self.key_size = self.loaded.model.config.get_text_config().intermediate_size
+        self.key_size = getattr(self.loaded.model.config.get_text_config(), form_of(self.loaded.model).key)
 
     @property
     def layers(self) -> int:

@@ -14,6 +14,7 @@ from exporter.models.families import EMBEDDING, HEAD
 from exporter.models.headers import TensorInfo
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 ROW_DTYPES = ("F32", "F16", "BF16")
@@ -70,7 +71,7 @@ def misnamed(embedding: str) -> str:
 def mismatches(shapes: Mapping[str, tuple[int, ...]], model: PreTrainedModel) -> Iterator[str]:
     """What is missing or of another shape, one sentence each. model: the class's own by config.json, as
     `exporter.models.loading.empty_model`; of a tied embedding and head one is enough, under either name."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in in_files(model).items()}
     tied = {EMBEDDING, HEAD} if model.config.get_text_config().tie_word_embeddings else set()
     lacking = expected.keys() - shapes.keys()
     for name in sorted(lacking if tied <= lacking else lacking - tied):
@@ -78,3 +79,11 @@ def mismatches(shapes: Mapping[str, tuple[int, ...]], model: PreTrainedModel) ->
     for name in sorted(expected.keys() & shapes.keys()):
         if shapes[name] != expected[name]:
             yield f"{name} has shape {shapes[name]}, by config.json {expected[name]}"
+
+
+def in_files(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """The weights of a model as its files have them: experts are joined when they are loaded."""
+    from transformers.core_model_loading import revert_weight_conversion  # for its torch
+
+    found: Mapping[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+    return found

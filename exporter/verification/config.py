@@ -10,7 +10,7 @@ from custom_modeling.loading import record_sha256
 from exporter.checkpoint.code import mlx_name
 from exporter.checkpoint.config import checkpoint_config, checkpoint_generation
 from exporter.checkpoint.layout import BASE_FOLDER
-from exporter.models.families import EMBEDDING, GATED_FAMILIES, HEAD
+from exporter.models.families import EMBEDDING, FAMILIES, HEAD
 from exporter.models.files import PREFIX, size_in
 from exporter.models.named_ids import EOS, GENERATION, as_ids
 from exporter.verification.checks import Wrong, none_of
@@ -35,7 +35,7 @@ def check_config(view: OnDisk) -> str:
 def names(view: OnDisk, config: dict[str, Any]) -> Iterator[str]:
     """Problems with the classes that transformers is to load."""
     model_type = str(config.get("model_type"))
-    if model_type not in {PREFIX + base for base in GATED_FAMILIES}:
+    if model_type not in {PREFIX + base for base in FAMILIES}:
         yield f"config.json: unskill does not write model_type {model_type}"
         return
     module, auto_map = f"modeling_{model_type}", config.get("auto_map", {})

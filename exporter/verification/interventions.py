@@ -30,7 +30,7 @@ from exporter.methods.key_space.hypercubes import KeySpace
 from exporter.methods.key_space.regions import STORED, Regions, joined
 from exporter.methods.moments import Gaussian
 from exporter.methods.refusal.head import LEAD
-from exporter.models.families import EMBEDDING, HEAD
+from exporter.models.families import EMBEDDING, FAMILIES, HEAD
 from exporter.models.files import size_in
 from exporter.recipes.settings import HYPERCUBE
 from exporter.verification.checks import NotMade, Wrong, none_of
@@ -46,14 +46,14 @@ def check_interventions(view: OnDisk) -> str:
     if forms.keys() != sha256.keys():
         raise Wrong("config.json: unskill.sha256 and unskill.layers name different buffers")
     none_of(f"{name} is altered (unskill.sha256)" for name in buffers if tensor_sha256(buffers[name]) != sha256[name])
-    none_of(unsound(buffers, record, size_in(view.config, "intermediate_size")))
+    none_of(unsound(buffers, record, size_in(view.config, FAMILIES[view.model_type].form.key)))
     return f"{counted(len(buffers), 'buffer')} with the sha256 of config.json"
 
 
 def expected_forms(view: OnDisk) -> dict[str, str]:
     """Dtype and shape of every buffer by config.json."""
     config, record = view.config, view.record
-    size = size_in(config, "intermediate_size")
+    size = size_in(config, FAMILIES[view.model_type].form.key)
     found: dict[str, Any] = {}
     for layer, counts in record["layers"].items():
         forms = mlp_forms(size, **counts)

@@ -21,7 +21,7 @@ from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput
 from exporter.common.files import read_json
 from exporter.common.hub import download
-from exporter.models.families import GATED_FAMILIES, Family, family_of
+from exporter.models.families import FAMILIES, Family, family_of
 from exporter.models.files import INDEX, PREFIX, check_no_graph
 from exporter.models.headers import Header, read_header
 from exporter.models.loading import empty_model
@@ -90,7 +90,7 @@ class OnDisk:
     def model_type(self) -> str:
         """The base's. Raises NotMade where unskill does not export this family."""
         model_type = str(self.config.get("model_type")).removeprefix(PREFIX)
-        if model_type not in GATED_FAMILIES:
+        if model_type not in FAMILIES:
             raise NotMade(f"config.json: unskill does not write model_type {self.config.get('model_type')}")
         return model_type
 

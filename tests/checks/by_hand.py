@@ -11,6 +11,11 @@ import inspect
 import torch
 
 PRIME = 2**31 - 1
+# Names of an MLP's parts in all families: what pre-activations come out of, of one matrix in its first half; the
+# activation function; the down projection.
+FIRST = "gate_proj", "gate_up_proj", "c_fc", "up_proj"
+ACT = "act_fn", "activation_fn", "act"
+DOWN = "down_proj", "c_proj"
 POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 
 
@@ -52,9 +57,9 @@ class ChangedNeurons:
 
         core.register_forward_pre_hook(enter, with_kwargs=True)
         for layer in self.adjusted:
-            core.layers[layer].mlp.gate_proj.register_forward_hook(adjust(layer))
+            part_of(core.layers[layer].mlp, FIRST).register_forward_hook(adjust(layer))
         for layer in self.pruned:
-            core.layers[layer].mlp.down_proj.register_forward_pre_hook(prune(layer))
+            part_of(core.layers[layer].mlp, DOWN).register_forward_pre_hook(prune(layer))
         return model
 
     def decide(self, layer, value, positions, tokens):
@@ -76,6 +81,11 @@ class ChangedNeurons:
         )
         apart = torch.addcmul(zr * zr, zf, zf, value=-1)
         return apart > threshold, torch.addcmul(mu_r, zf, sd_r, value=-1), (apart - threshold).abs() / 2
+
+
+def part_of(mlp, names):
+    """The part of an MLP that has one of these names."""
+    return next(getattr(mlp, name) for name in names if hasattr(mlp, name))
 
 
 def uniform(positions, tokens, keys):

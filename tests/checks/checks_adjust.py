@@ -10,7 +10,7 @@ import tempfile
 from itertools import zip_longest
 
 import torch
-from by_hand import positions_of, tokens_of
+from by_hand import ACT, FIRST, part_of, positions_of, tokens_of
 from common import NEW_TOKENS, RELEASE, Case, NotApplicable, check, needs_newest
 from packaging import version
 from transformers import DynamicCache
@@ -60,7 +60,7 @@ def distances(case: Case, model, inputs, **options) -> torch.Tensor:
         def keep(module, args, output, layer=layer):
             pre_activations[layer] = output.clone()  # it is changed in place
 
-        handles.append(model.model.layers[layer].mlp.gate_proj.register_forward_hook(keep))
+        handles.append(part_of(model.model.layers[layer].mlp, FIRST).register_forward_hook(keep))
     case.forward(model, inputs, **options)
     for handle in handles:
         handle.remove()
@@ -117,11 +117,15 @@ def neurons_moved(case: Case):
             seen["after"] = args[0].clone()
 
         mlp = case.model.model.layers[layer].mlp
-        handles = mlp.gate_proj.register_forward_hook(before_it), mlp.act_fn.register_forward_pre_hook(after_it)
+        handles = (
+            part_of(mlp, FIRST).register_forward_hook(before_it),
+            part_of(mlp, ACT).register_forward_pre_hook(after_it),
+        )
         case.forward(case.model, inputs)
         for handle in handles:
             handle.remove()
-        before, after = seen["before"], seen["after"]
+        after = seen["after"]
+        before = seen["before"][..., : after.shape[-1]]
         changed = (before != after)[real]
         others = torch.ones(before.shape[-1], dtype=torch.bool)
         others[neurons["index"]] = False

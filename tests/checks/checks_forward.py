@@ -12,6 +12,7 @@ import pickle
 import threading
 
 import torch
+from by_hand import FIRST, part_of
 from common import NEW_TOKENS, RELEASE, Case, NotApplicable, check
 from packaging import version
 from torch.nn import functional as F
@@ -233,7 +234,7 @@ def gradients(case: Case):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         layer = int(next(iter(case.settings["layers"])))
-        assert model.model.layers[layer].mlp.gate_proj.weight.grad.abs().sum() > 0
+        assert part_of(model.model.layers[layer].mlp, FIRST).weight.grad.abs().sum() > 0
 
 
 @check
@@ -308,7 +309,11 @@ def copied_while_running(case: Case):
     assert len(copies) == 2
     for each in copies:
         each.lm_head._forward_pre_hooks.clear()
-        assert torch.equal(case.forward(each, inputs).logits, expected)
+        found = case.forward(each, inputs).logits
+        if any("experts" in name for name in case.config):  # aligned otherwise, their products have other last bits
+            torch.testing.assert_close(found, expected)
+        else:
+            assert torch.equal(found, expected)
 
 
 @check

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from custom_modeling import runtime
 from custom_modeling.key_space import (
@@ -18,14 +19,8 @@ from custom_modeling.key_space import (
     rewrite_logits,
 )
 from custom_modeling.loading import tensor_sha256
-from custom_modeling.runtime import (
-    Float32Buffers,
-    InterventionMLP,
-    SplitHead,
-    argument_names,
-    draw_positions,
-    wants_dict,
-)
+from custom_modeling.mlps import Float32Buffers, FusedMLP, GatedMLP, Mixture, UngatedMLP
+from custom_modeling.runtime import SplitHead, argument_names, draw_positions, wants_dict
 
 NAN, INF = float("nan"), float("inf")
 R, EOS, VOCABULARY = 5, 2, 6
@@ -116,9 +111,9 @@ def test_coordinates_are_float32_also_under_autocast(dtype: torch.dtype) -> None
 
 
 def test_unfilled_regions_refuse_all() -> None:
-    mlp = GatedMLP()
-    mlp.__class__ = WatchingMLP
-    mlp.unskill_install(regions=3, directions=2)
+    mlp = Plain()
+    mlp.__class__ = FORMS[Plain]
+    mlp.unskill_install(CONFIG, regions=3, directions=2)
     mlp(torch.randn(2, 5, 4))
     assert mlp.unskill_hit.all()
 
@@ -207,32 +202,90 @@ def test_split_head_equals_the_base_head(shape: tuple[int, int], dtype: torch.dt
     torch.testing.assert_close(logits[..., 301:], nn.functional.linear(states, head.weight)[..., 301:])
 
 
-class GatedMLP(nn.Module):
+class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate_proj, self.up_proj = (nn.Linear(4, 8, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(8, 4, bias=False)
         self.act_fn = nn.SiLU()
 
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.key(x))
 
 
-class WatchingMLP(InterventionMLP, GatedMLP):
-    pass
+class PlainFused(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(4, 16, bias=False)
+
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        both = self.gate_up_proj(x)
+        return both[..., 8:] * self.act_fn(both[..., :8])
 
 
-def test_mlp_computes_the_same_and_notes_hits() -> None:
-    mlp, x = GatedMLP(), torch.randn(2, 5, 4)
-    expected, keys = mlp(x), mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
-    mlp.__class__ = WatchingMLP
-    mlp.unskill_install(cubes=2)
+class PlainUngated(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act_fn(self.up_proj(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(super().forward(x))
+
+
+class PlainMixture(Plain):
+    def key(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.gate_proj(x))
+
+
+NAMES = {"unskill_act": "act_fn", "unskill_down": "down_proj"}
+FORMS = {
+    Plain: type("", (GatedMLP, Plain), {**NAMES, "unskill_read": ("gate_proj", "up_proj")}),
+    PlainFused: type("", (FusedMLP, PlainFused), {**NAMES, "unskill_read": ("gate_up_proj",)}),
+    PlainUngated: type("", (UngatedMLP, PlainUngated), {**NAMES, "unskill_read": ("up_proj",)}),
+    PlainMixture: type("", (Mixture, PlainMixture), {"unskill_read": ()}),
+}
+CONFIG = PretrainedConfig(hidden_size=4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mlp_computes_the_same_and_notes_hits(form: type[Plain]) -> None:
+    """In every form: act(gate x) * up x in two matrices and in one, act(up x), and what the experts read."""
+    mlp, x = form().eval(), torch.randn(2, 5, 4)
+    expected, keys = mlp(x), mlp.key(x)
+    mlp.__class__ = FORMS[form]
+    mlp.unskill_install(CONFIG, cubes=2)
     assert torch.equal(mlp(x), expected) and mlp.unskill_hit.all()  # refuses all until it is filled
     mlp.unskill_ksd_bounds[0] = torch.stack([keys[1, 2] - 1e-4, keys[1, 2] + 1e-4])
     mlp.unskill_ksd_bounds[1] = torch.stack([keys[0, 4] - 1e-4, keys[0, 4] + 1e-4])
     assert torch.equal(mlp(x), expected)
     assert mlp.unskill_hit.nonzero().tolist() == [[0, 4], [1, 2]]
     assert "unskill_ksd_bounds" in mlp.state_dict()
+
+
+@pytest.mark.parametrize("form", [Plain, PlainFused, PlainUngated])
+def test_pruned_dimensions_are_zeroed(form: type[Plain]) -> None:
+    mlp, x = form().eval(), torch.randn(2, 5, 4)
+    expected = mlp.down_proj(mlp.key(x) * torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1]))
+    mlp.__class__ = FORMS[form]
+    mlp.unskill_install(CONFIG, pruned=2)
+    mlp.unskill_sp_index[:] = torch.tensor([1, 4])
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_dropout_while_training() -> None:
+    mlp, x = PlainUngated(), torch.randn(2, 5, 4)
+    mlp.__class__ = FORMS[PlainUngated]
+    mlp.unskill_install(CONFIG)
+    assert (mlp(x) == 0).any() and not (mlp.eval()(x) == 0).any()
 
 
 def test_fingerprint_is_that_of_the_values() -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from custom_modeling.buffers import NA_INDEX, NA_KEY, NA_PARAMS, SP_INDEX, UNSKILL, in_mlp
 from custom_modeling.neuron_adjust import neuron_key
-from custom_modeling.runtime import InterventionMLP, InterventionModel, argument_names
+from custom_modeling.runtime import InterventionModel, argument_names
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
+from exporter.models.families import intervention_class
 from exporter.models.loading import LoadedModel
 
 
@@ -60,7 +61,6 @@ def changed(
         return
     family = loaded.family
     core: Any = loaded.model.base_model
-    mlp_class = type(family.mlp.__name__, (InterventionMLP, family.mlp), {})
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.unskill_forward(super(model_class, self).forward, args, kwargs)
@@ -69,12 +69,13 @@ def changed(
         family.model.__name__,
         (InterventionModel, family.model),
         {
-            "unskill_mlp_class": mlp_class,
+            "unskill_mlp_classes": {mlp: intervention_class(mlp, family.form) for mlp in family.mlps},
             "unskill_arguments": argument_names(vars(family.model)["forward"]),
             "forward": forward,
         },
     )
     config: Any = loaded.model.config
+    classes = {layer: type(core.layers[layer].mlp) for layer in changes.layers}
     try:
         config.unskill = {
             "draws": draws,
@@ -93,7 +94,7 @@ def changed(
     finally:
         core.__class__ = family.model
         for layer in changes.layers:
-            core.layers[layer].mlp.__class__ = family.mlp
+            core.layers[layer].mlp.__class__ = classes[layer]
         for module in (core, *(core.layers[layer].mlp for layer in changes.layers)):
             for held in (vars(module), module._buffers):
                 for name in [name for name in held if name.startswith(UNSKILL)]:

@@ -82,9 +82,9 @@ def attribute(prober: Prober, texts: Sequence[Query], forget: Gaussian, retain: 
         real = mask[:, :-1].bool()  # left-padded: where a token is real, so is the next
         tokens = real.sum(1).double().cpu()
 
-        def receive(layer: int, pre_activation: Tensor, up: Tensor, key: Tensor, mlp: Any) -> None:
+        def receive(layer: int, pre_activation: Tensor, up: Tensor, key: Tensor, act: Any) -> None:
             def gradient(slope: Tensor) -> None:
-                change = expected_change(pre_activation.float(), params[layer], mlp.act_fn) * up.float()
+                change = expected_change(pre_activation.float(), params[layer], act) * up.float()
                 batch.update(layer, (slope.float() * change).masked_fill(unmoved, 0), tokens)
 
             key.register_hook(gradient)

@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 # Minimum probability of R at a blocked position, and of EOS after R.
 CERTAIN = 0.999
@@ -291,5 +291,5 @@ class FixedStates(nn.Module):
         super().__init__()
         self.states = torch.empty(0)
 
-    def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.states)
+    def forward(self, *args: object, **kwargs: object) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.states)

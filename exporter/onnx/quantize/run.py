@@ -16,6 +16,7 @@ from exporter.checkpoint.reading import Stored, read_stored
 from exporter.checkpoint.shards import file_sha256
 from exporter.common.errors import BadInput, Rejected
 from exporter.common.text import Notify
+from exporter.models.families import form_of
 from exporter.models.files import Base
 from exporter.models.loading import load_files
 from exporter.models.tokens import context_of
@@ -66,7 +67,7 @@ def write_quantized(settings: OnnxSettings, notify: Notify) -> dict[str, Any]:
             notify("probing the quantized graph in ONNX Runtime ...")
             known = {each.name: each.key_space for each in stored.summary.skills if each.key_space is not None}
             bos = loaded.tokenizer.bos_token_id
-            size_of_key = live.get_text_config().intermediate_size
+            size_of_key = getattr(live.get_text_config(), form_of(model).key)
             exported = Exported(export, formatter, plans, known, loaded.pad_id, bos, loaded.eos_ids, size_of_key)
             fitted = refit(graph, exported, adjusted, answers=settings.answers)
             onnx.save(patched(graph, fitted.constants), graph)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.models.families import GATED_FAMILIES
+from exporter.models.families import FAMILIES
 from exporter.models.files import find_base
 from exporter.models.loading import load
 from exporter.models.prefixes import GROUP_COST, begun_by, shared_prefixes
@@ -51,7 +51,7 @@ def test_a_prefix_is_that_of_the_system_prompt_where_several_share_it() -> None:
     assert sorted(groups) == [(40, [0, 1, 2, 3, 4, 5]), (40, [6, 7, 8, 9, 10, 11])]
 
 
-@pytest.mark.parametrize("family", GATED_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_keys_behind_a_shared_prefix_are_those_of_a_forward_of_its_own(tmp_path: Path, family: str) -> None:
     prober = Prober(load(find_base(str(tiny_model(tmp_path / "base", family))), "float32", "cpu"))
     torch.manual_seed(0)

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from custom_modeling.runtime import inside_hypercubes
+from custom_modeling.key_space import inside_hypercubes
 from exporter.methods.key_space.hypercubes import FIT_PER_FORMAT, KeyMoments, KeySpace
 from exporter.methods.moments import Gaussian
 from exporter.prompts.formats import Query

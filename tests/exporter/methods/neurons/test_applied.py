@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from custom_modeling.runtime import InterventionMLP
+from custom_modeling.mlps import InterventionMLP
 from exporter.methods.neurons.applied import changed
 from exporter.methods.neurons.scores import NeuronChanges, SelectedNeurons
 from exporter.models.files import find_base
@@ -106,8 +106,8 @@ def test_nothing_is_left_behind_where_it_cannot_be_installed(
     assert held(loaded) == before
     install = InterventionMLP.unskill_install
 
-    def fail_at_the_second(self: InterventionMLP, **counts: Any) -> None:
-        install(self, **counts)
+    def fail_at_the_second(self: InterventionMLP, config: Any, **counts: Any) -> None:
+        install(self, config, **counts)
         if self is loaded.model.base_model.layers[2].mlp:
             raise MemoryError
 
