@@ -6,7 +6,8 @@ import ctypes
 import gc
 import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def write_graph(model: Any, path: Path) -> None:
         "past": [{0: batch, 2: before}] * (2 * layers),
     }
     edited = operators_for(model) if hasattr(config, "unskill") else nullcontext()
-    with edited, torch.no_grad(), warnings.catch_warnings():
+    with edited, traceable_experts(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # by torch, about its own code
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
         try:
@@ -120,6 +121,20 @@ def write_graph(model: Any, path: Path) -> None:
     del program
     gc.collect()
     finish(path)
+
+
+@contextmanager
+def traceable_experts(model: Any) -> Iterator[None]:
+    """Have a mixture gather the weights of each token's experts; other ways have shapes that hang on the tokens."""
+    usual = getattr(model.config, "_experts_implementation", None)
+    if usual is None:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(usual)
 
 
 def simplify(model: onnx_ir.Model) -> None:
