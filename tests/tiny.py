@@ -115,10 +115,15 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
     path.write_text(json.dumps(change(json.loads(path.read_text())), indent=2))
 
 
-FAMILY_SIZES = {
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILY_SIZES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 8},
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": EXPERTS,
     "cohere": {"logit_scale": 0.25},
     "cohere2": {"logit_scale": 0.25, "sliding_window": 64},
 }
