@@ -207,7 +207,7 @@ def test_no_text_is_written_and_a_second_run_is_the_same(place: Path) -> None:
     [
         (('"one", "two"', '"one", "three"'), r"^pairs: 'three' must be a name of sides or of answered"),
         (("stories = [", "one = ["), r"^pairs: 'one' must be a name of sides or of answered, and of one alone"),
-        (('["story"]', '["tale"]'), r"^answered.stories: no kind 'tale'; there are budget, "),
+        (('["story"]', '["tale"]'), r"^answered.stories: no kind 'tale'; there are advice, "),
         (("forget.jsonl", "nothing.jsonl"), r"^sides.one: no such file"),
         (("column=prompt", "column=prompt,limit=3"), r"^pairs: 3 texts of 'one' are too few"),
         (('[["one", "two"], ["stories", "two"]]', "[]"), r"pairs: Tuple should have at least 1 item"),

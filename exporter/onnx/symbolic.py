@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 from unittest import mock
 
@@ -74,6 +74,8 @@ def operators_for(causal_lm: Any) -> Iterator[None]:
         ours: Any = {"adjust": adjust, "inside_hypercubes": inside_hypercubes, "rewrite_logits": rewrite_logits}
         if hasattr(runtime, "inside_regions"):  # format 1 has none
             ours["inside_regions"] = inside_regions
+        if not hasattr(runtime, "SECOND"):  # older checkpoints have no second choice at a blocked position
+            ours["rewrite_logits"] = partial(rewrite_logits, second=FORBIDDEN)
         stack.enter_context(mock.patch.multiple(runtime, **ours))
         stack.callback(share, model)
         if model.unskill_layers["adjusted"]:
@@ -116,13 +118,15 @@ def inside_regions(key: Tensor, directions: Tensor, limits: Tensor, bounds: Tens
     return reduce(torch.logical_or, hits)
 
 
-def rewrite_logits(logits: Tensor, hit: Tensor, after_refusal: Tensor, refusal_id: int, eos_id: int) -> Tensor:
-    """As `custom_modeling.key_space.rewrite_logits`, without writing into a tensor."""
+def rewrite_logits(
+    logits: Tensor, hit: Tensor, after_refusal: Tensor, refusal_id: int, eos_id: int, second: float = SECOND
+) -> Tensor:
+    """As `custom_modeling.key_space.rewrite_logits`, without writing into a tensor. second: of EOS after a hit."""
     zero = torch.zeros((), dtype=logits.dtype)
     refusal = torch.where(after_refusal, zero + SECOND, torch.where(hit, zero, zero + FORBIDDEN))
     blocked = (hit | after_refusal).unsqueeze(-1)
     others = torch.where(blocked, zero + FORBIDDEN, logits)
-    eos = torch.where(after_refusal, zero, torch.where(hit, zero + SECOND, others[..., eos_id]))
+    eos = torch.where(after_refusal, zero, torch.where(hit, zero + second, others[..., eos_id]))
     columns = {refusal_id: refusal.unsqueeze(-1), eos_id: eos.unsqueeze(-1)}
     parts, start = [], 0
     for column in sorted(columns):

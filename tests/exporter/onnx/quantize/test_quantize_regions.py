@@ -178,7 +178,7 @@ def test_the_folder_verifies_and_says_what_it_is(quantized: Quantized) -> None:
     assert f"| forget set | forget.jsonl | plain | {plain['hits']} of {plain['total']} |" in card
     shown = CliRunner().invoke(cli, ["inspect", str(folder)])
     assert shown.exit_code == 0
-    assert "".join(refitted_promise(found, "int8").split()) in "".join(shown.stdout.split())
+    assert "".join(refitted_promise(found, summary).split()) in "".join(shown.stdout.split())
 
 
 def test_what_does_not_separate_is_not_written_without_force(made: Callable[[str], Made], tmp_path: Path) -> None:
