@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
-# As most are; with parallel attention; with two kinds of masks; with biases.
-FORMS = ["llama", "cohere", "gemma3_text", "qwen2"]
+# As most are; with parallel attention; with two kinds of masks; with biases; gate and up in one matrix; no gate.
+FORMS = ["llama", "cohere", "gemma3_text", "qwen2", "phi3", "starcoder2"]
+MIXTURES = ["olmoe", "qwen3_moe"]
 
 
 def interpreter(release: str) -> Path:
@@ -35,7 +36,7 @@ def has(release: str, family: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=() if each in FORMS else pytest.mark.evidence) for each in FAMILIES]
+    "family", [pytest.param(each, marks=() if each in FORMS + MIXTURES else pytest.mark.evidence) for each in FAMILIES]
 )
 @pytest.mark.parametrize("release", RELEASES)
 def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]) -> None:
