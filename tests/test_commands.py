@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from exporter.cli.main import cli
+from exporter.models.families import FAMILIES, MIXTURE, MLX_FAMILIES
 from tests.tiny import FORGET, RETAIN, one_thread, tiny_model
 
 # What a tiny random model needs, which cannot keep everyday prompts apart, and what would reach out of the machine.
@@ -28,7 +29,8 @@ MORE = {
     "chat": ["--max-new-tokens", "4"],
 }
 # In this order each finds what it needs.
-COMMANDS = ("skills", "probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore", "push", "cache")
+COMMANDS = ("skills", "families", "probe", "export", "inspect", "verify", "evaluate", "report", "chat", "restore")
+COMMANDS += ("push", "cache")
 ONNX = ("onnx", "build-ops")
 AGAIN = ("export", "probe", "report", "restore", "onnx")
 """Commands that write what the first run has written already."""
@@ -137,6 +139,34 @@ def test_help_imports_nothing_heavy(name: str, helps: dict[str, tuple[int, str, 
     assert status == 0 and re.search(r"^Usage: ", text)
     heavy = {"torch", "transformers", "datasets", "numpy", "scipy", "huggingface_hub", "onnx", "rich"}
     assert not heavy & set(imported)
+
+
+def test_families_are_those_that_are_exported() -> None:
+    rows = {each["family"]: each for each in json.loads(run(["families", "--json"]))["families"]}
+    assert rows.keys() == FAMILIES.keys()
+    assert rows["llama"] == {
+        "family": "llama",
+        "computes": "down(act(gate x) * up x)",
+        "transformers": "4.48",
+        "methods": ["ksd", "na", "sp"],
+        "mlx_lm": True,
+    }
+    assert {name for name, each in rows.items() if each["methods"] == ["ksd"]} == {
+        name for name, family in FAMILIES.items() if family.form is MIXTURE
+    }
+    assert {name for name, each in rows.items() if each["mlx_lm"]} == MLX_FAMILIES.keys()
+    table = [re.split(r"\s*│\s*", line)[1:-1] for line in run(["families"]).splitlines() if line.startswith("│")]
+    assert table == [
+        [name, row["computes"], row["transformers"], ", ".join(row["methods"]), "yes" if row["mlx_lm"] else "no"]
+        for name, row in rows.items()
+    ]
+
+
+def test_families_need_no_torch() -> None:
+    code = "import sys; sys.argv = ['unskill', 'families']\nfrom exporter.cli.main import main\n"
+    code += "try: main()\nfinally: print({'torch', 'transformers', 'numpy'} & sys.modules.keys(), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "set()\n")
 
 
 def test_help_of_export_lists_its_flags(helps: dict[str, tuple[int, str, list[str]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_checks import load_case, run
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from exporter.common.errors import BadInput
-from exporter.models.families import FAMILIES, MIXTURE, check_modules, family_of
+from exporter.models.families import FAMILIES, MISSING, MIXTURE, check_modules, family_of
 from exporter.models.files import find_base
 from tests.tiny import Exported, one_thread, tiny_export, tiny_model
 
@@ -100,17 +101,33 @@ def test_variant(variant: str, tmp_path: Path) -> None:
 
 
 MOE = {"num_local_experts": 8, "num_experts_per_tok": 2}
+UNREAD = "mixture-of-experts layers in a form that is not read"
+LISTED = "`unskill families` lists what is supported"
 
 
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        ({"model_type": "phimoe", **MOE}, "model_type phimoe (mixture-of-experts layers)"),
-        ({"model_type": "glm4_moe", "num_experts": 60}, "model_type glm4_moe (mixture-of-experts layers)"),
-        ({"model_type": "gpt2"}, "model_type gpt2 (unsupported family)"),
-        ({"model_type": "opt"}, "model_type opt (unsupported family)"),
-        ({"model_type": "gemma3", "text_config": {}, "vision_config": {}}, "model_type gemma3 (multimodal wrapper)"),
-        ({"hidden_size": 8}, "model_type None (unsupported family)"),
+        ({"model_type": "dbrx", **MOE}, f"dbrx ({UNREAD}); {LISTED}"),
+        ({"model_type": "glm4_moe", "num_experts": 60}, f"glm4_moe ({UNREAD}); nearest by name is glm4; {LISTED}"),
+        (
+            {"model_type": "gpt_oss", **MOE},
+            f"gpt_oss ({UNREAD}): its experts have biases, and its MLPs return the router's scores too; {LISTED}",
+        ),
+        (
+            {"model_type": "gpt2"},
+            f"model_type gpt2 (unsupported family): its MLPs are not named model.layers.N.mlp; {LISTED}",
+        ),
+        (
+            {"model_type": "phi"},
+            f"phi (unsupported family): its output head has a bias; nearest by name is phi3; {LISTED}",
+        ),
+        ({"model_type": "t5", "is_encoder_decoder": True}, f"model_type t5 (not a causal language model); {LISTED}"),
+        (
+            {"model_type": "gemma3", "text_config": {}, "vision_config": {}},
+            f"model_type gemma3 (multimodal wrapper); nearest by name is gemma; {LISTED}",
+        ),
+        ({"hidden_size": 8}, f"model_type None (unsupported family); {LISTED}"),
         ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "its own modeling code (auto_map"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
         ({"model_type": "unskill_llama", "auto_map": {}}, "an unskill checkpoint already: give its base model"),
@@ -123,8 +140,24 @@ def test_refused_by_name(config: dict[str, Any], why: str, tmp_path: Path) -> No
     with pytest.raises(BadInput) as error:
         find_base(str(folder))
     assert "some-model" in str(error.value) and why in str(error.value)
-    if "(unsupported" in why or "(mixture" in why or "(multimodal" in why:
-        assert ", ".join(FAMILIES) in str(error.value)
+
+
+@pytest.mark.parametrize("family", MISSING)
+def test_what_is_said_to_keep_others_out_is_so(family: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family))
+    names, said = [name for name, _ in model.named_modules()], MISSING[family]
+    mlps = [name for name in names if re.fullmatch(r"model\.layers\.\d+\.mlp", name)]
+    assert ("head has a bias" in said) == (getattr(model.get_output_embeddings(), "bias", None) is not None)
+    if "not named" in said:
+        assert not mlps
+    elif "no modules" in said:
+        assert not [name for name in names if "mlp" in name.rpartition(".")[2]] and "fc1" in str(model)
+    elif "experts have biases" in said:
+        mlp = model.get_submodule(mlps[0]).bfloat16()
+        x = torch.empty(1, 2, model.config.hidden_size, device="meta", dtype=torch.bfloat16)
+        assert isinstance(mlp(x), tuple)
+        assert any(name.endswith("bias") for name, _ in mlp.experts.named_parameters())
 
 
 def test_a_checkpoint_is_no_base(tiny: Callable[..., Exported]) -> None:

@@ -74,6 +74,7 @@ def test_the_commands_and_the_python_that_follows(tmp_path: Path) -> None:
             "chat": ["--max-new-tokens", "8"],
             "inspect": [],
             "skills": [],
+            "families": [],
             "cache": [],
         }
         done = subprocess.run(

@@ -12,6 +12,7 @@ from exporter.cli.commands.cache import cache_command
 from exporter.cli.commands.chat import chat_command
 from exporter.cli.commands.evaluate import evaluate_command
 from exporter.cli.commands.export import export_command
+from exporter.cli.commands.families import families_command
 from exporter.cli.commands.inspect import inspect_command
 from exporter.cli.commands.onnx import build_ops_command, onnx_command
 from exporter.cli.commands.probe import probe_command
@@ -39,6 +40,7 @@ def cli(context: click.Context, /) -> None:
 
 cli.add_command(export_command)
 cli.add_command(skills_command)
+cli.add_command(families_command)
 cli.add_command(probe_command)
 cli.add_command(evaluate_command)
 cli.add_command(report_command)

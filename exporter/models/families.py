@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class Form:
     """How an MLP is written: what it computes, the runtime's mixin for it, and the names of its parts.
 
     read: the linear modules that the key comes from, that of the pre-activations first; key: name of the key's size in
-    config.json.
+    config.json; methods: those that work on it, na and ksd also together.
     """
 
     computes: str
@@ -39,12 +40,13 @@ class Form:
     act: str = "act_fn"
     down: str = "down_proj"
     key: str = "intermediate_size"
+    methods: tuple[str, ...] = ("ksd", "na", "sp")
 
 
 GATED = Form("down(act(gate x) * up x)", "GatedMLP", ("gate_proj", "up_proj"))
 FUSED = Form("down(act(gate x) * up x), gate and up in one matrix", "FusedMLP", ("gate_up_proj",), "activation_fn")
 UNGATED = Form("down(act(up x))", "UngatedMLP", ("up_proj",))
-MIXTURE = Form("a mixture of experts", "Mixture", (), "", "", "hidden_size")
+MIXTURE = Form("a mixture of experts", "Mixture", (), "", "", "hidden_size", ("ksd",))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ FAMILIES = {
     "vaultgemma": Supported(GATED, "4.57"),
 }
 
-# Those of them that mlx_lm has, and its module.
+# Those of them whose checkpoints mlx_lm takes, and its module.
 MLX_FAMILIES = {
     "cohere": "cohere",
     "cohere2": "cohere2",
@@ -112,6 +114,17 @@ MLX_FAMILIES = {
     "qwen3": "qwen3",
     "seed_oss": "seed_oss",
     "smollm3": "smollm3",
+}
+
+# By model_type: what keeps other families out, where it is known.
+MISSING = {
+    **dict.fromkeys(("codegen", "gptj", "phi"), "its output head has a bias"),
+    **dict.fromkeys(
+        ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "granitemoehybrid", "lfm2", "mpt"),
+        "its MLPs are not named model.layers.N.mlp",
+    ),
+    "gpt_oss": "its experts have biases, and its MLPs return the router's scores too",
+    "opt": "its MLPs are no modules of their own",
 }
 
 
@@ -149,12 +162,18 @@ def check_config(config: dict[str, Any], name: str) -> None:
             raise BadInput(f"MODEL {name}: config.json: {problem}")
         return
     why = "unsupported family"
-    if "text_config" in config or "vision_config" in config:
+    if config.get("is_encoder_decoder") is True:
+        why = "not a causal language model"
+    elif "text_config" in config or "vision_config" in config:
         why = "multimodal wrapper"
     elif any("expert" in key for key in config):
-        why = "mixture-of-experts layers"
-    supported = ", ".join(FAMILIES)
-    raise BadInput(f"MODEL {name} has model_type {model_type} ({why}); supported are text-only {supported}")
+        why = "mixture-of-experts layers in a form that is not read"
+    missing = f": {MISSING[str(model_type)]}" if str(model_type) in MISSING else ""
+    nearest = "".join(
+        f"; nearest by name is {each}" for each in difflib.get_close_matches(str(model_type), FAMILIES, 1)
+    )
+    said = f"has model_type {model_type} ({why}){missing}{nearest}"
+    raise BadInput(f"MODEL {name} {said}; `unskill families` lists what is supported")
 
 
 def unsound(config: dict[str, Any]) -> Iterator[str]:

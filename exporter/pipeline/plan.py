@@ -13,7 +13,7 @@ from exporter.common.files import check_apart, read_json
 from exporter.common.staging import check_target, repair
 from exporter.common.text import Notify
 from exporter.methods.refusal.token import plan_refusal
-from exporter.models.families import FAMILIES, MIXTURE
+from exporter.models.families import FAMILIES
 from exporter.models.files import check_writable, find_base, size_in
 from exporter.pipeline.inputs import check_described, check_packaged, check_recorded
 from exporter.pipeline.prompt_warnings import of_prompts
@@ -44,10 +44,11 @@ def plan(settings: ExportSettings, notify: Notify, recorded: Recorded | None = N
     check_writable(base)
     for skill in settings.skills:
         skill.layer_number(size_in(base.config, "num_hidden_layers"))
-        if skill.method != "ksd" and FAMILIES[base.config["model_type"]].form is MIXTURE:
+        form = FAMILIES[base.config["model_type"]].form
+        if not set(skill.method.split("+")) <= set(form.methods):
             raise BadInput(
-                f"--method {skill.method}: MODEL {base.name} is a mixture of experts, whose neurons are not changed, "
-                "as each token has its own: use --method ksd"
+                f"--method {skill.method}: MODEL {base.name} is {form.computes}, whose neurons are not changed, "
+                f"as each token has its own: use --method {' or '.join(form.methods)}"
             )
     if recorded is not None:
         check_recorded(recorded, base, settings.statistics, notify)

@@ -28,6 +28,8 @@ heavy = sorted({"torch", "transformers", "scipy"} & sys.modules.keys())
 print(json.dumps([found.base.name, found.token.text, [each.code for each in found.warnings], said, heavy]))
 """
 
+NEURONS = ("na", "na+ksd", "sp")
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
@@ -57,11 +59,13 @@ def test_an_export_is_planned_without_torch(base: Path, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_found_there(base: Path, tmp_path: Path) -> None:
     sources = write_prompts(tmp_path / "f.jsonl", FORGET), write_prompts(tmp_path / "r.jsonl", RETAIN)
+    experts = str(tiny_model(tmp_path / "experts", "olmoe"))
     for change, message in (
         ({"statistics": tmp_path / "none", "method": "na"}, "--statistics: no such file"),
         ({"out": base / "out"}, "must be separate folders"),
         ({"refusal": " no"}, "--refusal must not be empty"),
         ({"model": str(tmp_path / "absent")}, "absent"),
+        *(({"model": experts, "method": each}, "is a mixture of experts, .* use --method ksd$") for each in NEURONS),
     ):
         asked = {"model": str(base), "out": tmp_path / "out", **change}
         settings = one_skill(asked.pop("model"), asked.pop("out"), *sources, everyday=False, **asked)
