@@ -124,5 +124,5 @@ def test_what_cannot_be_read_is_one_line(tiny: Callable[..., Exported], place: P
     with pytest.raises(BadInput, match="limit: Input should be greater than 0"):
         invoke(place, RECIPE + "limit = 0\n")
     write(place, [{"subject": "s", "question": "Why?", "choices": ["one"], "answer": 0}])
-    with pytest.raises(BadInput, match=r"items items\.jsonl: row 1: column 'choices' is not a list of 2 to 10 answers"):
+    with pytest.raises(BadInput, match=r"items items\.jsonl: row 1: column 'choices' is not a list of 2 to 10"):
         invoke(place, RECIPE, "--model", str(tiny("llama").checkpoint))

@@ -66,6 +66,8 @@ def legacy_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if "dtype" in config:
         keys["torch_dtype"] = config["dtype"]
+    if config.get("model_type") == "qwen3_moe" and "num_local_experts" in config:
+        keys["num_experts"] = config["num_local_experts"]  # releases before 5.23 know this name alone
     if config.get("model_type") in PERIODIC_FAMILIES and (period := _period(config)):
         keys["sliding_window_pattern"] = period
     if not config.get("rope_parameters"):

@@ -12,7 +12,6 @@ import pickle
 import threading
 
 import torch
-from by_hand import FIRST, part_of
 from common import NEW_TOKENS, RELEASE, Case, NotApplicable, check
 from packaging import version
 from torch.nn import functional as F
@@ -123,6 +122,8 @@ def buffers(case: Case):
         ".double()": case.load().double(),
         ".to('cpu', float16)": case.load().to("cpu", torch.float16),
     }
+    if any("experts" in name for name in case.config) and version.parse("5.0") <= RELEASE < version.parse("5.1"):
+        del models[".double()"]  # experts of 5.0 take no float64
     for how, model in models.items():
         found = dict(model.named_buffers())
         for name, tensor in stored.items():
@@ -234,7 +235,8 @@ def gradients(case: Case):
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         layer = int(next(iter(case.settings["layers"])))
-        assert part_of(model.model.layers[layer].mlp, FIRST).weight.grad.abs().sum() > 0
+        read = next(model.model.layers[layer].mlp.parameters())  # of a mixture the router's weight
+        assert read.grad.abs().sum() > 0
 
 
 @check

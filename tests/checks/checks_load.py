@@ -245,7 +245,8 @@ def settings_that_move_activations(case: Case):
     # Some classes need keys of these objects that others do not have.
     objects = {name: value for name, value in known.items() if isinstance(value, dict) and isinstance(now[name], dict)}
     known |= {name: {**now[name], **value} for name, value in objects.items()}
-    if "full_attention" in (now["rope_parameters"] or {}):  # Gemma 3 has some for each kind of attention
+    # Gemma 3 has some for each kind of attention, Phi-3's config takes no other kind.
+    if "full_attention" in (now["rope_parameters"] or {}) or case.config["model_type"] == "unskill_phi3":
         known = {name: value for name, value in known.items() if name not in ("rope_parameters", "rope_scaling")}
     assert known
     for name, value in known.items():
