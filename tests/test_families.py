@@ -109,10 +109,9 @@ LISTED = "`unskill families` lists what is supported"
     ("config", "why"),
     [
         ({"model_type": "dbrx", **MOE}, f"dbrx ({UNREAD}); {LISTED}"),
-        ({"model_type": "glm4_moe", "num_experts": 60}, f"glm4_moe ({UNREAD}); nearest by name is glm4; {LISTED}"),
         (
-            {"model_type": "gpt_oss", **MOE},
-            f"gpt_oss ({UNREAD}): its experts have biases, and its MLPs return the router's scores too; {LISTED}",
+            {"model_type": "glm4_moe_lite", "num_experts": 60},
+            f"glm4_moe_lite ({UNREAD}); nearest by name is glm4_moe; {LISTED}",
         ),
         (
             {"model_type": "gpt2"},

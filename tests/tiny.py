@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exporter.checkpoint.config import legacy_keys
+from exporter.models.families import FAMILIES, MIXTURE
 from exporter.recipes.settings import ExportSettings
 
 CHAT_TEMPLATE = (
@@ -116,11 +117,26 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1}
+ROUTED |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+LATENT |= {"num_key_value_heads": 4}
 FAMILY_SIZES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 64, "query_pre_attn_scalar": 8},
     "granite": {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "cwm": {"sliding_window": 64},
+    "deepseek_v2": {**ROUTED, **LATENT, "topk_method": "greedy"},
+    "deepseek_v3": {**ROUTED, **LATENT},
+    "dots1": ROUTED,
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
+    "glm4_moe": ROUTED,
+    "gpt_oss": {**LOCAL, "sliding_window": 64},
+    "mixtral": LOCAL,
+    "phimoe": LOCAL,
+    "youtu": LATENT,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
     "qwen3_moe": EXPERTS,
@@ -132,8 +148,7 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
 # Where a random model tells the prompts apart best. Beside parallel attention layer 0 sees the last token alone.
 LAYER = {"cohere": 1, "cohere2": 1, "llama": 1}
 ALPHA = 5.0
-# Of what the experts read, all dimensions vary alike.
-NARROW = {"mixtral": 2.5, "olmoe": 2.5, "qwen2_moe": 2.5, "qwen3_moe": 2.5}
+NARROW = 2.5  # of what experts read, all dimensions vary alike
 # Per cent of the neurons that are adjusted or pruned: enough for the logits to show it.
 BETA = 20.0
 
@@ -157,7 +172,7 @@ class Exported:
 def tiny_export(folder: Path, model_type: str = "llama", *, method: str = "ksd", **changes: Any) -> Exported:
     """Export a tiny model, and find prompts that it blocks and others that it answers for some tokens."""
     base = tiny_model(folder / "base", model_type, chat=False, **changes)
-    cube = {"layer": LAYER.get(model_type, 0), "alpha": NARROW.get(model_type, ALPHA)}
+    cube = {"layer": LAYER.get(model_type, 0), "alpha": NARROW if FAMILIES[model_type].form is MIXTURE else ALPHA}
     if method == "ksd":
         return export_base(folder, base, **cube)
     if method == "sp":

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from exporter.models.families import FAMILIES
+from exporter.models.families import MLX_FAMILIES
 from exporter.onnx.folder import GENAI_TYPES
 from tests.exporter.onnx.conftest import Written
 from tests.exporter.onnx.consumers import (
@@ -143,7 +143,7 @@ def test_an_old_runtime(
     assert set(found["operators"]) == (ours if kernels else set())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*MLX_FAMILIES, "phi3", "starcoder2"])
 def test_family_in_genai(family: str, written: Callable[..., Written], tmp_path: Path) -> None:
     _, folder, _ = each = written(family, "ksd")
     answered([interpreter(GENAI), "-I", CHECKS / "genai_answers.py"], each, tmp_path)
@@ -170,6 +170,6 @@ def test_kernels_in_genai(written: Callable[..., Written], library: Path, tmp_pa
     assert {"KeySpaceDetect", "NeuronAdjust", "NeuronDraws"} <= used
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_IN_JS])
+@pytest.mark.parametrize("family", [family for family in MLX_FAMILIES if family not in NOT_IN_JS])
 def test_family_in_transformers_js(family: str, written: Callable[..., Written], tmp_path: Path) -> None:
     answered(node(CHECKS / "transformers_js_answers.mjs", tmp_path), written(family, "ksd"), tmp_path)
