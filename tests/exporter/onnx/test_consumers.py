@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 CHECKS = ROOT / "tests" / "checks"
 REFUSAL = "Your query is not valid"
 # transformers.js 4.3 has no class for them.
+TRIED = [*MLX_FAMILIES, "ministral", "olmo"]
 NOT_IN_JS = ("exaone4", "seed_oss")
 
 Chat = Callable[[Path, str], str]
@@ -143,7 +144,7 @@ def test_an_old_runtime(
     assert set(found["operators"]) == (ours if kernels else set())
 
 
-@pytest.mark.parametrize("family", [*MLX_FAMILIES, "phi3", "starcoder2"])
+@pytest.mark.parametrize("family", TRIED)
 def test_family_in_genai(family: str, written: Callable[..., Written], tmp_path: Path) -> None:
     _, folder, _ = each = written(family, "ksd")
     answered([interpreter(GENAI), "-I", CHECKS / "genai_answers.py"], each, tmp_path)
@@ -170,6 +171,6 @@ def test_kernels_in_genai(written: Callable[..., Written], library: Path, tmp_pa
     assert {"KeySpaceDetect", "NeuronAdjust", "NeuronDraws"} <= used
 
 
-@pytest.mark.parametrize("family", [family for family in MLX_FAMILIES if family not in NOT_IN_JS])
+@pytest.mark.parametrize("family", [family for family in TRIED if family not in NOT_IN_JS])
 def test_family_in_transformers_js(family: str, written: Callable[..., Written], tmp_path: Path) -> None:
     answered(node(CHECKS / "transformers_js_answers.mjs", tmp_path), written(family, "ksd"), tmp_path)
