@@ -98,7 +98,7 @@ FAMILIES = {
     "olmo3": Supported(GATED, "4.57"),
     "olmoe": Supported(MIXTURE, "4.48"),
     "phi3": Supported(FUSED, "4.48"),
-    "phimoe": Supported(MIXTURE, "5.0"),
+    "phimoe": Supported(MIXTURE, "5.23"),
     "qwen2": Supported(GATED, "4.48"),
     "qwen2_moe": Supported(MIXTURE, "4.48"),
     "qwen3": Supported(GATED, "4.57"),
