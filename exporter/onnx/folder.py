@@ -26,7 +26,7 @@ from exporter.common.files import write_errors, write_json
 from exporter.common.staging import Staging, repair
 from exporter.common.text import Notify
 from exporter.common.version import __version__
-from exporter.models.files import Base, check_checkpoint, find_files, size_in
+from exporter.models.files import PREFIX, Base, check_checkpoint, find_files, size_in
 from exporter.models.headers import read_header
 from exporter.models.named_ids import as_ids
 from exporter.onnx.check.self_check import Row
@@ -37,7 +37,6 @@ from exporter.onnx.settings import GRAPH, QUANTIZED, OnnxSettings
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 # The names of transformers.js for a graph's dtypes.
 JS_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int4": "q4"}
-PREFIX = "unskill_"
 # Model types that onnxruntime-genai 0.18 knows, of the supported families. It rejects all others, but derives nothing
 # from these: all it needs is in the file, so the other families are written as "llama".
 GENAI_TYPES = ("gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo", "qwen2", "qwen3", "smollm3")
@@ -149,6 +148,12 @@ def open_checkpoint(settings: OnnxSettings, notify: Notify) -> Base:
         raise BadInput(
             f"CHECKPOINT {files.name}: compat '{compat}' draws by torch's own generator, which ONNX does not have; "
             "export it without --compat"
+        )
+    if files.config.get("kv_lora_rank"):
+        family = files.config["model_type"].removeprefix(PREFIX)
+        raise BadInput(
+            f"CHECKPOINT {files.name}: model_type {family} keeps keys and values of two sizes (kv_lora_rank in "
+            "config.json), which the cache of our graphs does not have: not exported to ONNX"
         )
     return files
 
