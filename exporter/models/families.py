@@ -60,7 +60,7 @@ class Supported:
 
 # By model_type.
 FAMILIES = {
-    "apertus": Supported(UNGATED, "4.57"),
+    "apertus": Supported(UNGATED, "5.23"),
     "arcee": Supported(UNGATED, "4.57"),
     "cohere": Supported(GATED, "4.48"),
     "cohere2": Supported(GATED, "4.48"),
@@ -96,7 +96,7 @@ FAMILIES = {
     "olmo": Supported(GATED, "4.48"),
     "olmo2": Supported(GATED, "4.48"),
     "olmo3": Supported(GATED, "4.57"),
-    "olmoe": Supported(MIXTURE, "4.48"),
+    "olmoe": Supported(MIXTURE, "5.0"),
     "phi3": Supported(FUSED, "4.48"),
     "phimoe": Supported(MIXTURE, "5.23"),
     "qwen2": Supported(GATED, "4.48"),

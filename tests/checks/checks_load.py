@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from common import Case, NotApplicable, check
+from common import RELEASE, Case, NotApplicable, check
+from packaging import version
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -71,6 +72,9 @@ def loads(case: Case):
 @check
 def tokenizer_without_trust(case: Case):
     """A tokenizer runs no code of the checkpoint."""
+    rope = case.config.get("rope_parameters") or {}
+    if rope.get("rope_type") in ("llama3", "yarn", "longrope") and version.parse("5.0") < RELEASE:
+        raise NotApplicable("without the family's config class transformers cannot read this kind of rope")
     with contextlib.redirect_stdout(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(case.checkpoint)
     base = AutoTokenizer.from_pretrained(case.base, trust_remote_code=True)
