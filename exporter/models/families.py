@@ -96,7 +96,7 @@ FAMILIES = {
     "olmo": Supported(GATED, "4.48"),
     "olmo2": Supported(GATED, "4.48"),
     "olmo3": Supported(GATED, "4.57"),
-    "olmoe": Supported(MIXTURE, "5.0"),
+    "olmoe": Supported(MIXTURE, "4.48"),
     "phi3": Supported(FUSED, "4.48"),
     "phimoe": Supported(MIXTURE, "5.23"),
     "qwen2": Supported(GATED, "4.48"),
