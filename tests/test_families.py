@@ -127,6 +127,12 @@ LISTED = "`unskill families` lists what is supported"
             f"model_type gemma3 (multimodal wrapper); nearest by name is gemma; {LISTED}",
         ),
         ({"hidden_size": 8}, f"model_type None (unsupported family); {LISTED}"),
+        ({"model_type": "qwen3_moe"}, "config.json: it says none of num_experts, "),
+        ({"model_type": "qwen3_moe", "num_experts": 0}, "config.json: num_experts is 0, not a whole number above 0"),
+        (
+            {"model_type": "mixtral", **MOE, "num_experts_per_tok": 9},
+            "num_experts_per_tok is 9, and there are 8 experts",
+        ),
         ({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}, "its own modeling code (auto_map"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized (gptq)"),
         ({"model_type": "unskill_llama", "auto_map": {}}, "an unskill checkpoint already: give its base model"),

@@ -22,6 +22,8 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     "max_position_embeddings",
 )
+EXPERTS = "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"
+EXPERTS_PER_TOKEN = "num_experts_per_tok", "moe_k"
 DTYPES = ("float32", "bfloat16", "float16")
 """In which models are probed, and refusals judged."""
 
@@ -195,9 +197,14 @@ def unsound(config: dict[str, Any]) -> Iterator[str]:
     classes = config.get("architectures")
     if isinstance(classes, list) and classes and not any(str(each).endswith(CAUSAL_LM) for each in classes):
         yield f"architectures names {classes[0]}, not a language model (...{CAUSAL_LM}); give one, or mend the name"
-    for key in SIZES:
+    for key in (*SIZES, *EXPERTS, *EXPERTS_PER_TOKEN):
         if key in config and (type(config[key]) is not int or config[key] < 1):
             yield f"{key} is {reprlib.repr(config[key])}, not a whole number above 0; name the model's"
+    experts = {key: config[key] for key in EXPERTS if key in config}
+    if FAMILIES[config["model_type"]].form is MIXTURE and not experts:
+        yield f"it says none of {', '.join(EXPERTS)}; name the model's number of experts"
+    for key in (key for key in EXPERTS_PER_TOKEN if experts and config.get(key, 1) > min(experts.values())):
+        yield f"{key} is {config[key]}, and there are {min(experts.values())} experts; name the model's"
     for key in ("dtype", "torch_dtype"):
         if (dtype := config.get(key)) is not None and dtype not in DTYPES:
             yield f"{key} is {reprlib.repr(dtype)}, not {', '.join(DTYPES)}; save the model anew in one of these"

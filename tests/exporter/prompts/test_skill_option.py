@@ -131,7 +131,10 @@ def test_no_prompts_at_all() -> None:
 
 
 def test_files_that_an_export_depends_on() -> None:
-    everyday = ["everyday.jsonl", *(f"everyday/{name}.jsonl" for name in ("english", "languages", "ordinary"))]
+    everyday = [
+        "everyday.jsonl",
+        *(f"everyday/{name}.jsonl" for name in ("english", "languages", "ordinary", "wider")),
+    ]
     around = ["system_prompts.jsonl", "exchanges.jsonl"]
 
     def files(skill: SkillSettings, **settings: Any) -> list[str]:
