@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from exporter.pipeline.python import load
 from exporter.pipeline.run import export
 from tests.tiny import FORGET, RETAIN, one_skill, one_thread, tiny_model, write_prompts
 
@@ -77,3 +78,4 @@ def check(base: Path, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             else:
                 assert torch.equal(ours[..., : theirs.shape[-1]], theirs)
         assert least <= refused <= most
+    assert [each.blocked_after for each in load(tmp_path / "out").explain(FORGET[HELD_OUT[0]])] == [0]

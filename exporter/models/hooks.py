@@ -55,8 +55,11 @@ def key_hooks(
 @contextmanager
 def pre_activation_hooks(model: PreTrainedModel, receive: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call receive(layer, pre-activations (batch, positions, d_ff)) at every MLP, before interventions, which change
-    them in place: do not keep them."""
+    them in place: do not keep them. Mixtures of experts have none that all tokens share."""
     form = form_of(model)
+    if form is MIXTURE:
+        yield
+        return
 
     def tap(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, inputs, output: receive(layer, gate_of(output, form))

@@ -20,7 +20,6 @@ from exporter.evaluation.generation import Generation
 from exporter.evaluation.items import Item
 from exporter.evaluation.records import Result
 from exporter.methods.neurons.texts import counted_tokens
-from exporter.models.families import form_of
 from exporter.models.files import find_base
 from exporter.models.hooks import pre_activation_hooks
 from exporter.models.loading import LoadedModel, load, load_checkpoint
@@ -107,8 +106,8 @@ def adjusted_places(loaded: LoadedModel) -> dict[int, Tensor]:
 
 def some_weights(model: Any) -> Tensor:
     """Some of the weights, which no intervention changes."""
-    first = getattr(model.base_model.layers[-1].mlp, form_of(model).read[0])
-    return torch.as_tensor(first.weight[:4]).detach().float().cpu().clone()
+    first = next(model.base_model.layers[-1].mlp.parameters())
+    return torch.as_tensor(first[:4]).detach().float().cpu().clone()
 
 
 def neuron_gaussian(
