@@ -92,7 +92,7 @@ FAMILIES = {
     "ministral": Supported(GATED, "4.57"),
     "ministral3": Supported(GATED, "5.0"),
     "mistral": Supported(GATED, "4.48"),
-    "mixtral": Supported(MIXTURE, "5.0"),
+    "mixtral": Supported(MIXTURE, "5.23"),
     "nanochat": Supported(replace(UNGATED, read=("fc1",), act="activation_fn", down="fc2"), "5.0"),
     "nemotron": Supported(UNGATED, "4.48"),
     "olmo": Supported(GATED, "4.48"),
