@@ -34,7 +34,7 @@ FITTED_AFTER = 2
 FIT, REPORT = "fit", "report"
 DEAL = (FIT, FIT, REPORT, FIT, FIT, FIT, REPORT, FIT, FIT, REPORT)
 """The parts in turn: 70 % to fit and set the threshold, 30 % to report. So is dealt what surrounds prompts."""
-PLAIN_SHARES = 0.5, 0.7, 1.0
+PLAIN_SHARES = 0.35, 0.7, 1.0
 """Share that plain messages may take of a part's forget prompts, prompts to be answered, and messages after a refusal.
 Every other kind of turn needs hundreds to fit on; the bound on false blocks needs many different prompts."""
 
