@@ -1,4 +1,4 @@
-"""What docs/python.md shows is run as it stands there, on a tiny model and few prompts."""
+"""What docs/python.md and examples/notebook.ipynb show is run as it stands there, on a tiny model and few prompts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 from tests.tiny import FORGET, RETAIN, tiny_model, write_prompts
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # A random model does not tell the packaged prompts apart, so that no maths would be refused; these it does.
 SKILLS = 'skills=["maths"]'
@@ -43,6 +45,7 @@ def replaced(code: str, stand_ins: dict[str, str]) -> str:
     return code
 
 
+@pytest.mark.slow
 def test_the_page(folder: Path) -> None:
     """All of its blocks, in one process."""
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -59,3 +62,38 @@ def test_the_page(folder: Path) -> None:
     assert re.search(r"forget\.jsonl +plain +None +[1-9]\d* +10 ", done.stdout)
     assert "\nTrue\n{'hits': 0, 'total': 2, " in done.stdout
     assert (folder / "no-maths" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell in its order, in a kernel, with questions that a tiny model tells apart."""
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(folder / name))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    first, *others = (number for number, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    export, *_ = (number for number in others if "unskill.export(" in notebook.cells[number].source)
+    for number, stand_ins in {first: {MODEL: "tiny"}, export: {SKILLS: FEW}}.items():
+        notebook.cells[number].source = replaced(notebook.cells[number].source, stand_ins)
+    questions = new_code_cell(f"questions = {[FORGET[0], RETAIN[0]]!r}")
+    notebook.cells.insert(first + 1, questions)
+    NotebookClient(notebook, timeout=90, resources={"metadata": {"path": str(folder)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    results = [output["data"] for output in shown if output["output_type"] == "execute_result"]
+    text = "".join(output["text"] for output in shown if output.get("name") == "stdout")
+    chart, explained = (data["text/html"] for data in results)
+    assert '"source": "forget.jsonl", "kind": "all"' in chart and "vega" in chart
+    assert re.findall(r"<td>(True|False)</td>", explained) == ["True", "False"]
+    assert text.endswith(f"{FORGET[0]}\n  Your query is not valid\n\n{RETAIN[0]}\n  unchanged\n\n")
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def test_the_links_of_the_notebook_lead_somewhere() -> None:
+    text = "".join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "markdown")
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert linked and [name for name in linked if not (NOTEBOOK.parent / name).is_file()] == []
