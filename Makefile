@@ -23,7 +23,7 @@ GENAI := build/genai
 MLX   := build/mlx
 ORT   := build/ort-1.20.1
 VLLM  := build/vllm
-PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs examples
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples
 
 # Wheels that are opened for the model and the data in them and never installed: of what they depend on nothing is
 # needed, and one of reasoning-gym's dependencies comes as C source only.

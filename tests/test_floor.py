@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -42,6 +43,13 @@ def test_every_floor_is_tested(text: str) -> None:
 def test_python_is_the_tested_one() -> None:
     assert PROJECT["requires-python"] == ">=3.11"
     assert "(3, 11)" in (ROOT / "Makefile").read_text()
+    prefix = "Programming Language :: Python :: 3."
+    assert [each for each in PROJECT["classifiers"] if each.startswith(prefix)] == [f"{prefix}11"]
+    assert "(Python 3.11, Linux)" in (ROOT / "constraints.txt").read_text()
+    for name in ("ci.yml", "release.yml"):
+        jobs = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())["jobs"].values()
+        steps = [step for job in jobs for step in job["steps"] if "setup-python" in step.get("uses", "")]
+        assert [step["with"]["python-version"] for step in steps] == ["3.11"], name
 
 
 @pytest.mark.slow
