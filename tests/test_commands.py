@@ -169,8 +169,18 @@ def test_families_need_no_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "set()\n")
 
 
-def test_help_of_export_lists_its_flags(helps: dict[str, tuple[int, str, list[str]]]) -> None:
-    assert "--forget" in helps["export"][1]
+def test_help_of_export_fits_a_screen_and_has_five_flags(helps: dict[str, tuple[int, str, list[str]]]) -> None:
+    text = helps["export"][1]
+    assert len(text.splitlines()) <= 40
+    flags = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)
+    assert flags == ["--skill", "--forget", "--retain", "--describe", "--recipe", "--help-all", "--help"]
+
+
+def test_help_all_of_export_has_every_flag_once() -> None:
+    done = CliRunner().invoke(cli, ["export", "--help-all"])
+    shown = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", done.stdout, re.MULTILINE)
+    options = [each for each in cli.commands["export"].params if isinstance(each, click.Option)]
+    assert done.exit_code == 0 and sorted(shown) == sorted([*(each.opts[0] for each in options), "--help"])
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("--version",), ("inspect", "MODEL")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,47 @@ def _option(setting: Setting) -> Callable[[Any], Any]:
 
 def _split_commas(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+
+
+class Grouped(click.Command):
+    """A command with many options: --help shows the first group of them, --help-all every group.
+
+    groups: flags by the group's name; every option but those of the help is in one.
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups
+        self.params.append(
+            click.Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=self._show_all,
+                help="Show all options and exit.",
+            )
+        )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        by_flag = {flag: each for each in self.get_params(ctx) for flag in each.opts}
+        (first, basic), *others = self.groups.items()
+        shown = self.groups if ctx.meta.get(__name__) else {first: basic}
+        for name, flags in {**shown, "Help": ("--help-all", "--help")}.items():
+            with formatter.section(name):
+                formatter.write_dl([by_flag[flag].get_help_record(ctx) or ("", "") for flag in flags])
+        if shown is not self.groups:
+            count = sum(len(flags) for _, flags in others)
+            names = ", ".join(name.lower() for name, _ in others)
+            formatter.write_paragraph()
+            formatter.write_text(f"{count} more options ({names}): {ctx.command_path} --help-all")
+
+    @staticmethod
+    def _show_all(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[__name__] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
 
 
 recipe = options(

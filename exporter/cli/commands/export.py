@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli.commands.push import show_push
-from exporter.cli.options import OUT, as_json, options_of, recipe
+from exporter.cli.options import OUT, Grouped, as_json, options_of, recipe
 from exporter.cli.output import echo_json, messages
 from exporter.common.errors import BadInput, Interrupted, Rejected, RunFailed, UnskillError
 from exporter.common.files import sibling
@@ -24,7 +24,26 @@ if TYPE_CHECKING:
     from exporter.recipes.recorded import Recorded
 
 
-@click.command("export", short_help="Write a checkpoint that no longer shows a skill.")
+GROUPS = {
+    "Basic": ("--skill", "--forget", "--retain", "--describe", "--recipe"),
+    "Skill and prompts": (
+        *("--name", "--not", "--save-prompts", "--read-prompts", "--generator", "--everyday", "--everyday-without"),
+        *("--refusal", "--prompt-template", "--formats", "--system-prompt", "--template-args"),
+        *("--skip-long", "--data"),
+    ),
+    "Limits": ("--target-block-rate", "--max-false-block", "--max-near-miss", "--max-retain-loss", "--force"),
+    "Methods": ("--method", "--region", "--layer", "--alpha", "--beta", "--score", "--effort"),
+    "Machine": ("--dtype", "--device", "--batch-size", "--threads", "--seed", "--cache"),
+    "Output": (
+        *("--dry-run", "--overwrite", "--quiet", "--json", "--verbose", "--figures", "--onnx", "--push", "--public"),
+        *("--base-model", "--revision", "--link", "--fingerprints"),
+    ),
+    "Research": ("--draws", "--compat", "--statistics"),
+}
+"""The options as --help shows them."""
+
+
+@click.command("export", cls=Grouped, groups=GROUPS, short_help="Write a checkpoint that no longer shows a skill.")
 @click.argument("model", required=False)
 @click.argument("out", required=False, type=OUT)
 @options_of(SkillSettings)
