@@ -17,7 +17,8 @@ from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.verification.run import VerifySettings
 from tests.corruptions import CORRUPTIONS, INDEX, Corruption, remake_hashes, try_one
-from tests.damage import code_of, config, copy_of, edit, edit_code, first, mlx_of, put, set_, shorter, text_edit
+from tests.damage import code_of, config, copy_of, edit, edit_code, mlx_of, put, set_, text_edit
+from tests.damage_weights import first, shorter
 from tests.exporter.verification.checking import checks, results
 from tests.fresh_loading import FreshLoading
 from tests.tiny import Exported, export_base, tiny_export, tiny_model
