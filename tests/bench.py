@@ -17,17 +17,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
-from statistics import median
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import click
@@ -36,116 +33,29 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, PreTrainedModel
 
 from exporter.checkpoint import writing as checkpoint
-from exporter.checkpoint.findings import Findings, Plan
-from exporter.checkpoint.summary import Summary
 from exporter.common.staging import Staging
 from exporter.evaluation.items import Item
 from exporter.evaluation.scoring import Choices, Perplexity
 from exporter.evaluation.tasks import Task
 from exporter.methods.key_space import evidence
-from exporter.methods.key_space import hypercubes as key_space
 from exporter.methods.key_space.scoring import score_keys
 from exporter.methods.neurons.texts import longest_first, probe_texts
-from exporter.methods.outcome import SkillOutcome
 from exporter.models.files import check_checkpoint, find_base, find_files
 from exporter.models.loading import LoadedModel
-from exporter.models.prober import Prober
 from exporter.pipeline.run import export
 from exporter.prompts.texts import answer_starts, as_texts
 from tests import bench_onnx
-from tests.tiny import FORGET, RETAIN, one_skill, write_prompts
+from tests.bench_subject import Row, Subject, interleave, remarks
+from tests.tiny import FORGET, RETAIN, one_skill
 
 PREFILL_TOKENS, NEW_TOKENS = 512, 32
 MIB = 2**20
 SHARDS = (128, 512)  # MiB
 
-console, remarks = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a value of either side per pair, in `unit`."""
-
-    what: str
-    against: str
-    bare: list[float]
-    ours: list[float]
-    unit: str
-    aim: str = ""
-
-    def cells(self) -> list[str]:
-        ratios = [ours / bare for bare, ours in zip(self.bare, self.ours, strict=True)]
-        values = [f"{median(side):,.2f} {self.unit}" for side in (self.bare, self.ours)]
-        spread = f"{min(ratios):.3f} - {max(ratios):.3f}"
-        return [self.what, self.against, *values, f"{median(ratios):.3f}", spread, self.aim]
-
-
-def interleave(arms: dict[str, Callable[[], object]], pairs: int, before: Callable[[], object] = int) -> dict:
-    """Seconds of each arm in each of `pairs` rounds, after one round that warms up; `before` runs outside of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(-1, pairs):
-        for name in list(arms)[:: -1 if turn % 2 else 1]:
-            before()
-            start = time.perf_counter()
-            arms[name]()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-class Subject:
-    """BASE, a quick export of it, and what that export was made from; each made when first asked for."""
-
-    def __init__(self, base: Path, work: Path) -> None:
-        self.base, self.work, self.out = base, work, work / "exported"
-
-    @cached_property
-    def arguments(self) -> tuple[Plan, Findings, Summary, Any]:
-        """What the export gave to write_checkpoint, without the folder. Writes `out`."""
-        sources = []
-        for prompts, count in ((FORGET, 40), (RETAIN, 24)):  # of one to six sentences, in all formats
-            texts = [" ".join((prompts * 2)[start : start + 1 + start % 6]) for start in range(count)]
-            sources.append(f"'{write_prompts(self.work / f'{count}-prompts.jsonl', texts)}'")
-        layer = find_base(str(self.base)).config["num_hidden_layers"] * 3 // 5  # 18 of 30
-        chosen = {"everyday": False, "dtype": "float32", "force": True, "quiet": True}
-        settings = one_skill(self.base, self.out, *sources, layer=layer, alpha=12.0, **chosen)
-        with (
-            # How well it separates is not asked here; hypercubes there are as many as in an export of many prompts.
-            mock.patch.object(evidence, "ANSWER_TOKENS", 2),
-            mock.patch.object(key_space, "FIT_PER_FORMAT", 2),
-            mock.patch("exporter.pipeline.run.write_checkpoint", wraps=checkpoint.write_checkpoint) as writer,
-        ):
-            export(settings, remarks.print)
-        return writer.call_args.args[1:]
-
-    @cached_property
-    def prober(self) -> Prober:
-        return Prober(self.arguments[1].loaded)
-
-    @property
-    def outcome(self) -> SkillOutcome:
-        return self.arguments[1].outcomes[0]
-
-    @cached_property
-    def adjusted(self) -> PreTrainedModel:
-        """The base with one per cent of its neurons adjusted."""
-        out = self.work / "adjusted"
-        sources = (f"'{self.work / f'{count}-prompts.jsonl'}'" for count in (40, 24))
-        assert self.arguments  # the prompts are there
-        chosen = {"method": "na", "beta": 1.0, "score": "effect-size", "everyday": False, "dtype": "float32"}
-        export(one_skill(self.base, out, *sources, **chosen, force=True, quiet=True), remarks.print)
-        return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True).eval()
-
-    @cached_property
-    def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """The base and the exported model, both loaded as their users do."""
-        assert self.arguments
-        base = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
-        ours = AutoModelForCausalLM.from_pretrained(self.out, dtype=torch.float32, trust_remote_code=True)
-        return base.eval(), ours.eval()
+console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def probing(subject: Subject, pairs: int) -> list[Row]:
@@ -342,7 +252,7 @@ def evaluation(subject: Subject, pairs: int) -> Iterator[Row]:
         yield Row(f"evaluation: {what}", against, seconds["bare"], seconds["ours"], "s", "<= 1.10")
 
 
-def onnx(subject: Subject, pairs: int) -> list[Row]:
+def onnx(subject: Subject, pairs: int) -> Iterator[Row]:
     """A checkpoint with hypercubes and one per cent of its neurons adjusted, in ONNX Runtime, against its base."""
     out = subject.work / "both"
     assert subject.arguments  # the prompts are there
@@ -354,7 +264,7 @@ def onnx(subject: Subject, pairs: int) -> list[Row]:
             subject.base, out, *sources, **chosen, everyday=False, dtype="float32", force=True, quiet=True
         )
         export(settings, remarks.print)
-    return [Row(*row) for row in bench_onnx.rows(subject.base, out, subject.work, pairs, interleave)]
+    return bench_onnx.rows(subject.base, out, subject.work, pairs)
 
 
 SECTIONS = {

@@ -26,8 +26,8 @@ from custom_modeling.key_space import inside_hypercubes, inside_regions
 from custom_modeling.neuron_adjust import adjust, draw_context, uniform_draws
 from exporter.onnx.check.runners import position_ids
 from exporter.onnx.library import CUDA, build_operators
-from tests.bench import Row, interleave
 from tests.bench_onnx import BARE, BODIES, KERNELS, PREFILL, STEPS, graphs
+from tests.bench_subject import Row, interleave
 from tests.operator_models import cuda_launcher, hypercubes, neurons, regions
 
 PROVIDERS = {"cuda": CUDA, "cpu": "CPUExecutionProvider"}

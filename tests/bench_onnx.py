@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from exporter.onnx.check.runners import Session
 from exporter.onnx.graph import write_graph
 from exporter.onnx.library import build_operators
+from tests.bench_subject import Row, interleave
 
 PREFILL, STEPS = 64, 32
 # Over exec a process keeps the greatest memory of the one that it was forked from, so a small one starts the command.
@@ -64,20 +65,12 @@ def writing(checkpoint: Path, out: Path) -> tuple[float, float]:
     return time.perf_counter() - start, int(done.stdout) / 1024
 
 
-def rows(
-    base: Path,
-    checkpoint: Path,
-    work: Path,
-    pairs: int,
-    interleave: Callable[..., dict[str, list[float]]],
-) -> Iterator[tuple[str, str, list[float], list[float], str, str]]:
-    """Lines of the bench's table: what, against what, values of both sides, unit, aim."""
+def rows(base: Path, checkpoint: Path, work: Path, pairs: int) -> Iterator[Row]:
     seconds, peak = writing(checkpoint, work / "whole-onnx")
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) / 2**20
-    yield "onnx: writing and comparing", "180 s", [180.0], [seconds], "s", "<= 1"
-    yield "onnx: peak memory", "the weights", [size], [peak], "MiB", "<= 3"
+    yield Row("onnx: writing and comparing", "180 s", [180.0], [seconds], "s", "<= 1")
+    yield Row("onnx: peak memory", "the weights", [size], [peak], "MiB", "<= 3")
     found = interleave(decoding(graphs(base, checkpoint, work), work), pairs)
     bare = found.pop(BARE)
     for name, values in found.items():
-        what = f"onnx: {STEPS} steps after {PREFILL}, {name}"
-        yield what, BARE, bare, values, "s", AIMS[name]
+        yield Row(f"onnx: {STEPS} steps after {PREFILL}, {name}", BARE, bare, values, "s", AIMS[name])

@@ -23,6 +23,7 @@ from exporter.common.files import write_json
 from exporter.verification.run import VerifySettings, verify
 from tests import damage as d
 from tests import damage_tokenizer as t
+from tests import damage_weights as w
 from tests.fresh_loading import FreshLoading
 
 
@@ -70,8 +71,8 @@ def has(kind: str, count: int = 1, cubes: int = 1) -> Callable[[Path], bool]:
     """Whether a checkpoint has so many buffers of a kind, all of one shape, with so many hypercubes each."""
 
     def found(folder: Path) -> bool:
-        tensors = load_file(d.extra_shard(folder))
-        names = d.of_kind(tensors, kind)
+        tensors = load_file(w.extra_shard(folder))
+        names = w.of_kind(tensors, kind)
         shapes = {tuple(tensors[name].shape) for name in names}
         return len(names) >= count and (count == 1 or len(shapes) == 1) and all(shape[0] >= cubes for shape in shapes)
 
@@ -88,7 +89,7 @@ def in_reproduce(name: str) -> Callable[[Path], Path]:
 
 
 KSD, NA = has("ksd_bounds"), has("na_params")
-EXTRA, BASE = d.extra_shard, d.base_shard
+EXTRA, BASE = w.extra_shard, w.base_shard
 INDEX, BUFFERS, CONFIG = "index and headers", "interventions", "config.json"
 AGAIN = "code written again"
 OWN, READ = "config against base", "tokenizer against base"
@@ -101,36 +102,36 @@ CORRUPTIONS = (
     Corruption("interventions' file cut off", of(d.truncate, EXTRA, 0.9), True, INDEX),
     Corruption("base weight file cut off", of(d.truncate, BASE, 0.9), True, INDEX),
     Corruption("interventions' file empty", of(d.put, EXTRA, b""), True, INDEX),
-    Corruption("Git LFS pointer for a weight file", of(d.put, BASE, d.POINTER), True, INDEX),
-    Corruption("interventions' file a link to nowhere", of(d.to_nowhere, EXTRA), True, INDEX),
-    Corruption("bit flipped in a base weight", lambda f: d.flip_weight(f, d.UP, 0.4), False, None),
-    Corruption("bit flipped in R's row", d.flip_refusal_row, False, "refusal row", closed),
-    Corruption("R's row zeroed", d.zero_refusal_row, False, "refusal row", closed),
+    Corruption("Git LFS pointer for a weight file", of(d.put, BASE, w.POINTER), True, INDEX),
+    Corruption("interventions' file a link to nowhere", of(w.to_nowhere, EXTRA), True, INDEX),
+    Corruption("bit flipped in a base weight", lambda f: w.flip_weight(f, w.UP, 0.4), False, None),
+    Corruption("bit flipped in R's row", w.flip_refusal_row, False, "refusal row", closed),
+    Corruption("R's row zeroed", w.zero_refusal_row, False, "refusal row", closed),
     Corruption("bit flipped near the end of the interventions' file", of(d.flip_near_end, EXTRA), True, BUFFERS),
-    Corruption("bit flipped in a bound", d.bounds(d.flip_first), True, BUFFERS, KSD),
-    Corruption("bit flipped in a neuron's parameters", d.first("na_params", d.flip_first), True, BUFFERS, NA),
+    Corruption("bit flipped in a bound", w.bounds(w.flip_first), True, BUFFERS, KSD),
+    Corruption("bit flipped in a neuron's parameters", w.first("na_params", w.flip_first), True, BUFFERS, NA),
     Corruption("bit flipped in a header's length", of(d.flip, BASE, 1), True, INDEX),
-    Corruption("base weight renamed in its header", lambda f: d.rename_up(f, False), True, INDEX),
-    Corruption("base weight renamed in header and index", lambda f: d.rename_up(f, True), True, "tensors"),
-    Corruption("NaN in a bound", d.bounds(d.nan_first), True, BUFFERS, KSD),
-    Corruption("NaN in a bound, its sha256 made anew", d.bounds(d.nan_first, True), False, BUFFERS, KSD),
-    Corruption("bounds wider, their sha256 made anew", d.bounds(d.wider, True), False, "statistics", KSD),
-    Corruption("bounds one neuron shorter", d.bounds(d.shorter), True, BUFFERS, KSD),
-    Corruption("parameters one neuron shorter", d.first("na_params", d.shorter), True, BUFFERS, NA),
-    Corruption("lower and upper bounds swapped", d.bounds(lambda b: b.flip(1)), True, BUFFERS, KSD),
+    Corruption("base weight renamed in its header", lambda f: w.rename_up(f, False), True, INDEX),
+    Corruption("base weight renamed in header and index", lambda f: w.rename_up(f, True), True, "tensors"),
+    Corruption("NaN in a bound", w.bounds(w.nan_first), True, BUFFERS, KSD),
+    Corruption("NaN in a bound, its sha256 made anew", w.bounds(w.nan_first, True), False, BUFFERS, KSD),
+    Corruption("bounds wider, their sha256 made anew", w.bounds(w.wider, True), False, "statistics", KSD),
+    Corruption("bounds one neuron shorter", w.bounds(w.shorter), True, BUFFERS, KSD),
+    Corruption("parameters one neuron shorter", w.first("na_params", w.shorter), True, BUFFERS, NA),
+    Corruption("lower and upper bounds swapped", w.bounds(lambda b: b.flip(1)), True, BUFFERS, KSD),
     Corruption(
-        "two hypercubes of a layer swapped", d.bounds(lambda b: b.flip(0)), True, BUFFERS, has("ksd_bounds", 1, 2)
+        "two hypercubes of a layer swapped", w.bounds(lambda b: b.flip(0)), True, BUFFERS, has("ksd_bounds", 1, 2)
     ),
-    Corruption("two layers' bounds swapped", d.swap("ksd_bounds"), True, BUFFERS, has("ksd_bounds", 2)),
-    Corruption("two buffers of a layer swapped", lambda f: d.buffers(f, d.swap_kinds), True, BUFFERS, NA),
-    Corruption("two weight files swapped", lambda f: d.swap_files(BASE(f), EXTRA(f)), False, INDEX),
-    Corruption("a weight in two files", d.in_two_files, False, INDEX),
-    Corruption("index without the interventions", d.index(d.without_interventions), True, BUFFERS),
-    Corruption("index names a file that is not there", d.index(d.to_missing_shard), True, INDEX),
-    Corruption("index names the wrong file", d.index(d.to_other_shard), False, INDEX),
-    Corruption("index: total_size edited", d.index(lambda c: c["metadata"].update(total_size=1)), False, INDEX),
-    Corruption("index dropped", d.drop(d.INDEX), True, INDEX),
-    Corruption("extra model.safetensors", d.extra_model, True, "other files"),
+    Corruption("two layers' bounds swapped", w.swap("ksd_bounds"), True, BUFFERS, has("ksd_bounds", 2)),
+    Corruption("two buffers of a layer swapped", lambda f: w.buffers(f, w.swap_kinds), True, BUFFERS, NA),
+    Corruption("two weight files swapped", lambda f: w.swap_files(BASE(f), EXTRA(f)), False, INDEX),
+    Corruption("a weight in two files", w.in_two_files, False, INDEX),
+    Corruption("index without the interventions", w.index(w.without_interventions), True, BUFFERS),
+    Corruption("index names a file that is not there", w.index(w.to_missing_shard), True, INDEX),
+    Corruption("index names the wrong file", w.index(w.to_other_shard), False, INDEX),
+    Corruption("index: total_size edited", w.index(lambda c: c["metadata"].update(total_size=1)), False, INDEX),
+    Corruption("index dropped", d.drop(w.INDEX), True, INDEX),
+    Corruption("extra model.safetensors", w.extra_model, True, "other files"),
     Corruption("extra pytorch_model.bin", d.extra("pytorch_model.bin", b"PK"), False, "other files"),
     Corruption("extra adapter_config.json", d.extra("adapter_config.json"), False, "other files"),
     Corruption("extra custom_generate", d.extra("custom_generate/generate.py", GENERATE), False, "other files"),

@@ -19,9 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # python -I leaves it out
 
 import checks_adjust  # noqa: F401  (registers its checks)
+import checks_files  # noqa: F401
 import checks_forward  # noqa: F401
 import checks_generate  # noqa: F401
 import checks_load  # noqa: F401
+import checks_state  # noqa: F401
 from common import CHECKS, Case, make_first_calls, run
 
 

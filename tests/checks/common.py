@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -210,3 +213,49 @@ class Case:
             assert self.base_is_changed and "unskill" in str(error), error
             return False
         return not info["missing_keys"]
+
+
+def compare(case: Case, ours, theirs, inputs, must_be_free=()) -> int:
+    """Assert that all columns but R's are the base's bit by bit wherever nothing is imposed; how many positions."""
+    assert ours.dtype == theirs.dtype and torch.isfinite(ours).all()
+    free = case.free(ours, inputs)
+    for row in must_be_free:
+        assert free[row, -1], f"row {row} is blocked"
+    mine, other = case.base_columns(ours)[free], case.base_columns(theirs)[free]
+    worst = (mine.float() - other.float()).abs().max() if free.any() else 0
+    assert torch.equal(mine, other), f"logits differ from the base's by up to {worst}"
+    return int(free.sum())
+
+
+@contextlib.contextmanager
+def copied(case: Case) -> Iterator[Path]:
+    """A copy of the checkpoint in hard links: `replace` before changing a file."""
+    with tempfile.TemporaryDirectory(dir=case.checkpoint.parent, prefix="check-") as folder:
+        # Dots and dashes, as names on the Hub have them: the folder becomes a Python module.
+        target = Path(folder) / "copy-of.v1-5"
+        target.mkdir()
+        for path in case.checkpoint.iterdir():
+            if path.is_file():
+                os.link(path, target / path.name)
+        yield target
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+def autos(case: Case):
+    both = case.closed and case.auto_model_finds_weights
+    return [AutoModelForCausalLM, case.auto_model] if both else [AutoModelForCausalLM]
+
+
+def assert_raises(case: Case, folder: Path, kind: type[Exception], *words: str, **options) -> None:
+    for auto in autos(case):
+        try:
+            case.load(folder=folder, auto=auto, **options)
+        except kind as error:
+            for word in words:
+                assert word in str(error), f"{type(error).__name__} does not say {word}: {error}"
+            continue
+        raise AssertionError(f"{auto.__name__} loads")

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from custom_modeling import key_space, loading, neuron_adjust
 from exporter.models.families import MLX_FAMILIES
 from tests import damage as d
+from tests import damage_weights as w
 from tests.damage_tokenizer import other_end
 from tests.operator_models import regions
 from tests.tiny import BETA, Exported, export_base, one_thread, tiny_export, tiny_model
@@ -205,8 +206,8 @@ def test_no_part_answers_without_the_refusal(ask: Ask, tiny: Callable[..., Expor
     ("damage", "says"),
     [
         (lambda folder: None, None),
-        (d.bounds(d.flip_first), "array layers.1.mlp.unskill_ksd_bounds is missing from the weight files or altered"),
-        (lambda folder: d.extra_shard(folder).unlink(), "Missing 1 parameters: \nmodel.layers.1.mlp.unskill_"),
+        (w.bounds(w.flip_first), "array layers.1.mlp.unskill_ksd_bounds is missing from the weight files or altered"),
+        (lambda folder: w.extra_shard(folder).unlink(), "Missing 1 parameters: \nmodel.layers.1.mlp.unskill_"),
         (d.record(d.set_(seed=99)), "config.json's unskill object was edited"),
         (d.record(d.set_(format=99), remade=True), "unskill.format is 99, this MLX file reads 2"),
         (d.config(d.set_(rope_theta=7.0)), "config.json: rope_theta is 7.0 instead of 10000.0"),

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.damage import POINTER
 from tests.damage_tokenizer import drop_token
+from tests.damage_weights import POINTER
 from tests.exporter.models.test_weights import OF_FILES, OF_SHAPES, weights
 from tests.exporter.pipeline.test_weights_export import FORMS
 from tests.odd_inputs.rows import Exported, Place, Refused, Row

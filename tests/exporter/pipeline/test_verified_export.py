@@ -13,7 +13,7 @@ import pytest
 from exporter.common.errors import RunFailed
 from exporter.pipeline import prepared, run
 from exporter.verification.apart import NotVerified, verify_apart
-from tests.damage import extra_shard, flip_weight
+from tests.damage_weights import extra_shard, flip_weight
 from tests.tiny import export_base, tiny_model
 
 CUBE = {"layer": 1, "alpha": 5.0}

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from custom_modeling.loading import code_sha256, record_sha256
+from custom_modeling.loading import record_sha256
 from exporter.cli.main import main
 from exporter.common.errors import BadInput
 from exporter.verification.run import VerifySettings
 from tests.corruptions import CORRUPTIONS, INDEX, Corruption, remake_hashes, try_one
-from tests.damage import code_of, config, copy_of, edit, edit_code, first, mlx_of, put, set_, shorter, text_edit
+from tests.damage import copy_of, edit, put, set_
+from tests.damage_weights import first, shorter
 from tests.exporter.verification.checking import checks, results
 from tests.fresh_loading import FreshLoading
 from tests.tiny import Exported, export_base, tiny_export, tiny_model
@@ -174,71 +175,6 @@ def test_a_folder_of_links_as_in_the_hubs_cache(copied: Path, tmp_path: Path) ->
     assert False not in results(snapshot, model=False).values()
     (snapshot / "more").symlink_to(copied / "reproduce", target_is_directory=True)
     assert results(snapshot, model=False)["other files"] is False
-
-
-def test_no_code_is_run_that_was_not_exported(copied: Path, tmp_path: Path) -> None:
-    traces = tmp_path / "it ran"
-    code = code_of(copied)
-    put(code, code.read_bytes() + f"\nopen({str(traces)!r}, 'w')\n".encode())
-    remake_hashes(copied)
-    found = checks(copied)
-    assert found["code"]["ok"] is False and not traces.exists()
-    assert found["refused"]["ok"] is None and "not run" in found["refused"]["detail"]
-
-
-def test_code_of_another_version_is_neither_run_nor_passed_unless_trusted(copied: Path, tmp_path: Path) -> None:
-    traces = tmp_path / "it ran"
-    code = code_of(copied)
-    put(code, code.read_bytes() + f"\nopen({str(traces)!r}, 'w')\n".encode())
-
-    def another(content: dict[str, Any]) -> None:
-        content["unskill"] |= {"version": "0.0.9", "code_sha256": code_sha256(code)}
-        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
-
-    config(another)(copied)
-    remake_hashes(copied)
-    for model in (False, True):
-        found = checks(copied, model=model)
-        assert [name for name, check in found.items() if check["ok"] is False] == ["code written again"]
-        assert (
-            "0.0.9" in found["code written again"]["detail"]
-            and "--trust-code" in found["code written again"]["detail"]
-        )
-    assert found["refused"]["ok"] is None and not traces.exists()
-    found = checks(copied, trust_code=True)
-    assert found["code written again"]["ok"] is None and found["loading"]["ok"] and traces.exists()
-
-
-def test_code_of_another_year(copied: Path) -> None:
-    text_edit(code_of(copied), "# Copyright 20", "# Copyright 19")
-
-    def resign(content: dict[str, Any]) -> None:
-        content["unskill"]["code_sha256"] = code_sha256(code_of(copied))
-        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
-
-    config(resign)(copied)
-    assert results(copied, model=False)["code written again"]
-
-
-def test_an_older_checkpoint_without_a_file_for_mlx(copied: Path) -> None:
-    mlx_of(copied).unlink()
-
-    def older(content: dict[str, Any]) -> None:
-        for each in (content, content["unskill"]["config"]):
-            del each["model_file"]
-        del content["unskill"]["mlx_sha256"]
-        content["unskill"]["record_sha256"] = record_sha256(content["unskill"])
-
-    config(older)(copied)
-    remake_hashes(copied)
-    assert all(ok is not False for ok in results(copied).values())
-
-
-def test_code_differs_in_a_line(copied: Path) -> None:
-    edit_code(copied, remade=True)
-    detail = checks(copied, model=False)["code written again"]["detail"]
-    assert "-    logits.masked_fill_((hit | after_refusal)" in detail
-    assert "+    logits.masked_fill_((after_refusal)" in detail and len(detail.splitlines()) < 12
 
 
 @pytest.mark.parametrize(
