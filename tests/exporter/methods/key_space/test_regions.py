@@ -122,6 +122,16 @@ def test_fitted_regions_hold_the_skill_in_its_places_alone() -> None:
     assert (found.scores(skill) < 0.5).float().mean() > 0.95
 
 
+@pytest.mark.parametrize(("height", "there"), [(4.0, False), (5.0, True)])
+def test_the_limit_of_a_place_is_nearer_to_the_place(height: float, there: bool) -> None:
+    """Ends of messages lie around 8, answers around 0 with a tail: what is in the middle is inside an answer."""
+    part, keys = fit_part()
+    found, _ = fit_regions(keys, part, 3, 1.0)
+    skill = torch.zeros(SIZE)
+    skill[:2] = torch.tensor([6.0, height])
+    assert (float(found.of_places([0]).scores(skill)) < 0.5) == there
+
+
 def test_rows_are_judged_without_themselves() -> None:
     """More dimensions than rows, and keys that know little: directions part the rows that they were fitted on, and new
     ones hardly. What the rows score without themselves tells so."""
