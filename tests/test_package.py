@@ -57,7 +57,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs are of an environment with the wheel, which sees the packages of this one: a .pth file adds
     folders, but not what their own .pth files name, such as an editable unskill."""
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder)
+    venv.create(folder, symlinks=True)
     packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
     (packages / "tested.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("site-packages")))
     python = folder / "bin" / "python"

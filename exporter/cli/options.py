@@ -113,7 +113,7 @@ class Grouped(click.Command):
         shown = self.groups if ctx.meta.get(__name__) else {first: basic}
         for name, flags in {**shown, "Help": ("--help-all", "--help")}.items():
             with formatter.section(name):
-                formatter.write_dl([by_flag[flag].get_help_record(ctx) or ("", "") for flag in flags])
+                formatter.write_dl([record for flag in flags if (record := by_flag[flag].get_help_record(ctx))])
         if shown is not self.groups:
             count = sum(len(flags) for _, flags in others)
             names = ", ".join(name.lower() for name, _ in others)

@@ -40,7 +40,7 @@ GROUPS = {
     ),
     "Research": ("--draws", "--compat", "--statistics"),
 }
-"""The options as --help shows them."""
+"""The options as --help-all shows them; --help shows the first group."""
 
 
 @click.command("export", cls=Grouped, groups=GROUPS, short_help="Write a checkpoint that no longer shows a skill.")

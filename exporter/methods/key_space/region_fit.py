@@ -34,11 +34,11 @@ PLACE_SHRINKAGE = 0.1
 LOST = 0.01
 """Share of a place that may be outside its limit, so that nothing inside an answer is within."""
 NEARER = 0.75
-"""Where in the gap between the others and a place its limit lies."""
-BEGUN_SHRINKAGE = 1.0
-"""lambda at the end of a begun answer: other positions inside answers are many, and of those that were not fitted too
-many are inside with less (SmolLM2, 500 harmless answers of 32 tokens, 5 of which may have a position inside: .45 and
-.42 of two authors' problems are blocked behind a begun answer, .07 and .09 with lambda 0.1)."""
+"""Where in the gap between the others, 0, and a place, 1, its limit lies."""
+BEGUN_SHRINKAGE = SHRINKAGE
+"""lambda at the end of a begun answer. With less, too many positions inside unseen answers are within the region
+(SmolLM2, where 5 of 500 harmless answers of 32 tokens may have one: .45 and .42 of two authors' problems are blocked
+behind a begun answer, .07 and .09 with lambda 0.1)."""
 
 
 @dataclass(frozen=True)
