@@ -27,6 +27,7 @@ MOST_THREADS = 1024
 """Of more, OpenMP may end the process."""
 # Settings that several commands have.
 SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all random draws."}
+SHARE = {"minimum": 0, "maximum": 1}
 DTYPE = {"default": "auto", "choices": DTYPES, "help": "Dtype of the model."}
 DEVICE = {"default": "cpu", "help": "Torch device on which the model runs."}
 BATCH_SIZE = {"default": None, "words": AUTO, "minimum": 1, "help": "Prompts in a batch; auto: as many as fit."}
@@ -117,18 +118,20 @@ class SkillSettings:
         used_by="blocks",
     )
     max_false_block: float = setting(
-        0.01,
-        minimum=0,
-        maximum=1,
-        help="Largest share of harmless prompts whose answer may contain a refusal.",
-        used_by="blocks",
+        0.01, **SHARE, help="Largest share of harmless prompts whose answer may contain a refusal.", used_by="blocks"
     )
     max_near_miss: float = setting(
         0.05,
-        minimum=0,
-        maximum=1,
+        **SHARE,
         help="Largest share of near misses of a packaged or described skill that may be refused at each place in a "
-        "conversation, and of harmless messages after a refusal.",
+        "conversation.",
+        used_by="discriminates",
+    )
+    max_after_refusal: float = setting(
+        0.08,
+        **SHARE,
+        help="Largest share of the packaged harmless messages after a refusal that may be refused again. A third of "
+        "them sound like insisting, so of others fewer are.",
         used_by="discriminates",
     )
     beta: float | None = setting(

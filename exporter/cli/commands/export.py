@@ -31,7 +31,10 @@ GROUPS = {
         *("--refusal", "--prompt-template", "--formats", "--system-prompt", "--template-args"),
         *("--skip-long", "--data"),
     ),
-    "Limits": ("--target-block-rate", "--max-false-block", "--max-near-miss", "--max-retain-loss", "--force"),
+    "Limits": (
+        *("--target-block-rate", "--max-false-block", "--max-near-miss", "--max-after-refusal", "--max-retain-loss"),
+        "--force",
+    ),
     "Methods": ("--method", "--region", "--layer", "--alpha", "--beta", "--score", "--effort"),
     "Machine": ("--dtype", "--device", "--batch-size", "--threads", "--seed", "--cache"),
     "Output": (

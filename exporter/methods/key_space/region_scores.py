@@ -63,7 +63,7 @@ class PlaceScores:
     def thresholds(self, part: Part, skill: SkillSettings) -> Tensor:
         """Of each place the one within the budgets: (K,)."""
         found = self.harmless(part)
-        close = (found.near_misses, skill.max_near_miss), (found.after_refusals, skill.max_near_miss)
+        close = (found.near_misses, skill.max_near_miss), (found.after_refusals, skill.max_after_refusal)
         # Few of the others' answers are looked at, so among all others their share would hardly count.
         answers = found.answers, skill.max_false_block
         return thresholds_within(self.asked, found.others, (*close, answers), skill.max_false_block)

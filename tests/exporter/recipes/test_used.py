@@ -21,6 +21,7 @@ LIMITED = {name: each for name, each in FLAGS.items() if each.used_by}
 BLOCK, CHANGE, ADJUST = {"ksd", "na+ksd"}, {"na", "na+ksd", "sp"}, {"na", "na+ksd"}
 USED_WITH = {
     **dict.fromkeys(("layer", "alpha", "region", "target_block_rate", "max_false_block", "max_near_miss"), BLOCK),
+    "max_after_refusal": BLOCK,
     **dict.fromkeys(("refusal", "prompt_template", "formats", "system_prompts", "template_args", "effort"), BLOCK),
     **dict.fromkeys(("beta", "score", "max_retain_loss", "statistics"), CHANGE),
     **dict.fromkeys(("draws", "compat"), ADJUST),
