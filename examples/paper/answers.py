@@ -18,7 +18,8 @@ def answers(
     eos = loaded.eos_ids
     greedy = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=loaded.pad_id)
     found: list[list[int]] = [[] for _ in prompts]
-    for rows in batched(range(len(prompts)), lambda row: len(prompts[row]) + new_tokens, ANSWER_TOKENS, batch_size):
+    lengths = [len(ids) + new_tokens for ids in prompts]
+    for rows in batched(range(len(prompts)), lengths.__getitem__, ANSWER_TOKENS, batch_size, new_tokens):
         inputs = loaded.pad([prompts[row] for row in rows], "left")
         with torch.inference_mode():
             output = loaded.model.generate(**inputs, generation_config=greedy)

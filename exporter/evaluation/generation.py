@@ -23,7 +23,6 @@ class Generation(Task):
     """Items whose prompt is answered under the model's chat template, or under the given one."""
 
     tokens: ClassVar[int] = ANSWER_TOKENS
-    new_tokens: ClassVar[int]
 
     items: Sequence[Item]
 

@@ -28,6 +28,8 @@ class Task(ABC):
     kind: str
     tokens: ClassVar[int] = PROBE_TOKENS
     """Tokens of a batch, pads included, where --batch-size is auto."""
+    new_tokens: ClassVar[int] = 0
+    """Tokens of an answer, at most."""
 
     label: str
     items: Sequence[Item | Prompt]
@@ -40,7 +42,8 @@ class Task(ABC):
 
     def batches(self, batch_size: int | None) -> list[list[int]]:
         """Item numbers by batch: see `batched`."""
-        return batched(range(len(self.items)), lambda row: len(self.ids[row]), self.tokens, batch_size)
+        lengths = [len(ids) for ids in self.ids]
+        return batched(range(len(lengths)), lengths.__getitem__, self.tokens, batch_size, self.new_tokens)
 
     def results(self, loaded: LoadedModel, batches: Iterable[list[int]]) -> Iterator[tuple[list[int], list[Result]]]:
         """Batches with their results; batches and errors as in `run_batches`."""

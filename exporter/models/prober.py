@@ -104,12 +104,12 @@ class KeyProber(ABC):
         unit: str = "prompt",
         shared: Sequence[tuple[int, list[int]]] | None = None,
         share: float = 1.0,
-        more: int = 0,
+        new_tokens: int = 0,
     ) -> Iterator[T]:
         """The result of run(rows) for each batch (see `batched`), as a stage of the run.
 
         shared: see `shared_prefixes`, of which a batch has rows of one group alone; by default none. share: of the
-        layers that is run; more: tokens that each row takes beside its own.
+        layers that is run; new_tokens: that are generated.
         """
         if not queries:
             return
@@ -117,8 +117,8 @@ class KeyProber(ABC):
         work: dict[int, float] = {}
         for length, group in [(0, list(range(len(queries))))] if shared is None else shared:
             rest = {row: len(queries[row].ids) - length for row in group}
-            rows += batched(group, rest.__getitem__, tokens, self.batch_size)
-            work |= {row: share * length_ + more for row, length_ in rest.items()}
+            rows += batched(group, rest.__getitem__, tokens, self.batch_size, new_tokens)
+            work |= {row: share * length_ + ANSWER_WORK * new_tokens for row, length_ in rest.items()}
         with self.progress.stage(what, sum(work.values()), counted(len(queries), unit)) as advance:
             for done, result in run_batches(rows, run, what):
                 self.halved |= done not in rows
@@ -211,7 +211,7 @@ class Prober(KeyProber):
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for _ in self.batches(queries, run, what, ANSWER_TOKENS, more=ANSWER_WORK * new_tokens):
+            for _ in self.batches(queries, run, what, ANSWER_TOKENS, new_tokens=new_tokens):
                 pass
         return found
 
@@ -263,7 +263,7 @@ class Prober(KeyProber):
             scores = self.result("answer scores", (*depends, [keys.digest for keys in skills]), compute)
             first[:, rows], least[:, rows] = scores["first"], scores["least"]
 
-        for _ in self.batches(queries, run, what, ANSWER_TOKENS, more=ANSWER_WORK * new_tokens):
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS, new_tokens=new_tokens):
             pass
         return check_finite(first, what), least
 

@@ -30,7 +30,7 @@ SEED = {"default": 0, "minimum": 0, "maximum": 2**63 - 1, "help": "Seed of all r
 SHARE = {"minimum": 0, "maximum": 1}
 DTYPE = {"default": "auto", "choices": DTYPES, "help": "Dtype of the model."}
 DEVICE = {"default": "cpu", "help": "Torch device on which the model runs."}
-BATCH_SIZE = {"default": None, "words": AUTO, "minimum": 1, "help": "Prompts in a batch; auto: as many as fit."}
+BATCH_SIZE = {"default": None, "words": AUTO, "minimum": 1, "help": "Most prompts in a batch; auto: as many as fit."}
 QUIET = {"default": False, "in_recipe": False, "help": "No progress bars or messages."}
 OVERWRITE = {
     "default": False,

@@ -36,8 +36,8 @@ class Rows:
         return cls(rows, centre, scale, rows @ rows.T)
 
     def products(self, vectors: Tensor) -> Tensor:
-        """The products of the rows with other vectors (m, d), standardised as they are: (n, m)."""
-        return self.rows @ ((vectors.double() - self.centre) / self.scale).T
+        """The products of other vectors (m, d), standardised as the rows are, with the rows: (m, n)."""
+        return ((vectors.double() - self.centre) / self.scale) @ self.rows.T
 
     def direction(self, coefficients: Tensor) -> Tensor:
         """The direction (d,) in the key space that a combination of rows (n,) means."""
@@ -65,24 +65,43 @@ class Discriminant:
     ridge: float
 
     @classmethod
-    def of(cls, gram: Tensor, forget: Tensor, weights: Tensor, shrinkage: float = SHRINKAGE) -> Discriminant:
-        """gram: (n, n) products of the rows; forget: (n,) bool, which side; weights: (n,), 0 leaves a row out."""
+    def of(
+        cls,
+        gram: Tensor,
+        forget: Tensor,
+        weights: Tensor,
+        shrinkage: float = SHRINKAGE,
+        rows: Tensor | None = None,
+    ) -> Discriminant:
+        """gram: (n, n) products of the rows; forget: (n,) bool, which side; weights: (n,), 0 leaves a row out; rows:
+        (n, d), if they are at hand: with fewer dimensions than rows it is solved in these."""
         total = weights.sum()
-        root, shares = weights.sqrt(), weights / total
-        inner = gram @ shares
-        system = root[:, None] * (gram - inner - inner[:, None] + shares @ inner) * root
-        system.diagonal().add_(float(shrinkage * total))
-        # By cholesky_solve: four times as fast as cholesky_inverse.
-        ridge = float(shrinkage * total)
-        scaled = torch.eye(len(system), dtype=system.dtype) * ridge
-        away = torch.cholesky_solve(scaled, torch.linalg.cholesky(system))
+        root, shares, ridge = weights.sqrt(), weights / total, float(shrinkage * total)
+        if rows is not None and rows.shape[1] < len(rows):
+            scaled = root[:, None] * (rows - shares @ rows)
+            system = scaled.T @ scaled
+            system.diagonal().add_(ridge)
+            half = torch.linalg.solve_triangular(torch.linalg.cholesky(system), scaled.T, upper=False)
+            away = half.T @ half
+            away.neg_().diagonal().add_(1)
+        else:
+            inner = gram @ shares
+            system = root[:, None] * (gram - inner - inner[:, None] + shares @ inner) * root
+            system.diagonal().add_(ridge)
+            # By cholesky_solve: four times as fast as cholesky_inverse.
+            away = torch.cholesky_solve(torch.eye(len(gram)).double() * ridge, torch.linalg.cholesky(system))
         constant = root / total.sqrt()
-        return cls(forget.double(), root, gram, away - torch.outer(constant, constant), ridge)
+        return cls(forget.double(), root, gram, away.addr_(constant, constant, alpha=-1), ridge)
 
     @cached_property
     def residuals(self) -> Tensor:
         """Of the weighted regression: (n,)."""
         return self.away @ (self.root * self.side)
+
+    @cached_property
+    def weighted(self) -> Tensor:
+        """The products of each row with all by their weights: (n,)."""
+        return self.gram @ self.root.square()
 
     @property
     def coefficients(self) -> Tensor:
@@ -95,13 +114,14 @@ class Discriminant:
         """1 - (coordinate - zero) / (one - zero) of some rows along the direction fitted without the unseen rows, zero
         and one the weighted means of both sides then: (rows,); and the same of keys that are no rows, (m,).
 
-        unseen: (n,) bool, rows that have a weight; rows: (n,) bool, some of them; others: (n, m), the products of the
-        rows with other keys. lambda counts with the weight of all rows.
+        unseen: (n,) bool, rows that have a weight; rows: (n,) bool, some of them; others: (m, n), the products of
+        other keys with the rows. lambda counts with the weight of all rows.
         """
         residuals, weights = self.residuals, self.root.square()
-        without = torch.linalg.solve(self.away[unseen][:, unseen], residuals[unseen])
+        away = self.away[unseen]
+        without = torch.linalg.solve(away[:, unseen], residuals[unseen])
         # The fit without some rows is the one in which their targets are what it predicts for them.
-        missed = self.root * (residuals - self.away[:, unseen] @ without)  # weight times (target - prediction)
+        missed = self.root * (residuals - without @ away)  # weight times (target - prediction)
         zero, one = (
             target - float(missed[mine].sum() / weights[mine].sum())
             for target in (0.0, 1.0)
@@ -114,5 +134,6 @@ class Discriminant:
             return found, None
         # The direction is the rows by `missed` over the ridge, and the mean residual of the seen rows is 0.
         seen = weights * ~unseen
-        constant = float(seen @ (self.side - self.gram @ missed / self.ridge) / seen.sum())
-        return found, 1 - (constant + missed @ others / self.ridge - zero) / (one - zero)
+        weighted = self.weighted - weights[unseen] @ self.gram[unseen]
+        constant = float((seen @ self.side - weighted @ missed / self.ridge) / seen.sum())
+        return found, 1 - (constant + others @ missed / self.ridge - zero) / (one - zero)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -39,23 +40,26 @@ class Names(NamedTuple):
         """Of some of the queries, (n,) bool."""
         return Names(*([name for name, mine in zip(each, rows.tolist(), strict=True) if mine] for each in self))
 
+    def compared(self) -> Callable[[str, str], tuple[Tensor, Tensor]]:
+        """equal(fold, group): which queries have that fold, and which that group, both (n,) bool."""
+        folds, groups = (numpy.array(each, dtype=object) for each in self)
+        return lambda fold, group: (torch.from_numpy(folds == fold), torch.from_numpy(groups == group))
+
 
 def scores_of_all(
     fitted: Discriminant, names: Names, others: Tensor | None = None, theirs: Names | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scores of each row, (n,), and of other keys, (m,), by directions fitted without what they are left out with.
 
-    others: (n, m), the products of the rows with them; theirs: what each of them is left out with.
+    others: (m, n), their products with the rows; theirs: what each of them is left out with.
     """
-    both = list(zip(*names, strict=True))
-    beside = list(zip(*theirs, strict=True)) if theirs is not None else []
-    scores, more = (torch.zeros(len(each), dtype=torch.float64) for each in (both, beside))
-    for fold, group in sorted({*both, *beside}):
-        held, mine = (
-            torch.tensor([each == (fold, group) for each in all_], dtype=torch.bool) for all_ in (both, beside)
-        )
-        unseen = torch.tensor([one == fold or other == group for one, other in both], dtype=torch.bool)
-        scores[held], found = fitted.scores_without(unseen, held, None if others is None else others[:, mine])
+    theirs = Names([], []) if theirs is None else theirs
+    own, beside = names.compared(), theirs.compared()
+    scores, more = (torch.zeros(len(each.folds), dtype=torch.float64) for each in (names, theirs))
+    for fold, group in sorted({*zip(*names, strict=True), *zip(*theirs, strict=True)}):
+        (folds, groups), (their_folds, their_groups) = own(fold, group), beside(fold, group)
+        held, mine = folds & groups, their_folds & their_groups
+        scores[held], found = fitted.scores_without(folds | groups, held, None if others is None else others[mine])
         if found is not None:
             more[mine] = found
     return scores, more

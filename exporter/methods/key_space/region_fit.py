@@ -124,7 +124,7 @@ def try_layer(
     groups = group_names(queries, folds)
     trials = []
     for shrinkage in shrinkages:
-        scores = scores_left_out(Discriminant.of(rows.gram, forget, weights, shrinkage), folds, groups)
+        scores = scores_left_out(Discriminant.of(rows.gram, forget, weights, shrinkage, rows.rows), folds, groups)
         threshold = torch.quantile(scores[~forget], budget)
         by_form: dict[str, list[int]] = defaultdict(list)
         for row in forget.nonzero().flatten().tolist():
@@ -152,7 +152,8 @@ def fit_regions(keys: Tensor, part: FitPart, layer: int, shrinkage: float) -> tu
         forget = part.forget[chosen]
         weights = balanced(queries, forget)
         rows = Rows.of(keys[chosen])
-        fitted = Discriminant.of(rows.gram, forget, weights, BEGUN_SHRINKAGE if place == BEGUN else shrinkage)
+        ridge = BEGUN_SHRINKAGE if place == BEGUN else shrinkage
+        fitted = Discriminant.of(rows.gram, forget, weights, ridge, rows.rows)
         direction = rows.direction(fitted.coefficients)
         # A prompt is asked at other places too.
         others = rows.products(keys[~chosen])
@@ -191,7 +192,7 @@ def fit_place(keys: Tensor, part: FitPart, kind: frozenset[str]) -> tuple[Tensor
     if bool(side.all()):
         return torch.zeros(keys.shape[1], dtype=torch.float64), 0.0, side
     rows, weights = Rows.of(keys), torch.ones(len(keys)).double()
-    fitted = Discriminant.of(rows.gram, side, weights, PLACE_SHRINKAGE)
+    fitted = Discriminant.of(rows.gram, side, weights, PLACE_SHRINKAGE, rows.rows)
     direction = rows.direction(fitted.coefficients).float().double()
     left_out = 1 - scores_left_out(fitted, folds_of(part.queries))
     along = keys.double() @ direction

@@ -91,7 +91,7 @@ class GraphProber(KeyProber):
             for row, ids in zip(rows, torch.stack(steps, 1).tolist(), strict=True):
                 found[row] = tuple(takewhile(lambda token: token not in self.eos, ids))
 
-        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS, new_tokens=new_tokens):
             pass
         return found
 
@@ -113,7 +113,7 @@ class GraphProber(KeyProber):
                     first[:, rows] = scores
                 least[:, rows] = torch.minimum(least[:, rows], scores)
 
-        for _ in self.batches(queries, run, what, ANSWER_TOKENS):
+        for _ in self.batches(queries, run, what, ANSWER_TOKENS, new_tokens=new_tokens):
             pass
         return check_finite(first, what), least
 

@@ -32,11 +32,14 @@ def closed_form(rows: Tensor, forget: Tensor, weights: Tensor, shrinkage: float)
     return torch.linalg.solve(within + shrinkage * torch.eye(rows.shape[1]).double(), means[0] - means[1])
 
 
-@given(rows=st.integers(6, 40), size=st.integers(1, 40), shrinkage=st.sampled_from([0.3, 1.0, 3.0]))
-def test_it_is_the_shrunk_linear_discriminant(rows: int, size: int, shrinkage: float) -> None:
+@given(
+    rows=st.integers(6, 40), size=st.integers(1, 40), shrinkage=st.sampled_from([0.3, 1.0, 3.0]), at_hand=st.booleans()
+)
+def test_it_is_the_shrunk_linear_discriminant(rows: int, size: int, shrinkage: float, at_hand: bool) -> None:
     keys, forget, weights = sides(rows, size)
     found = Rows.of(keys)
-    ours = found.rows.T @ Discriminant.of(found.gram, forget, weights, shrinkage).coefficients
+    fitted = Discriminant.of(found.gram, forget, weights, shrinkage, found.rows if at_hand else None)
+    ours = found.rows.T @ fitted.coefficients
     torch.testing.assert_close(unit(ours), unit(closed_form(found.rows, forget, weights, shrinkage)))
 
 
@@ -54,15 +57,16 @@ def test_rows_without_weight_are_left_out() -> None:
     size=st.integers(1, 40),
     shrinkage=st.sampled_from([0.1, 1.0, 3.0]),
     none=st.booleans(),
+    at_hand=st.booleans(),
 )
 def test_scores_without_some_rows_are_those_of_a_fit_without_them(
-    rows: int, size: int, shrinkage: float, none: bool
+    rows: int, size: int, shrinkage: float, none: bool, at_hand: bool
 ) -> None:
     keys, forget, weights = sides(rows, size)
     found, others = Rows.of(keys), torch.randn(7, size)
     unseen = (torch.arange(rows) % 4 == 1) & (not none)
     held = unseen & (torch.arange(rows) % 8 == 1)
-    fitted = Discriminant.of(found.gram, forget, weights, shrinkage)
+    fitted = Discriminant.of(found.gram, forget, weights, shrinkage, found.rows if at_hand else None)
     scores, more = fitted.scores_without(unseen, held, found.products(others))
     seen = ~unseen
     # The same lambda counts more beside a smaller weight.
