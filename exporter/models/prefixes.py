@@ -15,8 +15,9 @@ from transformers import DynamicCache, PreTrainedModel
 from exporter.models.hooks import LastLayerReached, key_hooks
 from exporter.prompts.formats import Query
 
-GROUP_COST = 32
-"""Tokens that a group has to save, since it is a forward and batches of its own."""
+GROUP_COST = 128
+"""Tokens that a group has to save, since it is a forward and batches of its own; with 128 an export of SmolLM2 has the
+least work (447,000 tokens with 32, 437,000 with 128, where a forward costs 30)."""
 
 
 def shared_prefixes(ids: Sequence[tuple[int, ...]], least: Sequence[int]) -> list[tuple[int, list[int]]]:
