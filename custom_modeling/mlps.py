@@ -91,7 +91,10 @@ class FusedMLP(InterventionMLP):
     """down(act(gate x) * up x), with gate and up in one matrix, in this order."""
 
     def forward(self, x):
-        gate, up = getattr(self, self.unskill_read[0])(x).chunk(2, dim=-1)
+        both = getattr(self, self.unskill_read[0])(x)
+        size = both.shape[-1] // 2
+        # Not by chunk, whose parts autograd does not let anyone change in place.
+        gate, up = both[..., :size], both[..., size:]
         value = self.unskill_adjust(gate)  # (batch, positions, d_ff)
         key = up * getattr(self, self.unskill_act)(value)
         return getattr(self, self.unskill_down)(self.unskill_detect(key))

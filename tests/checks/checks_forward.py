@@ -178,6 +178,9 @@ def gradients(case: Case):
         if checkpointing:
             model.gradient_checkpointing_enable()
         inputs = case.encode(case.mixed)
+        run = []
+        for layer in model.model.layers:
+            layer.mlp.register_forward_pre_hook(lambda mlp, arguments, run=run: run.append(mlp))
         try:
             output = model(**inputs, labels=inputs["input_ids"], use_cache=False)
             output.loss.backward()
@@ -185,7 +188,9 @@ def gradients(case: Case):
             # A layer that is run again knows no positions, and must not draw by others.
             assert checkpointing and case.adjusts and "gradient checkpointing" in str(error), error
             continue
-        assert not (checkpointing and case.adjusts), "gradient checkpointing went unnoticed"
+        # Starcoder2 of transformers 4.48 has no gradient checkpointing, whatever it is told.
+        again = len(run) > len(model.model.layers)
+        assert not (again and case.adjusts), "gradient checkpointing went unnoticed"
         # Which experts are chosen has no gradient.
         learnt = ((name, each) for name, each in model.named_parameters() if "e_score_correction_bias" not in name)
         for name, parameter in learnt:

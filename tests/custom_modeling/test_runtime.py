@@ -20,6 +20,7 @@ from custom_modeling.key_space import (
 )
 from custom_modeling.loading import tensor_sha256
 from custom_modeling.mlps import Float32Buffers, FusedMLP, GatedMLP, Mixture, UngatedMLP
+from custom_modeling.neuron_adjust import standardisers
 from custom_modeling.runtime import SplitHead, argument_names, draw_positions, wants_dict
 
 NAN, INF = float("nan"), float("inf")
@@ -279,6 +280,19 @@ def test_pruned_dimensions_are_zeroed(form: type[Plain]) -> None:
     mlp.unskill_install(CONFIG, pruned=2)
     mlp.unskill_sp_index[:] = torch.tensor([1, 4])
     torch.testing.assert_close(mlp(x), expected)
+
+
+@pytest.mark.parametrize("form", [Plain, PlainFused, PlainUngated])
+def test_moved_neurons_have_gradients(form: type[Plain]) -> None:
+    mlp, x = form().eval(), torch.randn(2, 5, 4)
+    mlp.__class__ = FORMS[form]
+    mlp.unskill_install(CONFIG, adjusted=2)
+    mlp.unskill_na_index[:] = torch.tensor([1, 4])
+    params = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0], [1.0, 1.0]])
+    mlp.unskill_handed[mlp.unskill_place] = torch.full((2, 5, 2), -torch.inf), *standardisers(params)
+    mlp(x).sum().backward()
+    found = getattr(mlp, mlp.unskill_read[0]).weight.grad
+    assert found.isfinite().all() and found[[1, 4]].abs().sum(1).all() and found[[0, 2, 3]].abs().sum(1).all()
 
 
 def test_dropout_while_training() -> None:

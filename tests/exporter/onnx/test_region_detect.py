@@ -67,8 +67,8 @@ def install(model: Any, layers: Mapping[int, Mapping[str, int]], keys: Mapping[i
     model.model.unskill_layers["blocking"] = tuple(layers)
     for layer, counts in layers.items():
         mlp, seen = model.model.layers[layer].mlp, keys[layer].clone()
-        mlp.__class__ = model.model.unskill_mlp_class
-        mlp.unskill_install(**counts)
+        mlp.__class__ = model.model.unskill_mlp_classes.get(type(mlp), type(mlp))
+        mlp.unskill_install(model.config, **counts)
         if counts.get("cubes"):
             for cube in mlp.unskill_ksd_bounds:
                 held = seen[torch.randperm(len(seen), generator=generator)[: len(seen) // 2]]
