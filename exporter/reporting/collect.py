@@ -9,8 +9,9 @@ from typing import Any
 from exporter.checkpoint.card.figure import Figure, Row
 from exporter.checkpoint.given_prompts import Given
 from exporter.checkpoint.reading import Stored, StoredSkill
-from exporter.checkpoint.sentences import neurons_line, promise, rate_rows, warning_lines
+from exporter.checkpoint.sentences import promise, rate_rows, warning_lines
 from exporter.checkpoint.summary import StoredRate
+from exporter.checkpoint.verdict import verdict
 from exporter.common.version import __version__
 from exporter.prompts.packaged import EVERYDAY
 from exporter.reporting.key_space import key_space_figures, nearest
@@ -51,6 +52,7 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
     numbers: dict[str, Any] = {
         "name": skill.name,
         "method": found.method,
+        "verdict": verdict(found),
         "works": found.works,
         "parts": found.parts,
         "sources": [each.model_dump(include={"flag", "label", "prompts"}) for each in found.sources],
@@ -77,7 +79,7 @@ def skill_numbers(stored: Stored, skill: StoredSkill, number: int, names: list[s
         }
     if found.neurons is not None:
         figures += [*trade_off_figures(skill, number), place_figure(skill, found.neurons, number)]
-        numbers["neurons"] = {"line": neurons_line(found.neurons, found.method), "texts": effect_rows(found.neurons)}
+        numbers["neurons"] = {"texts": effect_rows(found.neurons)}
     return numbers | {"figures": [figure.as_json() for figure in figures]}
 
 

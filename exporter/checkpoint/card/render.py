@@ -16,8 +16,9 @@ import jinja2
 from exporter.checkpoint.card.figure import Figure
 from exporter.checkpoint.card.metadata import card_metadata, is_dataset, title
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown
-from exporter.checkpoint.sentences import RATES, any_skill_line, neurons_line, promise, warning_lines
+from exporter.checkpoint.sentences import RATES, any_skill_line, promise, warning_lines
 from exporter.checkpoint.summary import SkillSummary, SourceRates, StoredRate, Summary
+from exporter.checkpoint.verdict import verdict
 from exporter.common.rates import rate
 from exporter.models.files import Base
 from exporter.recipes.settings import ExportSettings
@@ -70,7 +71,7 @@ def render_card(
         sources=sources,
         promise=promise,
         any_skill_line=any_skill_line,
-        neurons_line=neurons_line,
+        verdict=verdict,
         warnings=warning_lines(summary),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -33,6 +34,14 @@ def test_the_folder(several: Several, reported: Reported) -> None:
     assert sorted(path.name for path in (out / "figures").iterdir()) == sorted(f"{name}.png" for name in ids)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (out / "figures").iterdir())
     assert sorted(path.name for path in out.iterdir()) == ["figures", "report.html", "report.json"]
+
+
+def test_the_page_begins_with_the_verdict(several: Several, reported: Reported) -> None:
+    out, numbers = reported(several.checkpoint)
+    lines = [line for skill in numbers["skills"] for line in skill["verdict"]]
+    assert any("held-out" in line for line in lines)
+    begin = (out / "report.html").read_text().split("<dl>")[0]
+    assert list(map(html.unescape, re.findall(r"<li>(.*?)</li>", begin))) == lines
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_tells_no_prompt(several: Several, reported: Reported) -> None:

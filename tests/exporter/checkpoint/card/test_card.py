@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import html
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from exporter.checkpoint.card.metadata import base_model, inherited
 from exporter.checkpoint.card.render import render_card
 from exporter.checkpoint.card.text import PLACEHOLDER, markdown, named_card, plain
 from exporter.checkpoint.summary import Summary
+from exporter.checkpoint.verdict import verdict
 from exporter.common.errors import BadInput
 from exporter.common.extras import EXTRAS
 from exporter.models.files import Base
@@ -169,6 +172,13 @@ def test_text_as_markdown(text: str) -> None:
     assert {child.type for child in inline.children} == {"text"}
     cells = [token.content for token in README.parse(cell) if token.type == "inline"]
     assert len(cells) == 4 and cells[3] == "7"
+
+
+def test_it_begins_with_the_verdict(made: Path, summary: dict[str, Any]) -> None:
+    body = (made / "README.md").read_text().split("\n---\n", 1)[1]
+    lines = re.findall(r"^- (.*)$", body.split("## How to load it")[0], re.MULTILINE)
+    expected = verdict(Summary.from_json(summary).skills[0])
+    assert list(map(html.unescape, lines)) == expected and any("held-out" in line for line in expected)
 
 
 def test_the_head_as_the_hub_reads_it(made: Path, summary: dict[str, Any]) -> None:
