@@ -27,7 +27,7 @@ BATCH_COST = 64
 def batched(
     rows: Sequence[int], length: Callable[[int], int], tokens: int, batch_size: int | None, new_tokens: int = 0
 ) -> list[list[int]]:
-    """Batches of rows of similar length, longest first, so that memory runs out at once or never; of all such, those
+    """Batches of rows of similar length, longest first, so that memory runs out early or never; of all such, those
     with the least work: tokens, pads included, and BATCH_COST for each forward.
 
     They depend on the rows alone, so that a resumed run computes the same sums. batch_size: rows of a batch at most,

@@ -13,9 +13,9 @@ import torch
 PRIME = 2**31 - 1
 # Names of an MLP's parts in all families: what pre-activations come out of, of one matrix in its first half; the
 # activation function; the down projection.
-FIRST = "gate_proj", "gate_up_proj", "c_fc", "up_proj"
+FIRST = "gate_proj", "gate_up_proj", "c_fc", "fc1", "up_proj"
 ACT = "act_fn", "activation_fn", "act"
-DOWN = "down_proj", "c_proj"
+DOWN = "down_proj", "c_proj", "fc2"
 POSITION, TOKEN, NEURON, FINAL = 1327217885, 1732584193, 271733879, 414899455
 
 
