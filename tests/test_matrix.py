@@ -6,22 +6,22 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
 from exporter.models.families import FAMILIES
-from tests.tiny import Exported
+from tests.tiny import FORMS, MIXTURES, Exported
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 MATRIX = Path(os.environ.get("UNSKILL_MATRIX") or ROOT / "build" / "matrix")
 RELEASES = re.search(r"^VERSIONS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE).group(1).split()
-# As most are; with parallel attention; with two kinds of masks; with biases; gate and up in one matrix; no gate.
-FORMS = ["llama", "cohere", "gemma3_text", "qwen2", "phi3", "starcoder2"]
-MIXTURES = ["olmoe", "qwen3_moe"]
+# make evidence runs all others too.
+WITH_NEURONS = [(release, "na+ksd") for release in (RELEASES[0], RELEASES[-1])]
 
 
 def interpreter(release: str) -> Path:
@@ -36,7 +36,8 @@ def has(release: str, family: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=() if each in FORMS + MIXTURES else pytest.mark.evidence) for each in FAMILIES]
+    "family",
+    [pytest.param(each, marks=() if each in (*FORMS, *MIXTURES) else pytest.mark.evidence) for each in FAMILIES],
 )
 @pytest.mark.parametrize("release", RELEASES)
 def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]) -> None:
@@ -46,9 +47,14 @@ def test_tiny(release: str, family: str, tiny: Callable[..., Exported], check: C
     check(tiny(family), python)
 
 
-@pytest.mark.parametrize("method", ["na", "na+ksd"])
 @pytest.mark.parametrize("family", FORMS)
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    ("release", "method"),
+    [
+        pytest.param(*each, marks=() if each in WITH_NEURONS else pytest.mark.evidence)
+        for each in product(RELEASES, ("na", "na+ksd"))
+    ],
+)
 def test_tiny_with_neurons(
     release: str, family: str, method: str, tiny: Callable[..., Exported], check: Callable[..., dict[str, str]]
 ) -> None:
