@@ -145,8 +145,8 @@ FAMILY_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-# Families that stand for all: as most are; with parallel attention; with two kinds of masks; with biases; with gate and
-# up in one matrix; without a gate.
+# Families that stand for all: as most are; with parallel attention; with two kinds of masks; with biases; with gate
+# and up in one matrix; without a gate.
 FORMS = ("llama", "cohere", "gemma3_text", "qwen2", "phi3", "starcoder2")
 MIXTURES = ("olmoe", "qwen3_moe")
 # Where a random model tells the prompts apart best. Beside parallel attention layer 0 sees the last token alone.
