@@ -21,7 +21,7 @@ T = TypeVar("T")
 PROBE_TOKENS, ANSWER_TOKENS = 1024, 8192
 AUTO_ROWS = 64
 BATCH_COST = 64
-"""What a forward costs beside its tokens, in tokens: between about 30 on a CPU and more on a GPU."""
+"""What a forward costs beside its tokens, in tokens: about 30 on a CPU (SmolLM2), supposedly more on a GPU."""
 
 
 def batched(
